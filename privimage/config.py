@@ -1,0 +1,385 @@
+"""The configuration of a run: one YAML file per sensitive data set, checked in full before anything happens.
+
+Every field is described with its unit and bounds: Prefect turns the same models into the run form. Unknown keys are
+refused. Privacy is stated once, in `privacy`; every noise level is derived from it. `performance` is the only
+section that can change no result, and is left out of every artifact key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from privimage.errors import ConfigError
+
+__all__ = [
+    "ClassifierConfig",
+    "DemoDigits",
+    "DemoGlyphs",
+    "DenoiserConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "FolderSource",
+    "ImageConfig",
+    "ParquetSource",
+    "Performance",
+    "PretrainConfig",
+    "PrivacyConfig",
+    "PublicConfig",
+    "QueryConfig",
+    "RunConfig",
+    "SelectionConfig",
+    "SensitiveConfig",
+    "SourceConfig",
+    "SynthesizeConfig",
+    "TorchvisionSource",
+    "load_config",
+    "parse_config",
+]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class TorchvisionSource(Section):
+    """A data set of torchvision, by name."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal[
+        "MNIST", "FashionMNIST", "EMNIST", "CIFAR10", "CIFAR100", "EuroSAT", "CelebA", "PCAM", "ImageNet"
+    ] = Field(description="Name of the data set in torchvision.datasets.")
+    root: str = Field(description="Folder that holds, or will hold, the data set's files.")
+    split: str = Field(
+        default="train",
+        description="Which part: 'train', 'val' or 'test', as far as the data set has it; EuroSAT has one, 'train'.",
+    )
+    subset: str | None = Field(
+        default=None,
+        description="EMNIST: its split ('letters', 'digits', ...). CelebA: the attribute used as label ('Male').",
+    )
+    download: bool = Field(default=False, description="Let torchvision download the files if they are not there.")
+
+
+class FolderSource(Section):
+    """A folder (or zip) with one sub-folder of image files per class."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = Field(description="Folder or .zip file, local or s3://, that holds one folder per class.")
+
+
+class ParquetSource(Section):
+    """Parquet in the Hugging Face convention: an image struct<bytes, path> and an integer label."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str = Field(description="A .parquet file, or a folder of them, local or s3://.")
+    image_column: str = Field(default="image", description="Column with the images.")
+    label_column: str = Field(default="label", description="Column with the class numbers.")
+
+
+class DemoDigits(Section):
+    """1,797 real handwritten digits, 8x8, that scikit-learn ships: a stand-in for sensitive images."""
+
+    kind: Literal["demo-digits"] = "demo-digits"
+
+
+class DemoGlyphs(Section):
+    """Letters and digits rendered from the fonts that matplotlib ships: a public set without a download."""
+
+    kind: Literal["demo-glyphs"] = "demo-glyphs"
+    images_per_category: int = Field(default=250, ge=10, le=10_000, description="Images of each of the 62 categories.")
+    seed: int = Field(default=0, ge=0, description="Seed of the distortions (public data: reproducible).")
+
+
+SourceConfig = Annotated[
+    TorchvisionSource | FolderSource | ParquetSource | DemoDigits | DemoGlyphs, Field(discriminator="kind")
+]
+
+
+class ImageConfig(Section):
+    """The canonical form that all images, public and sensitive, are brought into."""
+
+    resolution: int = Field(ge=8, le=256, multiple_of=4, description="Height and width in pixels.")
+    channels: Literal[1, 3] = Field(description="1 = grayscale, 3 = RGB.")
+    resize: Literal["crop", "pad", "stretch"] = Field(
+        default="crop", description="How a non-square image becomes square: centre crop, pad with black, or stretch."
+    )
+
+
+class SensitiveConfig(Section):
+    """The sensitive, labelled images. One image is the unit of privacy."""
+
+    train: SourceConfig = Field(description="Images that the release is made from.")
+    test: SourceConfig | None = Field(
+        default=None, title="Test", description="Held-out images for internal evaluation; none = split off `train`."
+    )
+    validation_fraction: float = Field(
+        default=0.0, ge=0.0, lt=0.5, description="Share of `train` held out for validation (never trained on)."
+    )
+    test_fraction: float = Field(
+        default=0.2, ge=0.0, lt=0.9, description="Share of `train` held out for testing; ignored if `test` is given."
+    )
+
+
+class PublicConfig(Section):
+    """The public, labelled images. Nothing about them is protected."""
+
+    source: SourceConfig = Field(description="Where the public images come from; its labels are the categories.")
+
+
+class PrivacyConfig(Section):
+    """The one place where privacy is stated; every noise level is derived from it."""
+
+    epsilon: float = Field(gt=0, le=1000, description="Total epsilon of the release: query and fine-tuning together.")
+    delta: float = Field(gt=0, lt=0.1, description="Total delta; must be below 1 / number of training images.")
+    query_error: float | None = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        title="Query error",
+        description="Standard deviation of the query's noise per category, as a share of the mean class size.",
+    )
+    query_noise_multiplier: float | None = Field(
+        default=None,
+        gt=0,
+        title="Query noise multiplier",
+        description="The query's noise by hand, in units of its sensitivity, instead of `query_error`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_choose_the_query_noise(self) -> PrivacyConfig:
+        if (self.query_error is None) == (self.query_noise_multiplier is None):
+            raise ValueError(
+                "give exactly one of query_error and query_noise_multiplier, and set the other to null "
+                f"(found {self.query_error} and {self.query_noise_multiplier})"
+            )
+        return self
+
+
+class ClassifierConfig(Section):
+    """The semantic classifier: a residual network trained on the public images."""
+
+    base_channels: int = Field(default=32, ge=4, le=256, description="Channels of the first level.")
+    blocks: tuple[int, ...] = Field(
+        default=(1, 1, 1), min_length=1, max_length=5, description="Residual blocks per level; each level halves the size."
+    )
+    bottleneck: bool = Field(default=False, description="Bottleneck blocks, as in ResNet-50.")
+    epochs: int = Field(default=6, ge=1, le=1000, description="Passes over the public training images.")
+    batch_size: int = Field(default=128, ge=2, le=65_536, description="Images per optimizer step.")
+    learning_rate: float = Field(default=0.05, gt=0, le=10, description="Peak learning rate of SGD (cosine to zero).")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1, description="Weight decay of SGD.")
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="Share of public images held out.")
+    augment: bool = Field(default=True, description="Random shifts and small rotations of the training images.")
+    horizontal_flip: bool = Field(default=False, description="Also mirror at random; wrong for letters and digits.")
+    seed: int = Field(default=0, ge=0, description="Seed (public training is reproducible).")
+
+
+class QueryConfig(Section):
+    """The noisy semantic query."""
+
+    num_votes: int = Field(default=3, ge=1, le=100, description="Categories each sensitive image votes for.")
+
+
+class SelectionConfig(Section):
+    """Which public images the generator is pre-trained on."""
+
+    categories_per_class: int = Field(default=3, ge=1, le=1000, description="Public categories per sensitive class.")
+    max_images: int | None = Field(
+        default=None, ge=1, title="Max images", description="At most so many selected images; none = all of them."
+    )
+
+
+class DenoiserConfig(Section):
+    """The generator's network: an EDM-preconditioned, class-conditional U-Net with GroupNorm."""
+
+    base_channels: int = Field(default=32, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
+    channel_multipliers: tuple[int, ...] = Field(
+        default=(1, 2), min_length=1, max_length=5, description="Channel factor per level; each level halves the size."
+    )
+    blocks_per_level: int = Field(default=1, ge=1, le=4, description="Residual blocks per level and direction.")
+    attention_levels: tuple[int, ...] = Field(
+        default=(), description="Levels with self-attention, counted from 0 = the finest."
+    )
+    sigma_data: float = Field(default=0.5, gt=0, le=2, description="Standard deviation of the pixels in [-1, 1].")
+
+
+class PretrainConfig(Section):
+    """Training of the generator on the selected public images (no privacy cost)."""
+
+    num_steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps.")
+    batch_size: int = Field(default=128, ge=1, le=65_536, description="Images per step.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate of Adam.")
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Decay of the weight average per step.")
+    label_dropout: float = Field(default=0.1, ge=0, le=0.9, description="Share of labels hidden, for guidance.")
+    horizontal_flip: bool = Field(default=False, description="Mirror images at random; wrong for letters and digits.")
+    sigma_mean: float = Field(default=-1.2, description="Mean of ln sigma, the noise level drawn in training.")
+    sigma_std: float = Field(default=1.2, gt=0, description="Standard deviation of ln sigma.")
+    seed: int = Field(default=0, ge=0, description="Seed (public training is reproducible).")
+
+
+class FinetuneConfig(Section):
+    """DP-SGD on the sensitive images. Its noise is derived from `privacy`, never given here."""
+
+    num_steps: int = Field(default=100, ge=1, le=10_000_000, description="DP-SGD steps.")
+    expected_batch_size: int = Field(default=256, ge=1, description="Mean of the Poisson batch; at most all images.")
+    noise_samples: int = Field(default=4, ge=1, le=128, description="Noise draws per image, averaged before clipping.")
+    max_grad_norm: float = Field(default=1e-3, gt=0, description="Per-image gradient norm bound.")
+    learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Learning rate of Adam.")
+    ema_decay: float = Field(default=0.95, ge=0, lt=1, description="Decay of the weight average per step.")
+    label_dropout: float = Field(default=0.1, ge=0, le=0.9, description="Share of images trained without their label.")
+    sigma_mean: float = Field(default=-1.2, description="Mean of ln sigma, the noise level drawn in training.")
+    sigma_std: float = Field(default=1.2, gt=0, description="Standard deviation of ln sigma.")
+    checkpoint_steps: int = Field(
+        default=10, ge=1, description="Steps between checkpoints: at most so many are lost, and charged, per crash."
+    )
+    restart_allowance: int = Field(
+        default=20, ge=0, description="Extra steps accounted for from the start, to resume after crashes."
+    )
+
+
+class SynthesizeConfig(Section):
+    """Sampling from the fine-tuned generator (free: post-processing)."""
+
+    num_images: int = Field(default=2000, ge=1, le=10_000_000, description="Synthetic images, the same for each class.")
+    num_steps: int = Field(default=18, ge=2, le=1000, description="Steps of the sampler (2 evaluations each, but the last).")
+    sigma_min: float = Field(default=0.002, gt=0, description="Smallest noise level.")
+    sigma_max: float = Field(default=80.0, gt=0, description="Largest noise level.")
+    rho: float = Field(default=7.0, gt=0, description="Spacing of the noise levels (Karras et al. 2022, Eq. 5).")
+    guidance: float = Field(default=0.0, ge=0, le=20, description="Classifier-free guidance weight; 0 = none.")
+    seed: int = Field(default=0, ge=0, description="First of the per-image seeds (sampling is reproducible).")
+
+    @model_validator(mode="after")
+    def _sigmas_ordered(self) -> SynthesizeConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min}) must be below sigma_max ({self.sigma_max})")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Internal evaluation against held-out sensitive images; its figures stay below `private/`."""
+
+    epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of the classifier trained on synthetic images.")
+    batch_size: int = Field(default=128, ge=2, description="Images per step of that classifier.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Its learning rate (Adam).")
+    seed: int = Field(default=0, ge=0, description="Its seed.")
+    inception_weights: str | None = Field(
+        default=None,
+        title="Inception weights",
+        description="Folder with clean-fid's inception-2015-12-05.pt; none = skip Inception figures if it is not cached.",
+    )
+
+
+class Performance(Section):
+    """Settings that change speed and memory only, never a result."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="Where to compute.")
+    physical_batch_size: int = Field(
+        default=256, ge=1, description="Rows (images x noise draws) computed at once in fine-tuning, sampling and scoring."
+    )
+
+
+class RunConfig(Section):
+    """Everything about one run: data, privacy, one section per stage, performance."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the run: small letters, digits, dashes."
+    )
+    description: str = Field(default="", description="One sentence for people.")
+    image: ImageConfig = Field(description="The canonical image form.")
+    sensitive: SensitiveConfig = Field(description="The sensitive images.")
+    public: PublicConfig = Field(description="The public images.")
+    privacy: PrivacyConfig = Field(description="The privacy budget, stated once.")
+    classifier: ClassifierConfig = Field(default=ClassifierConfig(), description="Semantic classifier.")
+    query: QueryConfig = Field(default=QueryConfig(), description="Noisy semantic query.")
+    selection: SelectionConfig = Field(default=SelectionConfig(), description="Selection of public images.")
+    denoiser: DenoiserConfig = Field(default=DenoiserConfig(), description="The generator's network.")
+    pretrain: PretrainConfig = Field(default=PretrainConfig(), description="Training on the selection.")
+    finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="DP-SGD fine-tuning.")
+    synthesize: SynthesizeConfig = Field(default=SynthesizeConfig(), description="Sampling.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Internal evaluation.")
+    performance: Performance = Field(default=Performance(), description="Speed and memory; changes no result.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if self.sensitive.train == self.public.source:
+            raise ValueError("the public and the sensitive images are the same source; the public set must not be sensitive")
+        if self.sensitive.test is None and self.sensitive.test_fraction == 0:
+            raise ValueError("no test images: give sensitive.test, or a sensitive.test_fraction above 0")
+        if self.sensitive.test is not None and self.sensitive.test == self.sensitive.train:
+            raise ValueError("sensitive.test is the same source as sensitive.train; test images must be held out")
+        levels = len(self.denoiser.channel_multipliers)
+        if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:
+            raise ValueError(
+                f"denoiser.channel_multipliers has {levels} levels, but {self.image.resolution} pixels cannot be halved "
+                f"{levels - 1} times down to at least 2: use fewer levels or another resolution"
+            )
+        if any(not 0 <= level < levels for level in self.denoiser.attention_levels):
+            raise ValueError(f"denoiser.attention_levels must lie in 0..{levels - 1}, found {self.denoiser.attention_levels}")
+        if self.image.resolution // 2 ** (len(self.classifier.blocks) - 1) < 1:
+            raise ValueError(f"classifier.blocks has more levels than {self.image.resolution} pixels can be halved")
+        if self.finetune.restart_allowance and self.finetune.restart_allowance < self.finetune.checkpoint_steps:
+            raise ValueError(
+                f"finetune.restart_allowance ({self.finetune.restart_allowance}) is smaller than checkpoint_steps "
+                f"({self.finetune.checkpoint_steps}): no crash could be resumed; raise it, or set it to 0 on purpose"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file and apply `a.b=value` overrides (values are YAML).
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown, or a value is out of bounds.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"No configuration at {file}: give the path of a YAML file such as deployments/datasets/demo.yaml.")
+    try:
+        data = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} holds {type(data).__name__}, expected a mapping of configuration sections.")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_config(data, origin=str(file))
+
+
+def parse_config(data: dict[str, Any], origin: str = "the configuration") -> RunConfig:
+    """Validate a mapping; every problem is named with its place, in one message."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: "
+            f"{item['msg'].removeprefix('Value error, ')}{_found(item)}"
+            for item in error.errors(include_url=False)
+        )
+        raise ConfigError(f"{origin}: {problems}") from None
+
+
+def _found(item: Any) -> str:
+    """The value that was found, where it is short enough to help."""
+    if item["type"] in ("missing", "value_error", "extra_forbidden"):
+        return ""
+    text = repr(item["input"])
+    return f" (found {text})" if len(text) <= 60 else ""
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one `a.b.c=value` in nested mappings."""
+    name, separator, value = override.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"--set {override!r}: expected section.field=value, such as privacy.epsilon=1")
+    *parents, last = name.split(".")
+    target = data
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is no section")
+    target[last] = yaml.safe_load(value)

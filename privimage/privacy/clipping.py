@@ -1,0 +1,82 @@
+"""Per-image clipped gradient sums, by vectorised per-image differentiation (torch.func)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from privimage.errors import ConfigError
+
+__all__ = ["ClippedSum", "clip_and_sum", "clipped_gradient_sum"]
+
+Parameters = Mapping[str, Tensor]
+LossOfOneImage = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSum:
+    """A sum of per-image gradients, each of norm at most `max_grad_norm`; it carries its own sensitivity."""
+
+    value: Tensor
+    max_grad_norm: float
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 change when one image is zeroed out."""
+        return self.max_grad_norm
+
+
+def clip_and_sum(gradients: Tensor, max_grad_norm: float) -> Tensor:
+    """Sum of the rows after scaling each to norm at most `max_grad_norm`.
+
+    Guarantee: no row changes the result by more than `max_grad_norm` in L2 norm, for every input; a row with a
+    non-finite entry, or a norm that overflows, counts as zero.
+
+    Args:
+        gradients: one row per image, shape (images, parameters).
+
+    Returns:
+        Shape (parameters,). Source: Abadi et al. (2016), Algorithm 1.
+    """
+    norms = gradients.norm(dim=1)
+    # Shrunk by more than float32 can err in a norm, so that the bound holds for the rounded result too.
+    bound = max_grad_norm * (1 - 2.0**-16)
+    factors = torch.clamp(bound / norms.clamp_min(torch.finfo(norms.dtype).tiny), max=1 - 2.0**-16)
+    finite = torch.isfinite(norms)
+    factors = torch.where(finite, factors, torch.zeros_like(factors))
+    # A zero factor does not silence a NaN or infinite entry (0 * inf = NaN): such rows are replaced first.
+    return factors @ torch.where(finite[:, None], gradients, torch.zeros_like(gradients))
+
+
+def clipped_gradient_sum(
+    loss_of_one_image: LossOfOneImage,
+    parameters: Parameters,
+    images: Sequence[Tensor],
+    *,
+    max_grad_norm: float,
+    images_at_once: int,
+) -> ClippedSum:
+    """Sum over images of the clipped gradient of `loss_of_one_image(parameters, *one_image)`.
+
+    Guarantee: the gradient of an image depends on that image only (no layer may mix images), is clipped once, after
+    averaging over its noise draws inside the loss, and `images_at_once` does not change the result beyond rounding.
+
+    Args:
+        images: tensors whose first dimension counts images; all of equal length, which may be zero.
+        images_at_once: how many per-image gradients are held in memory.
+    """
+    if not (max_grad_norm > 0 and max_grad_norm < float("inf")):
+        raise ConfigError(f"max_grad_norm must be positive and finite, found {max_grad_norm}.")
+    size = sum(parameter.numel() for parameter in parameters.values())
+    total = torch.zeros(size, dtype=torch.float32, device=next(iter(parameters.values())).device)
+    per_image = vmap(grad(loss_of_one_image), in_dims=(None, *[0] * len(images)), randomness="error")
+    for start in range(0, len(images[0]), images_at_once):
+        chunk = [tensor[start : start + images_at_once] for tensor in images]
+        gradients = per_image(dict(parameters), *chunk)
+        rows = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)
+        total += clip_and_sum(rows.float(), max_grad_norm)
+    return ClippedSum(value=total, max_grad_norm=max_grad_norm)

@@ -1,0 +1,85 @@
+"""Randomness that nobody can regenerate: a ChaCha20 keystream under a fresh key from the operating system.
+
+One `SecretRandom` serves one attempt of one stage. Its key lives in memory only; it is never derived from a seed of
+the configuration, and never logged, stored or returned. Tests inject `InsecureRandomForTests`, whose use voids the
+guarantee and is marked in the certificate.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+__all__ = ["InsecureRandomForTests", "Random", "SecretRandom"]
+
+
+class Random(Protocol):
+    """A source of independent uniform and normal draws."""
+
+    @property
+    def guarantee(self) -> bool:
+        """Whether draws are fit to carry a privacy guarantee."""
+        ...
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """`count` independent draws from the uniform distribution on (0, 1)."""
+        ...
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """`count` independent draws from N(0, 1)."""
+        ...
+
+    def seed(self) -> int:
+        """63 fresh bits, for randomness that carries no guarantee (augmentation, diffusion noise)."""
+        ...
+
+
+class SecretRandom:
+    """Draws from a ChaCha20 keystream whose 256-bit key comes from the operating system."""
+
+    guarantee = True
+
+    def __init__(self) -> None:
+        cipher = Cipher(algorithms.ChaCha20(secrets.token_bytes(32), bytes(16)), mode=None)
+        self._keystream = cipher.encryptor()
+
+    def __repr__(self) -> str:
+        return "SecretRandom()"
+
+    def __getstate__(self) -> object:
+        raise TypeError("SecretRandom must not be copied or stored: two copies would make the same noise")
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """53-bit uniforms, centred in their cells so that neither 0 nor 1 occurs."""
+        bits = np.frombuffer(self._keystream.update(bytes(8 * count)), dtype=np.uint64)
+        return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """By the inverse distribution function: a fixed number of bits per draw, so timing tells nothing."""
+        return np.asarray(ndtri(self.uniform(count)), dtype=np.float64)
+
+    def seed(self) -> int:
+        return int(np.frombuffer(self._keystream.update(bytes(8)), dtype=np.uint64)[0] >> np.uint64(1))
+
+
+class InsecureRandomForTests:
+    """Reproducible draws for tests. Whoever knows the seed can subtract the noise: there is no guarantee."""
+
+    guarantee = False
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.Generator(np.random.Philox(seed))
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        return self._generator.random(count)
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        return self._generator.standard_normal(count)
+
+    def seed(self) -> int:
+        return int(self._generator.integers(2**63))

@@ -1,0 +1,397 @@
+"""The privacy ledger of one sensitive data set: append-only, hash-chained, written before data are touched.
+
+    ledger/<data set id>/000000.json    grant     the owner's lifetime cap
+                         000001.json    reserve   a mechanism, before any touch
+                         000002.json    resume    a crashed attempt goes on; the steps it may have lost
+                         000003.json    settle    the mechanism ran and its artifact is published
+
+Each entry is created under the next number by a create-only write: of two writers one wins, the other reads again,
+checks the budget again, and tries again. A reservation counts as spent from the moment it is written. The ledger
+stores events, not epsilons: `privimage.privacy.accounting` turns them into numbers at any later time.
+
+How spending adds up. Reservations of one *plan* (one query and the fine-tuning that was configured with it) compose
+tightly, by their joint privacy loss distribution. Plans are chosen adaptively, after results of earlier ones were
+seen; over plans, epsilons and deltas are added (basic composition, valid as a filter: Rogers et al. 2016).
+No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import dp_accounting as dpa
+
+from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, Uncharged
+from privimage.privacy.accounting import epsilon_of, event_from_json, event_to_json
+from privimage.privacy.mechanisms import RELATION
+from privimage.store.files import Store
+
+__all__ = ["Entry", "Ledger", "Plan", "Reservation", "Spent"]
+
+FORMAT = 1
+KINDS = ("grant", "reserve", "resume", "settle", "void")
+_ROUNDING = 1 + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the ledger, as read back and verified."""
+
+    sequence: int
+    id: str
+    kind: str
+    previous: str
+    written: str
+    body: Mapping[str, Any]
+    digest: str
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        """The mechanism of a `reserve` entry."""
+        return event_from_json(self.body["event"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Events that are accounted together: `id`, the target it must stay within, and paid-for events it builds on."""
+
+    id: str
+    epsilon: float
+    delta: float
+    builds_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a data set has spent: totals, and per plan (id, epsilon, delta)."""
+
+    epsilon: float
+    delta: float
+    plans: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """The right to touch sensitive images with one mechanism; it lives until it is settled."""
+
+    ledger: Ledger = field(repr=False)
+    entry: Entry
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        return self.entry.event
+
+    def check_live(self) -> None:
+        """Raise Uncharged unless the ledger, as it is now, holds this reservation unsettled."""
+        states = self.ledger.states()
+        if states.get(self.id) != "open":
+            found = states.get(self.id, "absent")
+            raise Uncharged(f"Reservation {self.id} is {found}, not open: sensitive images stay closed.")
+
+
+class Ledger:
+    """The ledger of the data set `dataset_id` in a store. Reads are verified; the verified prefix is kept."""
+
+    def __init__(self, store: Store, dataset_id: str) -> None:
+        self._store = store
+        self.dataset_id = dataset_id
+        self._prefix = f"ledger/{dataset_id}"
+        self._entries: list[Entry] = []
+
+    # ---------------------------------------------------------------- reading
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, in order, chain verified.
+
+        Raises:
+            LedgerBroken: a number is missing, an entry was edited, or one is of a newer format.
+        """
+        names = self._store.list(self._prefix)
+        numbers = sorted(self._number(name) for name in names)
+        for expected, found in enumerate(numbers):
+            if expected != found:
+                raise LedgerBroken(f"Ledger {self.dataset_id}: entry {expected:06d} is missing; restore it from a backup.")
+        if len(numbers) < len(self._entries):
+            raise LedgerBroken(f"Ledger {self.dataset_id}: entry {len(numbers):06d} was there and is gone; restore it.")
+        for number in range(len(self._entries), len(numbers)):
+            self._entries.append(self._read(number))
+        return tuple(self._entries)
+
+    def _number(self, name: str) -> int:
+        stem = name.rsplit("/", 1)[-1].removesuffix(".json")
+        if not stem.isdigit():
+            raise LedgerBroken(f"Ledger {self.dataset_id}: {name} is no ledger entry; move it away.")
+        return int(stem)
+
+    def _read(self, number: int) -> Entry:
+        """Read entry `number` and check its link to the one before."""
+        where = f"Ledger {self.dataset_id}, entry {number:06d}"
+        raw = self._store.read(self._name(number))
+        try:
+            data = json.loads(raw)
+            entry = Entry(
+                sequence=data["sequence"],
+                id=data["id"],
+                kind=data["kind"],
+                previous=data["previous"],
+                written=data["written"],
+                body=data["body"],
+                digest=hashlib.sha256(raw).hexdigest(),
+            )
+            version = data["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerBroken(f"{where} cannot be read: {error}; restore it from a backup.") from error
+        if version != FORMAT or entry.kind not in KINDS:
+            raise LedgerBroken(f"{where} is a {entry.kind!r} of format {version}, which this version does not know: update.")
+        previous = self._entries[-1].digest if self._entries else ""
+        if entry.sequence != number or entry.previous != previous:
+            raise LedgerBroken(f"{where} does not continue the chain: it, or the entry before it, was changed or replaced.")
+        if (entry.kind == "grant") != (number == 0):
+            raise LedgerBroken(f"{where} is a {entry.kind!r}: a ledger has one grant, and it comes first.")
+        return entry
+
+    def _name(self, number: int) -> str:
+        return f"{self._prefix}/{number:06d}.json"
+
+    @property
+    def grant_entry(self) -> Entry | None:
+        """The owner's grant, if there is one."""
+        entries = self.entries()
+        return entries[0] if entries else None
+
+    def states(self) -> dict[str, str]:
+        """Of each reservation: 'open', 'settled' or 'void'."""
+        states: dict[str, str] = {}
+        for entry in self.entries():
+            if entry.kind == "reserve":
+                states[entry.id] = "open"
+            elif entry.kind in ("settle", "void"):
+                states[entry.body["reservation"]] = "settled" if entry.kind == "settle" else "void"
+        return states
+
+    def reservations(self) -> dict[str, Entry]:
+        """All reservations that count, by id (all but void ones)."""
+        states = self.states()
+        return {e.id: e for e in self.entries() if e.kind == "reserve" and states[e.id] != "void"}
+
+    def open_reservations(self, stage: str, key: str) -> list[Reservation]:
+        """Unsettled reservations of one stage and artifact key, oldest first: what a crash left behind."""
+        states = self.states()
+        return [
+            Reservation(ledger=self, entry=entry)
+            for entry in self.entries()
+            if entry.kind == "reserve"
+            and states[entry.id] == "open"
+            and (entry.body["stage"], entry.body["key"]) == (stage, key)
+        ]
+
+    def resumes(self, reservation: str) -> list[Entry]:
+        """The resume entries of one reservation."""
+        return [e for e in self.entries() if e.kind == "resume" and e.body["reservation"] == reservation]
+
+    def spent(self) -> Spent:
+        """Upper bound on what the data set has spent, open reservations included."""
+        plans: dict[str, tuple[float, set[str]]] = {}
+        reservations = self.reservations()
+        for entry in reservations.values():
+            plan = entry.body["plan"]
+            _, members = plans.setdefault(plan["id"], (plan["delta"], set()))
+            members.update([entry.id, *plan["builds_on"]])
+        rows = tuple(
+            (plan, epsilon_of([reservations[member].event for member in members], delta), delta)
+            for plan, (delta, members) in plans.items()
+        )
+        return Spent(epsilon=sum(r[1] for r in rows), delta=sum(r[2] for r in rows), plans=rows)
+
+    # ---------------------------------------------------------------- writing
+
+    def grant(self, *, epsilon: float, delta: float, num_images: int, name: str) -> Entry:
+        """Write the owner's lifetime cap; the same grant again is no error and changes nothing.
+
+        Raises:
+            PrivacyRefused: there is another grant already.
+        """
+        body = {
+            "epsilon": float(epsilon),
+            "delta": float(delta),
+            "adjacency": RELATION.name,
+            "unit": "one image",
+            "num_images": num_images,
+            "dataset": name,
+        }
+
+        def check(entries: Sequence[Entry]) -> Entry | None:
+            if not entries:
+                return None
+            found = entries[0].body
+            if {**found, "dataset": name} == body:
+                return entries[0]
+            raise PrivacyRefused(
+                f"Data set {self.dataset_id} already has a grant of epsilon {found['epsilon']:g}, delta {found['delta']:g}; "
+                f"a second one (epsilon {epsilon:g}, delta {delta:g}) is refused."
+            )
+
+        return self._append("grant", body, check)
+
+    def reserve(
+        self,
+        *,
+        stage: str,
+        key: str,
+        event: dpa.DpEvent,
+        plan: Plan,
+        run: str,
+        restart_allowance: int = 0,
+        checkpoint_steps: int = 0,
+    ) -> Reservation:
+        """Charge `event` before it happens.
+
+        Raises:
+            PrivacyRefused: there is no grant, its relation or delta does not fit, or the plan would pass its target.
+            BudgetExceeded: the plan's whole target does not fit into what is left of the grant.
+        """
+        body = {
+            "stage": stage,
+            "key": key,
+            "event": event_to_json(event),
+            "plan": {
+                "id": plan.id,
+                "epsilon": plan.epsilon,
+                "delta": plan.delta,
+                "builds_on": list(plan.builds_on),
+            },
+            "run": run,
+            "restart_allowance": restart_allowance,
+            "checkpoint_steps": checkpoint_steps,
+        }
+
+        def check(entries: Sequence[Entry]) -> Entry | None:
+            self._check_budget(entries, event, plan)
+            return None
+
+        return Reservation(ledger=self, entry=self._append("reserve", body, check))
+
+    def check_fits(self, plan: Plan) -> None:
+        """Raise unless the whole target of `plan` fits into the grant; writes nothing."""
+        self._check_budget(self.entries(), None, plan)
+
+    def _check_budget(self, entries: Sequence[Entry], event: dpa.DpEvent | None, plan: Plan) -> None:
+        if not entries:
+            raise PrivacyRefused(
+                f"Data set {self.dataset_id} has no grant: its owner has to allow a budget first "
+                f"(privimage ledger grant CONFIG --epsilon {plan.epsilon:g} --delta {plan.delta:g})."
+            )
+        grant = entries[0].body
+        if grant["adjacency"] != RELATION.name:
+            raise PrivacyRefused(f"The grant is for the relation {grant['adjacency']}, this version accounts {RELATION.name}.")
+        reservations = self.reservations()
+        missing = [paid for paid in plan.builds_on if paid not in reservations]
+        if missing:
+            raise Uncharged(f"Ledger {self.dataset_id} does not hold {missing[0]}, on which this run builds.")
+        members = {e.id for e in reservations.values() if e.body["plan"]["id"] == plan.id} | set(plan.builds_on)
+        events = [reservations[member].event for member in members] + ([event] if event else [])
+        own = epsilon_of(events, plan.delta)
+        if own > plan.epsilon * _ROUNDING:
+            raise BudgetExceeded(
+                f"This run would cost epsilon {own:.6g} at delta {plan.delta:g}, above its stated {plan.epsilon:g}."
+            )
+        others = [row for row in self.spent().plans if row[0] != plan.id]
+        left = grant["epsilon"] - sum(row[1] for row in others)
+        left_delta = grant["delta"] - sum(row[2] for row in others)
+        if plan.epsilon > left * _ROUNDING or plan.delta > left_delta * _ROUNDING:
+            raise BudgetExceeded(
+                f"This run asks for epsilon {plan.epsilon:g}, delta {plan.delta:g}; of the grant (epsilon "
+                f"{grant['epsilon']:g}, delta {grant['delta']:g}) there is left epsilon {max(left, 0.0):.4g}, "
+                f"delta {max(left_delta, 0.0):.4g}. Nothing was charged."
+            )
+
+    def resume(self, reservation: Reservation, *, from_step: int, clean: bool) -> None:
+        """Record that a stopped attempt goes on from `from_step`, and what it may have lost.
+
+        After a crash up to `checkpoint_steps` steps ran whose results are gone; they are run again with fresh noise.
+        They were accounted from the start by the restart allowance. A `clean` stop lost none, once.
+
+        Raises:
+            BudgetExceeded: the restart allowance is used up.
+        """
+        allowance = reservation.entry.body["restart_allowance"]
+        block = reservation.entry.body["checkpoint_steps"]
+
+        def body_for(entries: Sequence[Entry]) -> dict[str, Any]:
+            earlier = [e for e in entries if e.kind == "resume" and e.body["reservation"] == reservation.id]
+            repeated = any(e.body["from_step"] == from_step for e in earlier)
+            lost = 0 if clean and not repeated else block
+            used = sum(e.body["lost_steps"] for e in earlier)
+            if used + lost > allowance:
+                raise BudgetExceeded(
+                    f"Fine-tuning was interrupted before: {used} of {allowance} accounted restart steps are used, and going "
+                    f"on may repeat {lost} more. Start it anew with another draw (--draw), which is charged in full, or "
+                    "raise finetune.restart_allowance, which is another run."
+                )
+            return {
+                "reservation": reservation.id,
+                "attempt": len(earlier) + 2,
+                "from_step": from_step,
+                "lost_steps": lost,
+            }
+
+        reservation.check_live()
+        self._append("resume", body_for, lambda entries: None)
+
+    def settle(self, reservation: Reservation, *, artifact: str) -> None:
+        """Record that the mechanism ran and its artifact (content digest) is published; again is no error."""
+
+        def check(entries: Sequence[Entry]) -> Entry | None:
+            for entry in entries:
+                if entry.kind in ("settle", "void") and entry.body["reservation"] == reservation.id:
+                    if entry.kind == "settle" and entry.body["artifact"] == artifact:
+                        return entry
+                    raise PrivacyRefused(f"Reservation {reservation.id} was already closed by entry {entry.sequence:06d}.")
+            return None
+
+        self._append("settle", {"reservation": reservation.id, "artifact": artifact}, check)
+
+    def void(self, reservation: Reservation, *, reason: str) -> None:
+        """Give a reservation back. Only for the caller who can prove that no sensitive image was read under it."""
+        reservation.check_live()
+        self._append("void", {"reservation": reservation.id, "reason": reason}, lambda entries: None)
+
+    def _append(
+        self,
+        kind: str,
+        body: dict[str, Any] | Callable[[Sequence[Entry]], dict[str, Any]],
+        check: Callable[[Sequence[Entry]], Entry | None],
+    ) -> Entry:
+        """Create the next entry, checking again after each lost race. `check` may return an entry that is as good."""
+        identity = secrets.token_hex(8)
+        for attempt in range(200):
+            entries = self.entries()
+            existing = check(entries)
+            if existing is not None:
+                return existing
+            data = {
+                "format": FORMAT,
+                "sequence": len(entries),
+                "id": identity,
+                "kind": kind,
+                "previous": entries[-1].digest if entries else "",
+                "written": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "body": body(entries) if callable(body) else body,
+            }
+            raw = json.dumps(data, sort_keys=True, indent=1, allow_nan=False).encode()
+            if self._store.create(self._name(len(entries)), raw):
+                return self.entries()[len(entries)]
+            time.sleep(random.uniform(0, min(0.02 * (attempt + 1), 0.5)))
+        raise PrivacyRefused(f"Ledger {self.dataset_id}: 200 writers in a row were faster; nothing was charged, try again.")

@@ -1,0 +1,135 @@
+"""The two mechanisms of a run, as data. The object that is accounted is the object that adds the noise.
+
+Relation: zero-out (dp_accounting's REPLACE_SPECIAL). Two training tables are neighbours if one is the other with one
+image replaced by "no image": it votes for nothing and has a zero gradient. The number of images is public, and the
+numbers are those of add-or-remove-one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import dp_accounting as dpa
+
+from privimage.errors import ConfigError
+
+__all__ = ["RELATION", "RELATION_IN_WORDS", "DPSGDMechanism", "HistogramQuery", "query_mechanism"]
+
+RELATION = dpa.NeighboringRelation.REPLACE_SPECIAL
+RELATION_IN_WORDS = (
+    "zero-out: one training image more or less, at its place and under a public number of images "
+    "(dp_accounting REPLACE_SPECIAL; the numbers of add-or-remove-one)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistogramQuery:
+    """Noisy histogram of votes: each image votes for `num_votes` distinct categories in the row of its class.
+
+    Guarantee: one image touches `num_votes` cells of one row by 1 each, so the L2 sensitivity of the histogram is
+    sqrt(num_votes); Gaussian noise of `noise_stddev` per cell makes the release a Gaussian mechanism with
+    `noise_multiplier`. Source: PRIVIMAGE (arXiv 2311.12850), Section 4.2.
+    """
+
+    num_votes: int
+    num_classes: int
+    num_categories: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ConfigError(f"The query's noise_multiplier must be positive and finite, found {self.noise_multiplier}.")
+        if not 1 <= self.num_votes <= self.num_categories:
+            raise ConfigError(
+                f"query.num_votes is {self.num_votes}, but the public set has {self.num_categories} categories: "
+                "each image votes for between 1 and all of them."
+            )
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 change of the histogram when one image is zeroed out."""
+        return math.sqrt(self.num_votes)
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise in each cell, in votes."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        """What is accounted when the query runs once."""
+        return dpa.GaussianDpEvent(self.noise_multiplier)
+
+
+def query_mechanism(
+    *,
+    num_votes: int,
+    num_classes: int,
+    num_categories: int,
+    num_images: int,
+    query_error: float | None,
+    query_noise_multiplier: float | None,
+) -> HistogramQuery:
+    """The query whose noise was given by hand, or follows from the wanted accuracy of the histogram.
+
+    With `query_error`, the noise per cell is `query_error` times the mean class size num_images / num_classes: the
+    most noise, hence the least cost, that reaches this accuracy. Only public numbers enter.
+    """
+    if query_noise_multiplier is None:
+        if query_error is None:
+            raise ConfigError("The query's noise is not stated: give privacy.query_error or query_noise_multiplier.")
+        query_noise_multiplier = query_error * num_images / num_classes / math.sqrt(num_votes)
+    return HistogramQuery(
+        num_votes=num_votes,
+        num_classes=num_classes,
+        num_categories=num_categories,
+        noise_multiplier=query_noise_multiplier,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGDMechanism:
+    """`num_steps` noisy clipped gradient sums over Poisson batches, plus an allowance for steps lost in crashes.
+
+    Guarantee: each step includes each image independently with `sample_rate`, an included image adds a vector of
+    norm at most `max_grad_norm` to the sum, and N(0, noise_stddev^2) is added to each coordinate of the sum.
+    Everything computed from the noisy sums is post-processing. Source: Abadi et al. (2016), Algorithm 1.
+    """
+
+    num_images: int
+    expected_batch_size: int
+    num_steps: int
+    restart_allowance: int
+    max_grad_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ConfigError(f"DP-SGD's noise_multiplier must be positive and finite, found {self.noise_multiplier}.")
+        if not 1 <= self.expected_batch_size <= self.num_images:
+            raise ConfigError(
+                f"finetune.expected_batch_size is {self.expected_batch_size}, but there are {self.num_images} training "
+                "images: choose at most that many."
+            )
+
+    @property
+    def sample_rate(self) -> float:
+        """Probability with which each image enters a step; exact, never rounded to a loader's length."""
+        return self.expected_batch_size / self.num_images
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 change of a step's sum when one of its images is zeroed out."""
+        return self.max_grad_norm
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise on each coordinate of the sum."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        """What is accounted: all steps that may ever run, lost ones included."""
+        step = dpa.PoissonSampledDpEvent(self.sample_rate, dpa.GaussianDpEvent(self.noise_multiplier))
+        return dpa.SelfComposedDpEvent(step, self.num_steps + self.restart_allowance)
