@@ -189,9 +189,14 @@ class SelectionConfig(Section):
     """Which public images the generator is pre-trained on."""
 
     categories_per_class: int = Field(default=3, ge=1, le=1000, description="Public categories per sensitive class.")
-    max_images: int | None = Field(
-        default=None, ge=1, title="Max images", description="At most so many selected images; none = all of them."
+    max_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        title="Max fraction",
+        description="Select at most this share of the public images; none = all images of the chosen categories.",
     )
+    seed: int = Field(default=0, ge=0, description="Seed of the random choice under `max_fraction`.")
 
 
 class DenoiserConfig(Section):

@@ -34,7 +34,7 @@ from privimage.privacy.accounting import epsilon_of, event_from_json, event_to_j
 from privimage.privacy.mechanisms import RELATION
 from privimage.store.files import Store
 
-__all__ = ["Entry", "Ledger", "Plan", "Reservation", "Spent"]
+__all__ = ["Entry", "Ledger", "Plan", "Reservation", "Spent", "SpentPlan"]
 
 FORMAT = 1
 KINDS = ("grant", "reserve", "resume", "settle", "void")
@@ -71,11 +71,22 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a data set has spent: totals, and per plan (id, epsilon, delta)."""
+    """What a data set has spent (an upper bound, open reservations included), and what is set aside for its plans."""
 
     epsilon: float
     delta: float
-    plans: tuple[tuple[str, float, float], ...]
+    set_aside: float
+    plans: tuple[SpentPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpentPlan:
+    """One plan: what its reservations cost so far, and the target it may still grow to."""
+
+    id: str
+    epsilon: float
+    delta: float
+    target: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,17 +214,28 @@ class Ledger:
 
     def spent(self) -> Spent:
         """Upper bound on what the data set has spent, open reservations included."""
-        plans: dict[str, tuple[float, set[str]]] = {}
+        stated: dict[str, Mapping[str, Any]] = {}
+        members: dict[str, set[str]] = {}
         reservations = self.reservations()
         for entry in reservations.values():
             plan = entry.body["plan"]
-            _, members = plans.setdefault(plan["id"], (plan["delta"], set()))
-            members.update([entry.id, *plan["builds_on"]])
-        rows = tuple(
-            (plan, epsilon_of([reservations[member].event for member in members], delta), delta)
-            for plan, (delta, members) in plans.items()
+            stated[plan["id"]] = plan
+            members.setdefault(plan["id"], set()).update([entry.id, *plan["builds_on"]])
+        plans = tuple(
+            SpentPlan(
+                id=plan,
+                epsilon=epsilon_of([reservations[member].event for member in members[plan]], stated[plan]["delta"]),
+                delta=stated[plan]["delta"],
+                target=stated[plan]["epsilon"],
+            )
+            for plan in stated
         )
-        return Spent(epsilon=sum(r[1] for r in rows), delta=sum(r[2] for r in rows), plans=rows)
+        return Spent(
+            epsilon=sum(plan.epsilon for plan in plans),
+            delta=sum(plan.delta for plan in plans),
+            set_aside=sum(plan.target for plan in plans),
+            plans=plans,
+        )
 
     # ---------------------------------------------------------------- writing
 
@@ -307,9 +329,10 @@ class Ledger:
             raise BudgetExceeded(
                 f"This run would cost epsilon {own:.6g} at delta {plan.delta:g}, above its stated {plan.epsilon:g}."
             )
-        others = [row for row in self.spent().plans if row[0] != plan.id]
-        left = grant["epsilon"] - sum(row[1] for row in others)
-        left_delta = grant["delta"] - sum(row[2] for row in others)
+        # Another plan counts with its whole target: its fine-tuning must not be refused after its query was paid.
+        others = [other for other in self.spent().plans if other.id != plan.id]
+        left = grant["epsilon"] - sum(other.target for other in others)
+        left_delta = grant["delta"] - sum(other.delta for other in others)
         if plan.epsilon > left * _ROUNDING or plan.delta > left_delta * _ROUNDING:
             raise BudgetExceeded(
                 f"This run asks for epsilon {plan.epsilon:g}, delta {plan.delta:g}; of the grant (epsilon "
@@ -317,11 +340,13 @@ class Ledger:
                 f"delta {max(left_delta, 0.0):.4g}. Nothing was charged."
             )
 
-    def resume(self, reservation: Reservation, *, from_step: int, clean: bool) -> None:
-        """Record that a stopped attempt goes on from `from_step`, and what it may have lost.
+    def resume(self, reservation: Reservation) -> int:
+        """Record that an interrupted attempt is taken over; return the number of the new attempt (2, 3, ...).
 
-        After a crash up to `checkpoint_steps` steps ran whose results are gone; they are run again with fresh noise.
-        They were accounted from the start by the restart allowance. A `clean` stop lost none, once.
+        The attempt before it ran at most `checkpoint_steps` steps past its last checkpoint, whose results are gone;
+        they are run again with fresh noise. The restart allowance accounted for them from the start. The order of
+        things is what makes this exact: this entry first, then the latest checkpoint is read; an attempt saves a
+        checkpoint first, then looks for such an entry, and stops if there is one.
 
         Raises:
             BudgetExceeded: the restart allowance is used up.
@@ -329,26 +354,26 @@ class Ledger:
         allowance = reservation.entry.body["restart_allowance"]
         block = reservation.entry.body["checkpoint_steps"]
 
-        def body_for(entries: Sequence[Entry]) -> dict[str, Any]:
+        def body(entries: Sequence[Entry]) -> dict[str, Any]:
             earlier = [e for e in entries if e.kind == "resume" and e.body["reservation"] == reservation.id]
-            repeated = any(e.body["from_step"] == from_step for e in earlier)
-            lost = 0 if clean and not repeated else block
             used = sum(e.body["lost_steps"] for e in earlier)
-            if used + lost > allowance:
+            if used + block > allowance:
                 raise BudgetExceeded(
-                    f"Fine-tuning was interrupted before: {used} of {allowance} accounted restart steps are used, and going "
-                    f"on may repeat {lost} more. Start it anew with another draw (--draw), which is charged in full, or "
+                    f"Fine-tuning was interrupted before: {used} of its {allowance} restart steps are used, and going on "
+                    f"may repeat {block} more. Start it anew with another draw (--draw), which is charged in full, or "
                     "raise finetune.restart_allowance, which is another run."
                 )
-            return {
-                "reservation": reservation.id,
-                "attempt": len(earlier) + 2,
-                "from_step": from_step,
-                "lost_steps": lost,
-            }
+            return {"reservation": reservation.id, "attempt": len(earlier) + 2, "lost_steps": block}
 
         reservation.check_live()
-        self._append("resume", body_for, lambda entries: None)
+        return int(self._append("resume", body, lambda entries: None).body["attempt"])
+
+    def check_attempt(self, reservation: Reservation, attempt: int) -> None:
+        """Raise Uncharged unless `attempt` is the latest one of a live reservation."""
+        reservation.check_live()
+        latest = 1 + len(self.resumes(reservation.id))
+        if latest != attempt:
+            raise Uncharged(f"Attempt {latest} has taken over this stage; attempt {attempt} stops here.")
 
     def settle(self, reservation: Reservation, *, artifact: str) -> None:
         """Record that the mechanism ran and its artifact (content digest) is published; again is no error."""

@@ -1,0 +1,48 @@
+"""The command line: the same stages as the Prefect flows, without Prefect.
+
+Exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 refused for privacy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from privimage import __version__
+from privimage.commands import inspect_commands, ledger_commands, run_commands
+from privimage.errors import PrivimageError
+
+__all__ = ["build_parser", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors become one line on stderr and an exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except PrivimageError as error:
+        print(f"privimage: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("privimage: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(
+        prog="privimage", description="Differentially private synthetic images from a sensitive labelled image set."
+    )
+    parser.add_argument("--version", action="version", version=f"privimage {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run_commands.register(commands)
+    ledger_commands.register(commands)
+    inspect_commands.register(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

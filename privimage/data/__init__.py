@@ -1,0 +1,20 @@
+"""Images in and out: sources of every kind become the canonical Parquet image table, which the stages read."""
+
+from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
+from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.data.sources import Source, SourceImage, open_source
+from privimage.data.table import TableWriter, iterate_images, read_images
+
+__all__ = [
+    "SensitiveDataProblem",
+    "SensitiveFacts",
+    "Source",
+    "SourceImage",
+    "TableFacts",
+    "TableWriter",
+    "admit_public",
+    "admit_sensitive",
+    "iterate_images",
+    "open_source",
+    "read_images",
+]

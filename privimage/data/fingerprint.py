@@ -1,0 +1,68 @@
+"""What identifies a raw source before it is read: its kind, and names, sizes and times (or ETags) of its files.
+
+It enters the keys of the two admission stages only; all later stages depend on the *content* that was admitted. A
+fingerprint that changes needlessly (a file was touched) costs one admission and reruns nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from privimage.config import DemoDigits, DemoGlyphs, FolderSource, ParquetSource, SourceConfig, TorchvisionSource
+from privimage.data.location import filesystem, is_remote, local_path
+
+__all__ = ["source_fingerprint"]
+
+
+def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
+    """JSON that changes when the source's files change; the path itself is not in it.
+
+    Raises:
+        DataError: the path does not exist or cannot be listed.
+    """
+    match source:
+        case DemoDigits() | DemoGlyphs():
+            return source.model_dump(mode="json")
+        case TorchvisionSource():
+            # torchvision verifies its own downloads, and a root folder may hold other sets too.
+            return source.model_dump(mode="json", include={"kind", "name", "split", "subset"})
+        case FolderSource():
+            return {"kind": source.kind, "files": _listing(source.path)}
+        case ParquetSource():
+            columns = {"image": source.image_column, "label": source.label_column}
+            return {"kind": source.kind, "columns": columns, "files": _listing(source.path)}
+
+
+def _listing(path: str) -> str:
+    """Digest of (relative name, size, time or ETag) of all files at or below `path`."""
+    rows = _remote_rows(path) if is_remote(path) else _local_rows(local_path(path))
+    digest = hashlib.sha256()
+    for row in sorted(rows):
+        digest.update("\0".join(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _local_rows(root: Path) -> list[tuple[str, str, str]]:
+    if root.is_file():
+        status = root.stat()
+        return [("", str(status.st_size), str(status.st_mtime_ns))]
+    rows = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            file = Path(folder, name)
+            if file.is_file():
+                status = file.stat()
+                rows.append((file.relative_to(root).as_posix(), str(status.st_size), str(status.st_mtime_ns)))
+    return rows
+
+
+def _remote_rows(path: str) -> list[tuple[str, str, str]]:
+    fs, root = filesystem(path)
+    found: dict[str, dict[str, Any]] = fs.find(root, detail=True)
+    return [
+        (name.removeprefix(root), str(info.get("size")), str(info.get("ETag") or info.get("LastModified") or ""))
+        for name, info in found.items()
+    ]

@@ -1,0 +1,226 @@
+"""The canonical image table: Parquet shards of PNGs that `datasets`, DuckDB and Polars read as well.
+
+Columns: `id` int64 (row number over all shards, from 0), `label` int64, `image` struct<bytes: PNG, path>. All images
+have the same shape, which the schema metadata states beside the class names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from privimage.config import ImageConfig
+from privimage.data.facts import TableFacts
+from privimage.errors import DataError
+
+__all__ = [
+    "ROW_GROUP_ROWS",
+    "TableFacts",
+    "TableWriter",
+    "decode_png",
+    "encode_png",
+    "iterate_images",
+    "read_images",
+]
+
+ROW_GROUP_ROWS = 1000
+_PARTIAL = ".part"
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file of a (channels, height, width) uint8 image with 1 or 3 channels; fast rather than small."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    """The (channels, height, width) uint8 image that `encode_png` wrote."""
+    pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+class TableWriter:
+    """Writes a table into a folder, replacing an earlier one of the same prefix.
+
+    A context manager: the shards get their final names when it ends well, and are removed when it does not, so that
+    nothing half-written looks complete. After it, `files` holds the shards' names and `num_images` their rows.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, class_names: Sequence[str], image: ImageConfig, shard_rows: int = 50_000
+    ) -> None:
+        self.files: list[str] = []
+        self.num_images = 0
+        self._folder = folder
+        self._prefix = prefix
+        self._shape = (image.channels, image.resolution, image.resolution)
+        self._schema = _schema(class_names, self._shape)
+        self._shard_rows = shard_rows
+        self._rows: list[dict[str, Any]] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove()
+        self._open_shard()
+        return self
+
+    def add(self, pixels: NDArray[np.uint8], label: int, path: str | None = None) -> None:
+        """Append one canonical image of shape (channels, resolution, resolution)."""
+        if pixels.shape != self._shape or pixels.dtype != np.uint8:
+            raise DataError(f"Expected a uint8 image of shape {self._shape}, found {pixels.dtype} {pixels.shape}.")
+        self.add_png(encode_png(pixels), label, path)
+
+    def add_png(self, png: bytes, label: int, path: str | None = None) -> None:
+        """Append one image that `encode_png` has encoded already."""
+        if self.num_images and self.num_images % self._shard_rows == 0:
+            self._close_shard()
+            self._open_shard()
+        self._rows.append({"id": self.num_images, "label": label, "image": {"bytes": png, "path": path}})
+        self.num_images += 1
+        if len(self._rows) == ROW_GROUP_ROWS:
+            self._flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._close_shard()
+            for name in self.files:
+                (self._folder / (name + _PARTIAL)).rename(self._folder / name)
+            return
+        if self._writer is not None:
+            self._writer.close()
+        self._remove()
+        self.files = []
+
+    def _open_shard(self) -> None:
+        name = f"{self._prefix}-{len(self.files):05d}.parquet"
+        self._writer = pq.ParquetWriter(
+            self._folder / (name + _PARTIAL),
+            self._schema,
+            compression={"id": "zstd", "label": "zstd", "image.bytes": "none", "image.path": "zstd"},
+            use_dictionary=["label"],
+            write_statistics=["id", "label"],
+        )
+        self.files.append(name)
+
+    def _close_shard(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _flush(self) -> None:
+        if self._rows and self._writer is not None:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def _remove(self) -> None:
+        for pattern in (f"{self._prefix}-*.parquet", f"{self._prefix}-*.parquet{_PARTIAL}"):
+            for file in self._folder.glob(pattern):
+                file.unlink()
+
+
+def read_images(
+    files: Sequence[Path], rows: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, channels, height, width) and labels (N,) of a table, or of its given row numbers, in that order.
+
+    Only the row groups that hold one of the rows are read; a row may be asked for more than once.
+
+    Raises:
+        DataError: a file is missing or no image table, or a row number is out of range.
+    """
+    groups = [(file, group, count) for file in files for group, count in enumerate(_group_rows(file))]
+    starts = np.concatenate([[0], np.cumsum([count for *_, count in groups], dtype=np.int64)])
+    wanted = np.arange(starts[-1]) if rows is None else np.asarray(rows, dtype=np.int64)
+    if wanted.size and (wanted.min() < 0 or wanted.max() >= starts[-1]):
+        raise DataError(f"Rows {wanted.min()} to {wanted.max()} were asked for, but the table holds {starts[-1]} rows.")
+    images = np.empty((len(wanted), *_image_shape(files)), dtype=np.uint8)
+    labels = np.empty(len(wanted), dtype=np.int64)
+    owner = np.searchsorted(starts, wanted, side="right") - 1
+    by_group = np.argsort(owner, kind="stable")
+    for index, places in zip(*_runs(owner, by_group), strict=True):
+        file, group, _ = groups[index]
+        with _open_table(file) as parquet:
+            table = parquet.read_row_group(group, columns=["label", "image"])
+        local = wanted[places] - starts[index]
+        labels[places] = table.column("label").to_numpy()[local]
+        encoded = table.column("image").combine_chunks().field("bytes").take(pa.array(local))
+        for place, data in zip(places, encoded.to_pylist(), strict=True):
+            images[place] = decode_png(data)
+    return images, labels
+
+
+def iterate_images(
+    files: Sequence[Path], batch_size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
+    """Images, labels and ids in row order, at most `batch_size` at a time; the last batch of a shard may be smaller.
+
+    Raises:
+        DataError: a file is missing or no image table.
+    """
+    for file in files:
+        with _open_table(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=batch_size, columns=["id", "label", "image"]):
+                encoded = batch.column("image").field("bytes").to_pylist()
+                images = np.stack([decode_png(data) for data in encoded])
+                yield images, batch.column("label").to_numpy(), batch.column("id").to_numpy()
+
+
+def _schema(class_names: Sequence[str], shape: tuple[int, int, int]) -> pa.Schema:
+    features = {
+        "id": {"dtype": "int64", "_type": "Value"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+        "image": {"_type": "Image"},
+    }
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "label_names": json.dumps(list(class_names)),
+        "image_shape": json.dumps(shape),
+    }
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.schema([("id", pa.int64()), ("label", pa.int64()), ("image", image)], metadata=metadata)
+
+
+def _open_table(file: Path) -> pq.ParquetFile:
+    try:
+        parquet = pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} is missing or no Parquet ({type(error).__name__}): make the table again.") from None
+    if b"image_shape" not in (parquet.schema_arrow.metadata or {}):
+        parquet.close()
+        raise DataError(f"{file} is Parquet, but no canonical image table: admit the images first.")
+    return parquet
+
+
+def _group_rows(file: Path) -> list[int]:
+    with _open_table(file) as parquet:
+        return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+
+
+def _image_shape(files: Sequence[Path]) -> tuple[int, ...]:
+    if not files:
+        raise DataError("No files of an image table were given.")
+    with _open_table(files[0]) as parquet:
+        return tuple(json.loads(parquet.schema_arrow.metadata[b"image_shape"]))
+
+
+def _runs(
+    owner: NDArray[np.int64], by_group: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """The groups that own a row, and for each of them the places of its rows."""
+    groups, first = np.unique(owner[by_group], return_index=True)
+    return groups, np.split(by_group, first[1:]) if len(groups) else []

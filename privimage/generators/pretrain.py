@@ -1,0 +1,107 @@
+"""Training of the denoiser on public images: seeded, resumable, no privacy cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from privimage.config import PretrainConfig
+from privimage.errors import TrainingError
+from privimage.generators.denoiser import Denoiser, from_pixels
+from privimage.generators.ema import ema_copy, ema_update
+
+__all__ = ["PretrainState", "pretrain"]
+
+
+@dataclass(kw_only=True)
+class PretrainState:
+    """Where training stands: everything that the remaining steps depend on."""
+
+    step: int
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    curve: list[tuple[int, float]]
+
+
+def learning_rate_at(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up over at most 100 steps, then cosine to a tenth."""
+    warmup = min(100, max(1, config.num_steps // 10))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.num_steps - warmup)
+    return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def pretrain(
+    denoiser: Denoiser,
+    public_images: Tensor,
+    labels: Tensor,
+    config: PretrainConfig,
+    *,
+    state: PretrainState | None,
+    on_step: Callable[[PretrainState, float], None],
+) -> PretrainState:
+    """Train `denoiser` (changed in place) on uint8 NCHW `public_images`; the result's `ema` are the weights to use.
+
+    Each step draws its batch, noise levels and noise from a generator seeded by (seed, step): resuming from `state`
+    continues exactly as if nothing had happened. `on_step(state, loss)` is called after every step.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    device = next(denoiser.parameters()).device
+    parameters = dict(denoiser.named_parameters())
+    optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
+    state = _start(parameters, optimizer, state)
+    while state.step < config.num_steps:
+        generator = torch.Generator().manual_seed((config.seed << 32) + state.step)
+        rows = torch.randint(len(public_images), (config.batch_size,), generator=generator)
+        images = from_pixels(public_images[rows])
+        if config.horizontal_flip:
+            mirrored = torch.rand(len(rows), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        hidden = torch.rand(len(rows), generator=generator) < config.label_dropout
+        shown = torch.where(hidden, denoiser.num_classes, labels[rows])
+        sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(len(rows), generator=generator))
+        noise = torch.randn(images.shape, generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(state.step, config)
+        loss = denoiser.loss(images.to(device), noise.to(device), sigma.to(device), shown.to(device)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"Pre-training diverged at step {state.step}: the loss is {value}; lower pretrain.learning_rate.")
+        optimizer.step()
+        state.step += 1
+        ema_update(state.ema, parameters, decay=config.ema_decay, step=state.step)
+        on_step(state, value)
+    return state
+
+
+def _start(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Adam, state: PretrainState | None) -> PretrainState:
+    """A state whose tensors are the live ones of model and optimizer, so that saving it saves the training."""
+    if state is not None:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state.weights[name])
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.step if state else 0)),
+            "exp_avg": state.exp_avg[name].to(parameter.device) if state else torch.zeros_like(parameter),
+            "exp_avg_sq": state.exp_avg_sq[name].to(parameter.device) if state else torch.zeros_like(parameter),
+        }
+    return PretrainState(
+        step=state.step if state else 0,
+        weights={name: parameter.data for name, parameter in parameters.items()},
+        ema={name: tensor.to(parameters[name].device) for name, tensor in state.ema.items()} if state else ema_copy(parameters),
+        exp_avg={name: optimizer.state[parameter]["exp_avg"] for name, parameter in parameters.items()},
+        exp_avg_sq={name: optimizer.state[parameter]["exp_avg_sq"] for name, parameter in parameters.items()},
+        curve=list(state.curve) if state else [],
+    )

@@ -1,0 +1,291 @@
+"""The pipeline as data: the stages, in order, with what each reads, which settings can change it, and what runs it.
+
+ public images ─► classifier ─► index ─────────────┐
+                      │                            ▼
+ sensitive images ─► query (charged) ─► selection ─► pretrain ─► finetune (charged) ─► synthesize ─► release
+                                                                                          └─► evaluate (sealed)
+
+A stage is a function of (configuration, input artifacts, randomness) that writes one artifact's payload into a folder.
+Keys, caching, charging, checkpoints and publishing are done once, for all stages, by `privimage.runner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privimage.config import RunConfig
+from privimage.data.facts import SensitiveFacts
+from privimage.data.fingerprint import source_fingerprint
+from privimage.errors import ConfigError
+from privimage.privacy.entropy import Random
+from privimage.privacy.ledger import Ledger, Plan
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
+from privimage.progress import Progress
+from privimage.store.artifacts import JSON, Artifact
+from privimage.store.files import Store
+
+__all__ = [
+    "STAGES",
+    "Charge",
+    "Outcome",
+    "Paid",
+    "PrivateImages",
+    "Stage",
+    "StageContext",
+    "stage_named",
+    "stages_until",
+]
+
+
+class PrivateImages(Protocol):
+    """The only door to sensitive images: refuses whatever was not charged for."""
+
+    def __call__(self, split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """uint8 NCHW images and int64 labels of one split."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """What a private stage asks of the ledger: the very mechanism it will run, and the plan it belongs to."""
+
+    mechanism: HistogramQuery | DPSGDMechanism
+    plan: Plan
+    restart_allowance: int = 0
+    checkpoint_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paid:
+    """A charge that the ledger holds, and the randomness to run its mechanism with."""
+
+    mechanism: HistogramQuery | DPSGDMechanism
+    random: Random
+    reservations: tuple[str, ...]
+    check_attempt: Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """What a running stage is given.
+
+    Attributes:
+        inputs: the input artifacts, sealed ones excepted.
+        facts: public facts of the sensitive images (sizes of the splits, class names), if the stage has them as input.
+        folder: where to write the payload.
+        ledger: of the sensitive images, under the same condition.
+        paid: for private stages, what was charged.
+        private_images: opens sensitive images, if the stage may.
+        write_private: puts a text where only the private side reads, and returns its place.
+    """
+
+    config: RunConfig
+    key: str
+    inputs: Mapping[str, Artifact]
+    facts: SensitiveFacts | None
+    folder: Path
+    store: Store
+    progress: Progress
+    ledger: Ledger | None
+    paid: Paid | None
+    private_images: PrivateImages
+    write_private: Callable[[str, str], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage reports beside its files; public figures only, unless its artifact is sealed."""
+
+    metrics: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One box of the picture.
+
+    Attributes:
+        version: raised by hand when results change; part of the key.
+        fields: the settings that can change the result, as JSON; part of the key.
+        charge: for stages that release something computed from sensitive images: what it costs. It sees public facts
+            only and is called before any image is opened.
+        sealed: the artifact holds private values and lives below `private/`.
+        finish: called after the artifact was published, or found; doing it again changes nothing.
+    """
+
+    name: str
+    version: int
+    about: str
+    inputs: tuple[str, ...]
+    fields: Callable[[RunConfig], dict[str, Any]]
+    run: Callable[[StageContext], Outcome]
+    charge: Callable[[RunConfig, str, Mapping[str, Artifact], SensitiveFacts, Ledger], Charge] | None = None
+    sealed: bool = False
+    finish: Callable[[RunConfig, Store, Artifact], None] | None = None
+
+
+def _section(*names: str) -> Callable[[RunConfig], dict[str, Any]]:
+    """Fields of whole configuration sections."""
+    return lambda config: config.model_dump(mode="json", include=set(names))
+
+
+def _public_fields(config: RunConfig) -> dict[str, Any]:
+    return {"source": source_fingerprint(config.public.source), "image": config.image.model_dump(mode="json")}
+
+
+def _admit_fields(config: RunConfig) -> dict[str, Any]:
+    sensitive = config.sensitive
+    return {
+        "train": source_fingerprint(sensitive.train),
+        "test": source_fingerprint(sensitive.test) if sensitive.test else None,
+        "fractions": [sensitive.validation_fraction, sensitive.test_fraction],
+        "image": config.image.model_dump(mode="json"),
+    }
+
+
+def _query_fields(config: RunConfig) -> dict[str, Any]:
+    privacy = config.privacy
+    return {
+        "num_votes": config.query.num_votes,
+        "query_error": privacy.query_error,
+        "query_noise_multiplier": privacy.query_noise_multiplier,
+    }
+
+
+def _finetune_fields(config: RunConfig) -> dict[str, Any]:
+    return {
+        "finetune": config.finetune.model_dump(mode="json"),
+        "epsilon": config.privacy.epsilon,
+        "delta": config.privacy.delta,
+    }
+
+
+def _later(module: str, function: str) -> Callable[..., Any]:
+    """A function of `privimage.stages`, imported when it is called: a plan, or a run in which all is reused, loads no torch."""
+
+    def call(*args: Any) -> Any:
+        return getattr(import_module(f"privimage.stages.{module}"), function)(*args)
+
+    return call
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="public",
+        version=1,
+        about="public images -> canonical image table",
+        inputs=(),
+        fields=_public_fields,
+        run=_later("admission", "run_public"),
+    ),
+    Stage(
+        name="admit",
+        version=1,
+        about="sensitive images -> sealed image table",
+        inputs=(),
+        fields=_admit_fields,
+        run=_later("admission", "run_sensitive"),
+        sealed=True,
+    ),
+    Stage(
+        name="classifier",
+        version=1,
+        about="semantic classifier, trained on the public images",
+        inputs=("public",),
+        fields=_section("classifier"),
+        run=_later("semantics", "run_classifier"),
+    ),
+    Stage(
+        name="index",
+        version=1,
+        about="Parquet index of the public images",
+        inputs=("public", "classifier"),
+        fields=_section(),
+        run=_later("semantics", "run_index"),
+    ),
+    Stage(
+        name="query",
+        version=1,
+        about="noisy semantic query",
+        inputs=("admit", "classifier"),
+        fields=_query_fields,
+        charge=_later("charges", "charge_query"),
+        run=_later("semantics", "run_query"),
+    ),
+    Stage(
+        name="select",
+        version=1,
+        about="public images of the chosen categories",
+        inputs=("query", "index"),
+        fields=_section("selection"),
+        run=_later("semantics", "run_select"),
+    ),
+    Stage(
+        name="pretrain",
+        version=1,
+        about="generator, trained on the selection",
+        inputs=("public", "select"),
+        fields=_section("pretrain", "denoiser"),
+        run=_later("generation", "run_pretrain"),
+    ),
+    Stage(
+        name="finetune",
+        version=1,
+        about="DP-SGD on the sensitive images",
+        inputs=("admit", "query", "pretrain"),
+        fields=_finetune_fields,
+        charge=_later("charges", "charge_finetune"),
+        run=_later("generation", "run_finetune"),
+    ),
+    Stage(
+        name="synthesize",
+        version=1,
+        about="synthetic images",
+        inputs=("finetune",),
+        fields=_section("synthesize"),
+        run=_later("generation", "run_synthesize"),
+    ),
+    Stage(
+        name="evaluate",
+        version=1,
+        about="internal figures against held-out sensitive images",
+        inputs=("admit", "classifier", "synthesize"),
+        fields=_section("evaluate"),
+        run=_later("evaluate", "run"),
+        sealed=True,
+    ),
+    Stage(
+        name="release",
+        version=1,
+        about="synthetic.parquet, certificate, report",
+        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
+        fields=_section("name", "description"),
+        run=_later("release", "run"),
+        finish=_later("release", "export"),
+    ),
+)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of that name, or ConfigError that lists the names."""
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise ConfigError(f"There is no stage {name!r}; the stages are {', '.join(stage.name for stage in STAGES)}.")
+
+
+def stages_until(last: str | None) -> tuple[Stage, ...]:
+    """The stages that `last` needs, itself included, in order; all of them for None."""
+    if last is None:
+        return STAGES
+    needed = {stage_named(last).name}
+    for stage in reversed(STAGES):
+        if stage.name in needed:
+            needed.update(stage.inputs)
+    return tuple(stage for stage in STAGES if stage.name in needed)

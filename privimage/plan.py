@@ -1,0 +1,111 @@
+"""What a run would do: each stage reused or run, and what it would cost in epsilon. Nothing is run or charged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.pipeline import Stage, stages_until
+from privimage.preflight import check_against_data, planned_query
+from privimage.privacy.accounting import epsilon_of
+from privimage.privacy.ledger import Ledger
+from privimage.runner import Run, admitted, ledger_of, stage_key
+from privimage.store.artifacts import Artifact, find
+
+__all__ = ["PlannedStage", "RunPlan", "plan_run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One row of the plan. `key` is None where it depends on a result that is not there yet.
+
+    `epsilon` is what the stage adds to the run's total: 0 for reused and for public stages; None where it cannot be
+    known before the sensitive set is admitted.
+    """
+
+    stage: str
+    about: str
+    key: str | None
+    action: Literal["reused", "run", "resume"]
+    written: str
+    epsilon: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The rows, the run's total, and the state of the ledger (None: not admitted, or no grant)."""
+
+    stages: tuple[PlannedStage, ...]
+    epsilon: float
+    delta: float
+    granted: float | None
+    set_aside: float | None
+
+
+def plan_run(run: Run, until: str | None = None) -> RunPlan:
+    """Look up every stage that `until` needs.
+
+    Raises:
+        InputError: configuration and admitted data contradict each other.
+        ArtifactDamaged: a manifest cannot be read.
+    """
+    found: dict[str, Artifact | None] = {}
+    rows = []
+    facts: SensitiveFacts | None = None
+    ledger: Ledger | None = None
+    for stage in stages_until(until):
+        inputs = [found[name] for name in stage.inputs]
+        key = None
+        if all(inputs):
+            key = stage_key(stage, run, {a.ref.stage: a.ref.digest for a in inputs if a})
+        artifact = find(run.store, stage.name, key, stage.sealed) if key else None
+        if artifact:
+            artifact.check_sizes()
+        found[stage.name] = artifact
+        if stage.name == "admit" and artifact:
+            facts = admitted(artifact)
+            ledger = ledger_of(run.store, facts)
+        rows.append(
+            PlannedStage(
+                stage=stage.name,
+                about=stage.about,
+                key=key,
+                action=_action(stage, key, artifact, ledger),
+                written=artifact.manifest.written if artifact else "",
+                epsilon=_epsilon(stage, run, artifact, facts, found),
+            )
+        )
+    public = found.get("public")
+    if public and facts:
+        check_against_data(run.config, TableFacts.from_json(public.read_bytes("facts.json").decode()), facts)
+    grant = ledger.grant_entry if ledger else None
+    return RunPlan(
+        stages=tuple(rows),
+        epsilon=run.config.privacy.epsilon,
+        delta=run.config.privacy.delta,
+        granted=grant.body["epsilon"] if grant else None,
+        set_aside=ledger.spent().set_aside if ledger and grant else None,
+    )
+
+
+def _action(stage: Stage, key: str | None, artifact: Artifact | None, ledger: Ledger | None) -> Literal["reused", "run", "resume"]:
+    if artifact:
+        return "reused"
+    if stage.charge and key and ledger and ledger.open_reservations(stage.name, key):
+        return "resume"
+    return "run"
+
+
+def _epsilon(
+    stage: Stage, run: Run, artifact: Artifact | None, facts: SensitiveFacts | None, found: dict[str, Artifact | None]
+) -> float | None:
+    """What the stage adds: the query its own cost, fine-tuning the rest of the total."""
+    if stage.charge is None or artifact:
+        return 0.0
+    public = found.get("public")
+    if facts is None or public is None:
+        return None
+    names = TableFacts.from_json(public.read_bytes("facts.json").decode()).class_names
+    query = epsilon_of([planned_query(run.config, facts, len(names)).event], run.config.privacy.delta)
+    return query if stage.name == "query" else run.config.privacy.epsilon - query

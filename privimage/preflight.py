@@ -1,0 +1,54 @@
+"""Checks of a configuration against the admitted data: everything that can be known before budget or time is spent."""
+
+from __future__ import annotations
+
+from privimage.config import RunConfig
+from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.errors import ConfigError, DataError
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, query_mechanism
+
+__all__ = ["check_against_data", "finetune_mechanism", "planned_query"]
+
+
+def check_against_data(config: RunConfig, public: TableFacts, sensitive: SensitiveFacts) -> None:
+    """Raise ConfigError or DataError for the first contradiction; only public facts are looked at."""
+    if public.identity == sensitive.identity:
+        raise DataError("The public and the sensitive set hold the same images; the public set must not be sensitive.")
+    if config.privacy.delta >= 1 / sensitive.num_train:
+        raise ConfigError(
+            f"privacy.delta is {config.privacy.delta:g}, but must be below 1 / number of training images = "
+            f"{1 / sensitive.num_train:.3g}: a larger delta would allow publishing whole images."
+        )
+    classes, categories = len(sensitive.class_names), len(public.class_names)
+    if config.selection.categories_per_class * classes > categories:
+        raise ConfigError(
+            f"selection.categories_per_class = {config.selection.categories_per_class} asks for "
+            f"{config.selection.categories_per_class * classes} categories for {classes} classes, but the public set has "
+            f"{categories}: lower it to at most {categories // classes}."
+        )
+    planned_query(config, sensitive, categories)
+    finetune_mechanism(config, sensitive, noise_multiplier=1.0)
+
+
+def planned_query(config: RunConfig, sensitive: SensitiveFacts, num_categories: int) -> HistogramQuery:
+    """The query's mechanism, from the configuration and public facts."""
+    return query_mechanism(
+        num_votes=config.query.num_votes,
+        num_classes=len(sensitive.class_names),
+        num_categories=num_categories,
+        num_images=sensitive.num_train,
+        query_error=config.privacy.query_error,
+        query_noise_multiplier=config.privacy.query_noise_multiplier,
+    )
+
+
+def finetune_mechanism(config: RunConfig, sensitive: SensitiveFacts, *, noise_multiplier: float) -> DPSGDMechanism:
+    """Fine-tuning's mechanism with a given noise multiplier."""
+    return DPSGDMechanism(
+        num_images=sensitive.num_train,
+        expected_batch_size=config.finetune.expected_batch_size,
+        num_steps=config.finetune.num_steps,
+        restart_allowance=config.finetune.restart_allowance,
+        max_grad_norm=config.finetune.max_grad_norm,
+        noise_multiplier=noise_multiplier,
+    )

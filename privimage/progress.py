@@ -1,0 +1,68 @@
+"""Progress of long work for people: a bar on a terminal, plain lines elsewhere. Shows steps and time, never data."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["Progress", "Silent", "Terminal", "Ticker"]
+
+T = TypeVar("T")
+Ticker = Callable[[int], None]
+"""Called with the number of finished steps."""
+
+
+class Progress:
+    """How a stage tells how far it is. The base class says nothing; subclasses override `ticker` alone."""
+
+    @contextmanager
+    def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
+        """A function to call with the number of finished steps, for the time of the `with` block."""
+        yield lambda done: None
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield `items`, counting them."""
+        with self.ticker(description, total) as tick:
+            for number, item in enumerate(items, start=1):
+                yield item
+                tick(number)
+
+
+class Silent(Progress):
+    """No progress at all."""
+
+
+class Terminal(Progress):
+    """A bar on a terminal; where the stream is no terminal, a line when work begins, every 10 seconds, and at its end."""
+
+    def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = 10.0) -> None:
+        self._stream = stream or sys.stderr
+        self._pause = seconds_between_lines
+
+    @contextmanager
+    def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
+        if self._stream.isatty():
+            with tqdm(total=total, desc=f"  {description}", file=self._stream, leave=False, dynamic_ncols=True) as bar:
+                yield lambda done: _advance(bar, done)
+            return
+        start = last = time.monotonic()
+        of = f" of {total}" if total else ""
+
+        def tick(done: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= self._pause:
+                last = now
+                left = f", {(now - start) / done * (total - done):.0f} s left" if total and done else ""
+                print(f"  {description}: {done}{of}{left}", file=self._stream, flush=True)
+
+        yield tick
+
+
+def _advance(bar: tqdm, done: int) -> None:  # type: ignore[type-arg]
+    bar.update(done - bar.n)

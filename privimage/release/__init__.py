@@ -1,0 +1,1 @@
+"""What leaves the private side, made readable: pictures and the report."""

@@ -1,0 +1,104 @@
+"""The privacy certificate of a release: what is promised, under which relation, and what it rests on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from privimage.config import RunConfig
+from privimage.data.facts import SensitiveFacts
+from privimage.errors import Uncharged
+from privimage.privacy.accounting import epsilon_of, event_in_words, event_to_json
+from privimage.privacy.crosscheck import prv_interval
+from privimage.privacy.ledger import Ledger
+from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
+from privimage.store.artifacts import Artifact, canonical_json
+
+__all__ = ["SCHEMA", "build_certificate", "in_words"]
+
+SCHEMA = 1
+ASSUMPTIONS = (
+    "The number of training images is public.",
+    "One image is the unit: several images of one person are protected as a group, with a larger epsilon.",
+    "Settings were chosen without looking at these images, or what was looked at is charged in the ledger.",
+    "Whoever reads the release does not also read the private side of the store or the memory of the computation.",
+)
+
+
+def build_certificate(
+    config: RunConfig,
+    facts: SensitiveFacts,
+    ledger: Ledger,
+    private_artifacts: Mapping[str, Artifact],
+    guarantees: Sequence[str],
+    files: Mapping[str, bytes],
+) -> dict[str, Any]:
+    """The certificate as JSON.
+
+    Args:
+        private_artifacts: the artifacts of the private stages, by stage.
+        guarantees: what each of them says of its own randomness.
+        files: the other files of the release, by name.
+
+    Raises:
+        Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
+    """
+    held = ledger.reservations()
+    mechanisms = []
+    events = []
+    for stage, artifact in private_artifacts.items():
+        for reservation in artifact.manifest.reservations:
+            entry = held.get(reservation)
+            if entry is None:
+                raise Uncharged(f"The ledger does not hold {reservation}, which paid for stage {stage}.")
+            events.append(entry.event)
+            mechanisms.append(
+                {
+                    "stage": stage,
+                    "event": event_to_json(entry.event),
+                    "in_words": event_in_words(entry.event),
+                    "epsilon_alone": epsilon_of([entry.event], config.privacy.delta),
+                    "ledger_entry": {"sequence": entry.sequence, "id": entry.id, "sha256": entry.digest},
+                }
+            )
+    lower, upper = prv_interval(events, config.privacy.delta)
+    spent = ledger.spent()
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "guarantee": "differential privacy" if set(guarantees) == {"differential privacy"} else "none",
+        "epsilon": config.privacy.epsilon,
+        "delta": config.privacy.delta,
+        "epsilon_computed": epsilon_of(events, config.privacy.delta),
+        "epsilon_certified_interval": {"lower": lower, "upper": upper, "accountant": "Opacus PRV"},
+        "accountant": "dp_accounting PLD, pessimistic",
+        "relation": RELATION.name,
+        "relation_in_words": RELATION_IN_WORDS,
+        "unit": "one image",
+        "num_training_images": facts.num_train,
+        "mechanisms": mechanisms,
+        "ledger": {
+            "dataset": ledger.dataset_id,
+            "entries": [
+                {"sequence": entry.sequence, "kind": entry.kind, "id": entry.id, "sha256": entry.digest}
+                for entry in ledger.entries()
+            ],
+            "spent_in_all": {"epsilon": spent.epsilon, "delta": spent.delta},
+        },
+        "assumptions": list(ASSUMPTIONS),
+        "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
+        "config_sha256": hashlib.sha256(canonical_json(config.model_dump(mode="json", exclude={"performance"}))).hexdigest(),
+        "packages": dict(next(reversed(private_artifacts.values())).manifest.provenance.get("packages", {})),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+
+
+def in_words(certificate: Mapping[str, Any]) -> str:
+    """The promise in one sentence."""
+    if certificate["guarantee"] != "differential privacy":
+        return "This release carries NO privacy guarantee: it was made with reproducible noise, for a test."
+    return (
+        f"({certificate['epsilon']:g}, {certificate['delta']:g})-differential privacy for "
+        f"{certificate['unit']} of {certificate['num_training_images']}, {certificate['relation_in_words']}"
+    )

@@ -1,0 +1,289 @@
+"""Running one stage: key -> published already? -> charge -> run or resume -> publish -> settle.
+
+What is common to all stages is done here, once. A stage that is killed anywhere leaves a store in which the same call
+goes on: nothing published is run again, nothing charged is forgotten, nothing is charged twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privimage.config import RunConfig
+from privimage.data.facts import SensitiveFacts
+from privimage.errors import Uncharged
+from privimage.pipeline import Charge, Paid, PrivateImages, Stage, StageContext, stage_named, stages_until
+from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
+from privimage.privacy.ledger import Ledger, Reservation
+from privimage.progress import Progress, Silent
+from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
+from privimage.store.files import Store
+
+__all__ = ["Run", "StageResult", "admitted", "ledger_of", "run_all", "run_stage", "stage_key"]
+
+PACKAGES = ("privimage", "torch", "numpy", "pyarrow", "opacus", "dp-accounting", "opendp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A configuration bound to a store.
+
+    Attributes:
+        draws: stages of which another, independent run is asked for, by number; a private stage is charged again.
+        provenance: who runs this (such as Prefect's run id), for the manifests.
+        insecure_random_voiding_guarantee: tests only; everything made with it says `guarantee: none`.
+    """
+
+    config: RunConfig
+    store: Store
+    progress: Progress = Silent()
+    draws: Mapping[str, int] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    insecure_random_voiding_guarantee: InsecureRandomForTests | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """The artifact of a stage, and whether it was there already (since `written`) or was made now."""
+
+    ref: ArtifactRef
+    reused: bool
+    written: str
+    seconds: float
+
+
+def run_all(
+    run: Run,
+    until: str | None = None,
+    on_start: Callable[[Stage], None] = lambda stage: None,
+    on_end: Callable[[Stage, StageResult], None] = lambda stage, result: None,
+) -> dict[str, StageResult]:
+    """Run, or reuse, every stage that `until` needs (None: all), in order."""
+    results: dict[str, StageResult] = {}
+    for stage in stages_until(until):
+        on_start(stage)
+        results[stage.name] = run_stage(stage.name, run, {name: results[name].ref for name in stage.inputs})
+        on_end(stage, results[stage.name])
+    return results
+
+
+def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
+    """The key of what `stage` makes from inputs with these content digests.
+
+    A sealed stage's key is blinded: it hashes names and sizes of sensitive files, and is named in public manifests.
+    """
+    key = artifact_key(
+        stage=stage.name,
+        version=stage.version,
+        config=stage.fields(run.config),
+        inputs=digests,
+        draw=run.draws.get(stage.name, 1),
+    )
+    return blind(run.store, key) if stage.sealed else key
+
+
+def ledger_of(store: Store, facts: SensitiveFacts) -> Ledger:
+    """The ledger of a sensitive data set. Its name is a blinded digest of the images: it tells nothing about them."""
+    return Ledger(store, blind(store, facts.identity)[:32])
+
+
+def admitted(artifact: Artifact) -> SensitiveFacts:
+    """The public facts of an admitted sensitive set."""
+    return SensitiveFacts.from_json(artifact.read_bytes("facts.json").decode())
+
+
+def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageResult:
+    """Make the artifact of stage `name`, or find it.
+
+    Guarantee: what a private stage releases was charged before a sensitive image was opened, with the mechanism that
+    ran; an artifact is reused only if the ledger holds the entries that paid for it.
+
+    Raises:
+        PrivacyRefused: no grant, or too small a one; or an artifact that this ledger never paid for.
+        ArtifactDamaged: the artifact, or one of its inputs, is not what its manifest says.
+        InputError: configuration or data cannot be used.
+    """
+    stage = stage_named(name)
+    opened = {source: open_ref(run.store, inputs[source]) for source in stage.inputs}
+    sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
+    facts = admitted(sealed[0]) if sealed else None
+    ledger = ledger_of(run.store, facts) if facts else None
+    key = stage_key(stage, run, {source: artifact.ref.digest for source, artifact in opened.items()})
+    existing = find(run.store, stage.name, key, stage.sealed)
+    if existing is not None:
+        existing.check_sizes()
+        if stage.charge:
+            _check_paid(existing, ledger)
+        if stage.finish:
+            stage.finish(run.config, run.store, existing)
+        return StageResult(ref=existing.ref, reused=True, written=existing.manifest.written, seconds=0.0)
+
+    started = time.monotonic()
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
+    reservations: list[Reservation] = []
+    paid = None
+    if stage.charge:
+        run.store.probe()
+        if ledger is None or facts is None:
+            raise Uncharged(f"Stage {name} is private but has no admitted images as input.")
+        charge = stage.charge(run.config, key, public, facts, ledger)
+        reservations, attempt = _reserve(stage, key, charge, ledger, run)
+        paid = _paid(charge, reservations, attempt, run)
+    with tempfile.TemporaryDirectory(prefix="privimage-", dir=_scratch(run.store)) as folder:
+        context = StageContext(
+            config=run.config,
+            key=key,
+            inputs=public,
+            facts=facts,
+            ledger=ledger,
+            folder=Path(folder),
+            store=run.store,
+            progress=run.progress,
+            paid=paid,
+            private_images=_door(stage, sealed, reservations[-1] if reservations else None),
+            write_private=lambda title, text: _write_private(run.store, title, text),
+        )
+        outcome = stage.run(context)
+        seconds = time.monotonic() - started
+        artifact = publish(
+            run.store,
+            stage=stage.name,
+            version=stage.version,
+            key=key,
+            draw=run.draws.get(stage.name, 1),
+            sealed=stage.sealed,
+            folder=Path(folder),
+            config=stage.fields(run.config),
+            inputs={source: item.ref for source, item in opened.items()},
+            metrics=outcome.metrics,
+            reservations=[reservation.id for reservation in reservations],
+            provenance=_provenance(run, begun, seconds),
+        )
+    if ledger is not None and stage.charge:
+        _check_paid(artifact, ledger)
+    if stage.finish:
+        stage.finish(run.config, run.store, artifact)
+    _clear_checkpoints(run.store, stage, key)
+    return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
+
+
+def _reserve(
+    stage: Stage, key: str, charge: Charge, ledger: Ledger, run: Run
+) -> tuple[list[Reservation], int]:
+    """Reservations of this artifact (the last is the live one) and the number of the attempt under it."""
+    left_open = ledger.open_reservations(stage.name, key)
+    if left_open and charge.checkpoint_steps:
+        reservation = left_open[-1]
+        if reservation.event != charge.mechanism.event:
+            raise Uncharged(
+                f"Reservation {reservation.id} was made for another mechanism than stage {stage.name} would run now: "
+                "a different version of privimage made it. Use that version, or another draw (--draw)."
+            )
+        return left_open, ledger.resume(reservation)
+    # A mechanism that runs in one go may have run already when it was killed: it is charged again, in the same plan.
+    reservation = ledger.reserve(
+        stage=stage.name,
+        key=key,
+        event=charge.mechanism.event,
+        plan=charge.plan,
+        run=run.config.name,
+        restart_allowance=charge.restart_allowance,
+        checkpoint_steps=charge.checkpoint_steps,
+    )
+    return [*left_open, reservation], 1
+
+
+def _paid(charge: Charge, reservations: list[Reservation], attempt: int, run: Run) -> Paid:
+    live = reservations[-1]
+    random: Random = run.insecure_random_voiding_guarantee or SecretRandom()
+    return Paid(
+        mechanism=charge.mechanism,
+        random=random,
+        reservations=tuple(reservation.id for reservation in reservations),
+        check_attempt=lambda: live.ledger.check_attempt(live, attempt),
+    )
+
+
+def _check_paid(artifact: Artifact, ledger: Ledger | None) -> None:
+    """Raise unless the ledger holds what paid for `artifact`; settle what a crash after publishing left open."""
+    held = ledger.states() if ledger else {}
+    ids = artifact.manifest.reservations
+    unpaid = [entry for entry in ids if held.get(entry) not in ("open", "settled")]
+    if ledger is None or not ids or unpaid:
+        raise Uncharged(
+            f"Artifact {artifact.ref.stage} {artifact.ref.key[:12]} names the ledger entry {unpaid[:1] or 'none'}, which "
+            "the ledger of these images does not hold: it is not reused. Restore the ledger from a backup."
+        )
+    for reservation in ledger.open_reservations(artifact.ref.stage, artifact.ref.key):
+        if reservation.id in ids:
+            ledger.settle(reservation, artifact=artifact.ref.digest)
+
+
+def _door(stage: Stage, sealed: list[Artifact], reservation: Reservation | None) -> PrivateImages:
+    """Training and validation images open under a live reservation; test images for sealed stages, which release nothing."""
+
+    def open_images(split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        if not sealed:
+            raise Uncharged(f"Stage {stage.name} has no sensitive images.")
+        if split == "test":
+            if not stage.sealed:
+                raise Uncharged(f"Stage {stage.name} is not sealed: it may not see test images.")
+        elif reservation is None:
+            raise Uncharged(f"Stage {stage.name} has no reservation: the {split} images stay closed.")
+        else:
+            reservation.check_live()
+        from privimage.data.table import read_images
+
+        return read_images(sealed[0].files(f"{split}-"))
+
+    return open_images
+
+
+def _write_private(store: Store, title: str, text: str) -> str:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    name = f"private/problems/{stamp}-{secrets.token_hex(4)}-{title}.txt"
+    store.create(name, text.encode())
+    local = store.local_path(name)
+    return str(local) if local else f"{store.url}/{name}"
+
+
+def _scratch(store: Store) -> str | None:
+    """Payloads are written beside a local store, so that publishing needs no space elsewhere; else the system's default."""
+    place = store.local_path("private")
+    if place is None:
+        return None
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return str(place)
+
+
+def _clear_checkpoints(store: Store, stage: Stage, key: str) -> None:
+    from privimage.store.checkpoints import Checkpoints
+
+    for sealed in (False, True):
+        Checkpoints(store, stage.name, key, sealed).clear()
+
+
+def _provenance(run: Run, begun: str, seconds: float) -> dict[str, Any]:
+    return {
+        "begun": begun,
+        "seconds": round(seconds, 3),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count() or 0,
+        "packages": {package: version(package) for package in PACKAGES},
+        **json.loads(json.dumps(dict(run.provenance))),
+    }

@@ -1,0 +1,176 @@
+"""The semantic classifier: a compact residual network (He et al. 2016) trained on the public images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from privimage.config import ClassifierConfig
+from privimage.errors import DataError, TrainingError
+
+__all__ = ["ResNet", "TrainedClassifier", "new_classifier", "predict", "train_classifier"]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or the 1-3-1 bottleneck; batch norm is fine here, the images are public."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        inner = channels_out // 4 if bottleneck else channels_out
+        sizes = [(channels_in, inner, 1), (inner, inner, 3), (inner, channels_out, 1)] if bottleneck else [
+            (channels_in, inner, 3),
+            (inner, channels_out, 3),
+        ]
+        layers: list[nn.Module] = []
+        for number, (wide_in, wide_out, kernel) in enumerate(sizes):
+            # The stride sits on the (first) 3x3 convolution.
+            step = stride if number == (1 if bottleneck else 0) else 1
+            layers += [nn.Conv2d(wide_in, wide_out, kernel, step, kernel // 2, bias=False), nn.BatchNorm2d(wide_out), nn.ReLU()]
+        self.body = nn.Sequential(*layers[:-1])
+        same = channels_in == channels_out and stride == 1
+        self.skip = nn.Identity() if same else nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.skip(x))
+
+
+class ResNet(nn.Module):
+    """Images in [-1, 1], (batch, C, H, W) => embeddings (batch, D) by `embed`, logits (batch, categories) by calling."""
+
+    def __init__(self, config: ClassifierConfig, *, channels: int, num_categories: int) -> None:
+        super().__init__()
+        width = config.base_channels
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        expansion = 4 if config.bottleneck else 1
+        for level, blocks in enumerate(config.blocks):
+            target = config.base_channels * 2**level * expansion
+            for block in range(blocks):
+                stride = 2 if level > 0 and block == 0 else 1
+                layers.append(ResidualBlock(width, target, stride, config.bottleneck))
+                width = target
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(width, num_categories)
+        self.embedding_size = width
+
+    def embed(self, x: Tensor) -> Tensor:
+        embedding: Tensor = self.features(x).mean(dim=(2, 3))
+        return embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(x))
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedClassifier:
+    """The network, its accuracy on held-out public images, and its training curves (step, value)."""
+
+    model: ResNet
+    validation_accuracy: float
+    loss_curve: list[tuple[int, float]]
+    accuracy_curve: list[tuple[int, float]]
+
+
+def new_classifier(config: ClassifierConfig, *, channels: int, num_categories: int) -> ResNet:
+    """A network initialised from the configured seed, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ResNet(config, channels=channels, num_categories=num_categories)
+
+
+def train_classifier(
+    public_images: Tensor,
+    categories: Tensor,
+    num_categories: int,
+    config: ClassifierConfig,
+    *,
+    device: torch.device,
+    on_step: Callable[[int, int], None] = lambda step, total: None,
+) -> TrainedClassifier:
+    """Train on uint8 NCHW `public_images` by SGD with momentum, cosine schedule and softmax cross-entropy.
+
+    A share of the images, the same for a given seed, is held out; accuracy on it is reported, no choice depends on it.
+    `on_step(step, total)` is called after each optimizer step.
+
+    Raises:
+        DataError: too few images. TrainingError: the loss is not finite.
+    """
+    model = new_classifier(config, channels=public_images.shape[1], num_categories=num_categories).to(device)
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(public_images), generator=generator)
+    held_out = max(1, int(len(order) * config.validation_fraction))
+    validation, training = order[:held_out], order[held_out:]
+    if len(training) < config.batch_size:
+        raise DataError(
+            f"The public set has {len(training)} training images, fewer than classifier.batch_size = {config.batch_size}."
+        )
+    per_epoch = len(training) // config.batch_size
+    total = per_epoch * config.epochs
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.learning_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+    )
+    losses: list[tuple[int, float]] = []
+    accuracies: list[tuple[int, float]] = []
+    for epoch in range(config.epochs):
+        model.train()
+        shuffled = training[torch.randperm(len(training), generator=generator)]
+        for number in range(per_epoch):
+            step = epoch * per_epoch + number
+            rows = shuffled[number * config.batch_size : (number + 1) * config.batch_size]
+            images = public_images[rows].to(device).float() / 127.5 - 1
+            if config.augment:
+                images = _augment(images, generator)
+            if config.horizontal_flip:
+                mirrored = (torch.rand(len(rows), generator=generator) < 0.5).to(device)
+                images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
+            loss = functional.cross_entropy(model(images), categories[rows].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % 20 == 0 or step + 1 == total:
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise TrainingError(f"The classifier diverged at step {step}: lower classifier.learning_rate.")
+                losses.append((step, value))
+            on_step(step + 1, total)
+        correct = sum(
+            int((predict(model, public_images[rows], device)[0].argmax(1) == categories[rows]).sum())
+            for rows in validation.split(1024)
+        )
+        accuracies.append(((epoch + 1) * per_epoch, correct / len(validation)))
+    return TrainedClassifier(
+        model=model.eval(), validation_accuracy=accuracies[-1][1], loss_curve=losses, accuracy_curve=accuracies
+    )
+
+
+@torch.no_grad()
+def predict(model: ResNet, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits (batch, categories) and embeddings (batch, D) of uint8 NCHW images, on the CPU, float32."""
+    model.eval()
+    embeddings = model.embed(images.to(device).float() / 127.5 - 1)
+    return model.head(embeddings).float().cpu(), embeddings.float().cpu()
+
+
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to an eighth of the size, rotate by up to 10 degrees, scale by up to 10 %: one map per image."""
+    count = len(images)
+    draws = 2 * torch.rand(count, 4, generator=generator) - 1
+    angle, scale = draws[:, 0] * math.radians(10), 1 + 0.1 * draws[:, 1]
+    theta = torch.stack(
+        [
+            torch.stack([scale * angle.cos(), -scale * angle.sin(), draws[:, 2] / 4], dim=1),
+            torch.stack([scale * angle.sin(), scale * angle.cos(), draws[:, 3] / 4], dim=1),
+        ],
+        dim=1,
+    ).to(images.device)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

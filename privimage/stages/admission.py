@@ -1,0 +1,46 @@
+"""Stages `public` and `admit`: raw files -> canonical image tables.
+
+Admission of the sensitive set is no mechanism: it releases nothing, and its artifact is sealed. Public about it are
+the sizes of its splits and the names of its classes; its class sizes and file names are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
+from privimage.errors import DataError
+from privimage.pipeline import Outcome, StageContext
+
+__all__ = ["run_public", "run_sensitive"]
+
+T = TypeVar("T")
+
+
+def run_public(context: StageContext) -> Outcome:
+    """Writes images-*.parquet (sorted by category) and facts.json."""
+
+    def progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
+        return context.progress.track(items, description, total)
+
+    facts = admit_public(context.config.public.source, context.config.image, context.folder, progress)
+    return Outcome(metrics={"num_images": facts.num_images, "num_categories": len(facts.class_names)})
+
+
+def run_sensitive(context: StageContext) -> Outcome:
+    """Writes train-*, test-*, validation-*.parquet and facts.json, sealed.
+
+    Raises:
+        DataError: with a generic message; what is wrong with which image is written below `private/`.
+    """
+
+    def progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
+        return context.progress.track(items, description, total)
+
+    try:
+        admit_sensitive(context.config.sensitive, context.config.image, context.folder, progress)
+    except SensitiveDataProblem as problem:
+        place = context.write_private("admission", "\n".join(problem.details) + "\n")
+        raise DataError(f"{problem} Details, which are private, are in {place}") from None
+    return Outcome(metrics={})

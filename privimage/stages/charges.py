@@ -1,0 +1,71 @@
+"""What the two private stages cost: mechanisms made from configuration, public facts and the ledger. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import dp_accounting as dpa
+
+from privimage.config import RunConfig
+from privimage.data.facts import SensitiveFacts
+from privimage.errors import PrivacyRefused
+from privimage.pipeline import Charge
+from privimage.preflight import finetune_mechanism, planned_query
+from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of
+from privimage.privacy.ledger import Ledger, Plan
+from privimage.privacy.mechanisms import DPSGDMechanism
+from privimage.store.artifacts import Artifact
+
+__all__ = ["calibrated_finetune", "charge_finetune", "charge_query"]
+
+
+def charge_query(
+    config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
+) -> Charge:
+    """The query opens a plan with the run's whole target, so that fine-tuning cannot fail for want of budget later."""
+    categories = json.loads(inputs["classifier"].read_bytes("classifier.json"))["class_names"]
+    mechanism = planned_query(config, facts, len(categories))
+    # Refuses here, before anything is spent, if the query would leave nothing.
+    calibrated_finetune(config, facts, [mechanism.event])
+    plan = Plan(id=f"plan-{key[:16]}", epsilon=config.privacy.epsilon, delta=config.privacy.delta)
+    return Charge(mechanism=mechanism, plan=plan)
+
+
+def charge_finetune(
+    config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
+) -> Charge:
+    """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query."""
+    held = ledger.reservations()
+    paid = inputs["query"].manifest.reservations
+    missing = [entry for entry in paid if entry not in held]
+    if missing or not paid:
+        raise PrivacyRefused(f"The query's artifact was paid for by {missing[:1] or 'nothing'}, which the ledger does not hold.")
+    query_plan = held[paid[-1]].body["plan"]
+    rivals = [e for e in held.values() if e.body["plan"]["id"] == query_plan["id"] and e.id not in paid and e.body["key"] != key]
+    same_target = (query_plan["epsilon"], query_plan["delta"]) == (config.privacy.epsilon, config.privacy.delta)
+    joins = same_target and not rivals
+    plan = Plan(
+        id=query_plan["id"] if joins else f"plan-{key[:16]}",
+        epsilon=config.privacy.epsilon,
+        delta=config.privacy.delta,
+        builds_on=() if joins else tuple(paid),
+    )
+    mechanism = calibrated_finetune(config, facts, [held[entry].event for entry in paid])
+    return Charge(
+        mechanism=mechanism,
+        plan=plan,
+        restart_allowance=config.finetune.restart_allowance,
+        checkpoint_steps=config.finetune.checkpoint_steps,
+    )
+
+
+def calibrated_finetune(config: RunConfig, facts: SensitiveFacts, prior: Sequence[dpa.DpEvent]) -> DPSGDMechanism:
+    """DP-SGD with the least noise for which it and the query together cost the configured epsilon."""
+    noise_multiplier = calibrate_noise_multiplier(
+        lambda value: finetune_mechanism(config, facts, noise_multiplier=value).event,
+        epsilon=config.privacy.epsilon,
+        delta=config.privacy.delta,
+        prior=prior,
+    )
+    return finetune_mechanism(config, facts, noise_multiplier=noise_multiplier)

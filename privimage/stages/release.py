@@ -1,0 +1,159 @@
+"""Stage `release`: what may leave. Only post-processing of charged results and public figures go in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from privimage.config import RunConfig
+from privimage.data.table import read_images
+from privimage.errors import Uncharged
+from privimage.pipeline import Outcome, StageContext
+from privimage.release.certificate import build_certificate
+from privimage.release.export import export_release
+from privimage.release.pictures import sample_grid, thumbnail_strip
+from privimage.release.report import ChosenCategory, ChosenClass, Figure, ReportData, StageCost, render_report
+from privimage.store.artifacts import Artifact
+from privimage.store.files import Store
+
+__all__ = ["export", "run"]
+
+GRID_IMAGES = 12
+EXAMPLES = 6
+
+
+def run(context: StageContext) -> Outcome:
+    """Writes synthetic.parquet, samples.png, report.html and certificate.json."""
+    if context.ledger is None or context.facts is None:
+        raise Uncharged("A release needs the ledger of its images.")
+    inputs = context.inputs
+    class_names = context.facts.class_names
+    files = inputs["synthesize"].files("images-")
+    images, labels = read_images(files)
+    grid = sample_grid(images, labels, class_names, per_class=GRID_IMAGES)
+    (context.folder / "samples.png").write_bytes(grid)
+    pq.write_table(pa.concat_tables([pq.read_table(file) for file in files]), context.folder / "synthetic.parquet")
+    private_artifacts = {"query": inputs["query"], "finetune": inputs["finetune"]}
+    denoiser = inputs["finetune"].read_json("denoiser.json")
+    guarantees = [inputs["query"].read_json("query.json")["guarantee"], denoiser["guarantee"]]
+
+    def certified(files: dict[str, bytes]) -> dict[str, Any]:
+        return build_certificate(context.config, context.facts, context.ledger, private_artifacts, guarantees, files)  # type: ignore[arg-type]
+
+    written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
+    report = render_report(_report(context, certified(written), grid))
+    (context.folder / "report.html").write_text(report)
+    certificate = certified({**written, "report.html": report.encode()})
+    (context.folder / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True))
+    return Outcome(metrics={"epsilon": certificate["epsilon"], "delta": certificate["delta"], "num_images": len(images)})
+
+
+def export(config: RunConfig, store: Store, artifact: Artifact) -> None:
+    """Lay the release out as a folder that can be handed on."""
+    export_release(store, config.name, artifact)
+
+
+def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> ReportData:
+    inputs, config = context.inputs, context.config
+    classifier = inputs["classifier"].read_json("classifier.json")
+    pretrained = inputs["pretrain"].read_json("denoiser.json")
+    selected = inputs["select"].manifest.metrics
+    num_public = inputs["public"].manifest.metrics["num_images"]
+    noise = inputs["query"].read_json("query.json")["noise_stddev"]
+    figures = [
+        Figure(
+            name="Accuracy of the semantic classifier",
+            value=f"{classifier['validation_accuracy']:.1%}",
+            note=f"on held-out public images of {len(classifier['class_names'])} categories",
+            kind="public",
+        ),
+        Figure(
+            name="Selected public images",
+            value=f"{selected['num_images']:,}",
+            note=f"of {num_public:,}, in {selected['num_categories']} categories",
+            kind="public",
+        ),
+        Figure(name="Noise of the semantic query", value=f"{noise:.3g} votes", note="standard deviation per category", kind="charged"),
+        Figure(
+            name="Parameters of the generator",
+            value=f"{pretrained['num_parameters']:,}",
+            note=f"{config.image.resolution} x {config.image.resolution} pixels",
+            kind="public",
+        ),
+    ]
+    return ReportData(
+        title=config.name,
+        description=config.description,
+        internal=False,
+        epsilon=certificate["epsilon"],
+        delta=certificate["delta"],
+        relation=certificate["relation_in_words"],
+        num_private_images=certificate["num_training_images"],
+        guarantee=certificate["guarantee"],
+        samples_png=grid,
+        class_names=tuple(context.facts.class_names) if context.facts else (),
+        chosen=_chosen(inputs["select"], inputs["public"]),
+        curves={
+            "Semantic classifier: loss by optimizer step (public images)": {"loss": classifier["loss_curve"]},
+            "Generator, pre-training: loss by optimizer step (public images)": {"loss": _smooth(pretrained["loss_curve"])},
+        },
+        figures=figures,
+        mechanisms=[
+            (mechanism["stage"], mechanism["in_words"], f"{mechanism['epsilon_alone']:.4g} alone")
+            for mechanism in certificate["mechanisms"]
+        ],
+        costs=[
+            StageCost(stage=name, seconds=float(artifact.manifest.provenance["seconds"]), what=_about(name))
+            for name, artifact in inputs.items()
+        ],
+        ledger_entries=[
+            (f"{entry['sequence']:06d}", entry["kind"], f"{entry['id']} · sha256 {entry['sha256'][:16]}…")
+            for entry in certificate["ledger"]["entries"]
+        ],
+        provenance={
+            "made": str(inputs["finetune"].manifest.written),
+            "data set (blinded name)": certificate["ledger"]["dataset"],
+            "configuration": certificate["config_sha256"],
+            "computed epsilon": f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})",
+            "independent check": "{lower:.6g} to {upper:.6g} ({accountant})".format(**certificate["epsilon_certified_interval"]),
+            "spent on this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}".format(**certificate["ledger"]["spent_in_all"]),
+            **{name: str(value) for name, value in certificate["packages"].items()},
+        },
+        verify_command="privimage verify RELEASE_FOLDER",
+    )
+
+
+def _chosen(select: Artifact, public: Artifact) -> list[ChosenClass]:
+    """The chosen categories with example images, which are public."""
+    rows = pq.read_table(select.local("selected.parquet"), columns=["id", "label"])
+    ids, categories = rows["id"].to_numpy(), rows["label"].to_numpy()
+    examples: dict[int, bytes] = {}
+    for category in np.unique(categories):
+        few = ids[categories == category][:EXAMPLES]
+        examples[int(category)] = thumbnail_strip(read_images(public.files("images-"), few)[0])
+    return [
+        ChosenClass(
+            class_name=row["class"],
+            categories=[
+                ChosenCategory(name=c["name"], noisy_votes=c["noisy_votes"], example_png=examples.get(c["number"]))
+                for c in row["categories"]
+            ],
+        )
+        for row in select.read_json("selection.json")
+    ]
+
+
+def _smooth(curve: list[list[float]]) -> list[tuple[int, float]]:
+    """A running mean over ten points: single losses of a diffusion model are noisy."""
+    values = np.array([value for _, value in curve])
+    return [(int(step), float(values[max(0, at - 9) : at + 1].mean())) for at, (step, _) in enumerate(curve)]
+
+
+def _about(stage: str) -> str:
+    from privimage.pipeline import stage_named
+
+    return stage_named(stage).about

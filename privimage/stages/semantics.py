@@ -1,0 +1,138 @@
+"""Stages `classifier`, `index`, `query` and `select`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from privimage.data.facts import TableFacts
+from privimage.data.table import iterate_images, read_images
+from privimage.device import choose_device
+from privimage.errors import Uncharged
+from privimage.pipeline import Outcome, StageContext
+from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.privacy.mechanisms import HistogramQuery
+from privimage.semantics.classifier import predict, train_classifier
+from privimage.semantics.index import rows_of_categories, write_index
+from privimage.semantics.query import add_noise, top_votes, vote_histogram
+from privimage.semantics.selection import assign_categories, cap_rows, classes_of
+from privimage.stages.models import open_classifier, save_weights
+
+__all__ = ["run_classifier", "run_index", "run_query", "run_select"]
+
+INDEX_BATCH = 1024
+QUERY_BATCH = 1024
+
+
+def run_classifier(context: StageContext) -> Outcome:
+    """Writes classifier.safetensors and classifier.json (settings, accuracy, curves)."""
+    public = context.inputs["public"]
+    facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
+    images, labels = read_images(public.files("images-"))
+    config = context.config.classifier
+    with context.progress.ticker("classifier", None) as tick:
+        trained = train_classifier(
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            len(facts.class_names),
+            config,
+            device=choose_device(context.config.performance.device),
+            on_step=lambda step, total: tick(step),
+        )
+    save_weights(trained.model.state_dict(), context.folder / "classifier.safetensors")
+    about = {
+        "config": config.model_dump(mode="json"),
+        "channels": facts.channels,
+        "resolution": facts.resolution,
+        "class_names": list(facts.class_names),
+        "validation_accuracy": trained.validation_accuracy,
+        "loss_curve": trained.loss_curve,
+        "accuracy_curve": trained.accuracy_curve,
+    }
+    (context.folder / "classifier.json").write_text(json.dumps(about))
+    return Outcome(metrics={"validation_accuracy": round(trained.validation_accuracy, 4)})
+
+
+def run_index(context: StageContext) -> Outcome:
+    """Writes index.parquet, streamed."""
+    public = context.inputs["public"]
+    facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
+    device = choose_device(context.config.performance.device)
+    model, names = open_classifier(context.inputs["classifier"], device)
+    files = public.files("images-")
+    batches = iterate_images(files, INDEX_BATCH)
+    count = write_index(
+        context.folder / "index.parquet",
+        context.progress.track(batches, "index (batches)", -(-facts.num_images // INDEX_BATCH)),
+        model,
+        category_names=names,
+        shard_sizes=[pq.read_metadata(file).num_rows for file in files],
+        device=device,
+    )
+    return Outcome(metrics={"num_images": count})
+
+
+def run_query(context: StageContext) -> Outcome:
+    """Writes query.json: the noisy histogram and the mechanism that made it. The exact counts are never written."""
+    if context.paid is None or not isinstance(context.paid.mechanism, HistogramQuery) or context.facts is None:
+        raise Uncharged("The query was not charged.")
+    mechanism, random = context.paid.mechanism, context.paid.random
+    device = choose_device(context.config.performance.device)
+    model, names = open_classifier(context.inputs["classifier"], device)
+    private_images, private_labels = context.private_images("train")
+    votes = np.concatenate(
+        [
+            top_votes(predict(model, torch.from_numpy(private_images[at : at + QUERY_BATCH]), device)[0], mechanism.num_votes)
+            for at in context.progress.track(range(0, len(private_images), QUERY_BATCH), "query (batches)")
+        ]
+    )
+    noisy = add_noise(
+        vote_histogram(votes, private_labels, mechanism),
+        mechanism,
+        insecure_random=random if isinstance(random, InsecureRandomForTests) else None,
+    )
+    released = {
+        "guarantee": "differential privacy" if random.guarantee else "none",
+        "num_votes": mechanism.num_votes,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "noise_stddev": mechanism.noise_stddev,
+        "class_names": list(context.facts.class_names),
+        "category_names": list(names),
+        "noisy_histogram": noisy.tolist(),
+    }
+    (context.folder / "query.json").write_text(json.dumps(released))
+    return Outcome(metrics={"noise_multiplier": mechanism.noise_multiplier, "noise_stddev": mechanism.noise_stddev})
+
+
+def run_select(context: StageContext) -> Outcome:
+    """Writes selected.parquet (id, label = category, class) and selection.json (categories of each class)."""
+    released = context.inputs["query"].read_json("query.json")
+    histogram = np.asarray(released["noisy_histogram"])
+    config = context.config.selection
+    picks = assign_categories(histogram, config.categories_per_class)
+    index = context.inputs["index"].local("index.parquet")
+    ids, labels = rows_of_categories([index], [category for chosen in picks for category in chosen])
+    classes = classes_of(labels, picks, histogram.shape[1])
+    if config.max_fraction is not None:
+        limit = max(1, int(config.max_fraction * pq.read_metadata(index).num_rows))
+        kept = cap_rows(classes, limit, config.seed)
+        ids, labels, classes = ids[kept], labels[kept], classes[kept]
+    pq.write_table(
+        pa.table({"id": ids, "label": labels, "class": classes}), context.folder / "selected.parquet", compression="zstd"
+    )
+    chosen = [
+        {
+            "class": name,
+            "categories": [
+                {"number": c, "name": released["category_names"][c], "noisy_votes": float(histogram[number, c])}
+                for c in picks[number]
+            ],
+        }
+        for number, name in enumerate(released["class_names"])
+    ]
+    (context.folder / "selection.json").write_text(json.dumps(chosen, indent=1))
+    return Outcome(metrics={"num_images": len(ids), "num_categories": sum(map(len, picks))})

@@ -1,0 +1,87 @@
+"""Sources in an S3 bucket, against a local S3 server."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from privimage.config import FolderSource, ImageConfig, ParquetSource
+from privimage.data.admission import admit_public
+from privimage.data.sources import open_source
+from privimage.errors import DataError
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a new bucket; moto keeps buckets for the whole process, so its name is new as well."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # s3fs keeps instances by their arguments, and the endpoint is none.
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = uuid.uuid4().hex
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def fs(bucket: str) -> s3fs.S3FileSystem:
+    return s3fs.S3FileSystem(use_listings_cache=False)
+
+
+def test_folder_zip_and_parquet_in_a_bucket_are_what_they_are_on_disk(
+    bucket: str, fs: s3fs.S3FileSystem, tmp_path: Path, make_folder: Callable[..., Path], gray8: ImageConfig
+) -> None:
+    local = make_folder(tmp_path / "pets", per_class=5)
+    fs.put(str(local), f"{bucket}/pets", recursive=True)
+    fs.put(shutil.make_archive(str(tmp_path / "zipped"), "zip", local), f"{bucket}/pets.zip")
+    here = admit_public(FolderSource(path=str(local)), gray8, tmp_path / "local")
+    fs.put(str(tmp_path / "local" / "images-00000.parquet"), f"{bucket}/tables/a.parquet")
+    assert here.num_images == 10
+    for source in (
+        FolderSource(path=f"{bucket}/pets"),
+        FolderSource(path=f"{bucket}/pets.zip"),
+        ParquetSource(path=f"{bucket}/tables"),
+        ParquetSource(path=f"{bucket}/tables/a.parquet"),
+    ):
+        assert admit_public(source, gray8, tmp_path / "there") == here
+        written = (tmp_path / "there" / "images-00000.parquet").read_bytes()
+        assert written == (tmp_path / "local" / "images-00000.parquet").read_bytes()
+
+
+def test_images_that_came_after_a_listing_are_seen(
+    bucket: str, fs: s3fs.S3FileSystem, tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    local = make_folder(tmp_path / "pets", per_class=1)
+    fs.put(str(local), f"{bucket}/pets", recursive=True)
+    assert len(open_source(FolderSource(path=f"{bucket}/pets"))) == 2
+    fs.put(str(local / "dog" / "000.png"), f"{bucket}/pets/dog/new.png")
+    assert len(open_source(FolderSource(path=f"{bucket}/pets/"))) == 3
+
+
+def test_an_empty_folder_marker_stays_a_class(
+    bucket: str, fs: s3fs.S3FileSystem, tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    fs.put(str(make_folder(tmp_path / "pets", per_class=1)), f"{bucket}/pets", recursive=True)
+    fs.call_s3("put_object", Bucket=bucket.removeprefix("s3://"), Key="pets/emu/", Body=b"")
+    source = open_source(FolderSource(path=f"{bucket}/pets"))
+    assert source.class_names == ("cat", "dog", "emu") and len(source) == 2
+
+
+def test_missing_buckets_and_folders_are_data_errors(bucket: str) -> None:
+    for path in (f"{bucket}/none", "s3://no-such-bucket/pets"):
+        for source in (FolderSource(path=path), FolderSource(path=path + ".zip"), ParquetSource(path=path)):
+            with pytest.raises(DataError, match="Nothing found at"):
+                open_source(source)
