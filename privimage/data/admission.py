@@ -140,10 +140,10 @@ def admit_sensitive(
             image is in both sources. The message says no more than this; `details` lists everything.
     """
     train = open_source(config.train)
-    test = open_source(config.test) if config.test else None
+    test = None if config.test is None else open_source(config.test)
     if test is not None and test.class_names != train.class_names:
         raise DataError("sensitive.test has other classes than sensitive.train: both must name the same, in one order.")
-    test_fraction = 0.0 if test else config.test_fraction
+    test_fraction = config.test_fraction if test is None else 0.0
     splits: tuple[Split, ...] = ("train", "validation", "test") if config.validation_fraction else ("train", "test")
     identity, digests = Identity(), set[bytes]()
     per_class: dict[Split, Counter[int]] = {name: Counter() for name in splits}

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from privimage.config import DemoDigits, DemoGlyphs, FolderSource, ParquetSource, SourceConfig, TorchvisionSource
-from privimage.data.location import filesystem, is_remote, local_path
+from privimage.data.location import filesystem, is_remote, local_path, reading
+from privimage.errors import DataError
 
 __all__ = ["source_fingerprint"]
 
@@ -38,7 +39,10 @@ def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
 
 def _listing(path: str) -> str:
     """Digest of (relative name, size, time or ETag) of all files at or below `path`."""
-    rows = _remote_rows(path) if is_remote(path) else _local_rows(local_path(path))
+    with reading(path):
+        rows = _remote_rows(path) if is_remote(path) else _local_rows(local_path(path))
+    if not rows:
+        raise DataError(f"Nothing found at {path}: check the path, the bucket and its endpoint.")
     digest = hashlib.sha256()
     for row in sorted(rows):
         digest.update("\0".join(row).encode() + b"\n")

@@ -22,7 +22,7 @@ from privimage.privacy.entropy import Random
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.privacy.poisson import poisson_batch
 
-__all__ = ["FinetuneState", "finetune", "start_state"]
+__all__ = ["FinetuneState", "check_layers", "finetune", "start_state"]
 
 ADAM_BETAS = (0.9, 0.999)
 # Clipped gradients are tiny (max_grad_norm / batch): the usual 1e-8 would act as a second learning rate.
@@ -38,6 +38,13 @@ class FinetuneState:
     ema: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
     exp_avg_sq: dict[str, Tensor]
+
+
+def check_layers(denoiser: Denoiser) -> None:
+    """Raise ConfigError if a layer mixes images (batch norm) or cannot be differentiated per image; ask before charging."""
+    problems = ModuleValidator.validate(denoiser.train(), strict=False)
+    if problems:
+        raise ConfigError(f"The denoiser has a layer that DP-SGD cannot use: {problems[0]}")
 
 
 def start_state(weights: dict[str, Tensor]) -> FinetuneState:
@@ -79,9 +86,7 @@ def finetune(
     """
     if len(private_images) != mechanism.num_images:
         raise ConfigError("The number of images is not the one that the mechanism accounts for.")
-    problems = ModuleValidator.validate(denoiser, strict=False)
-    if problems:
-        raise ConfigError(f"The denoiser has a layer that DP-SGD cannot use: {problems[0]}")
+    check_layers(denoiser)
     device = next(denoiser.parameters()).device
     parameters = {name: tensor.to(device) for name, tensor in state.weights.items()}
     names = list(parameters)

@@ -25,6 +25,7 @@ __all__ = ["calibrate_noise_multiplier", "epsilon_of", "event_from_json", "event
 
 _GRID = 1e-4
 _NOISE_TOLERANCE = 1e-4
+_RENYI_ORDERS = [*range(2, 64), 128, 256, 512, 1024]
 
 
 def event_to_json(event: dpa.DpEvent) -> dict[str, Any]:
@@ -114,9 +115,11 @@ def calibrate_noise_multiplier(
             dpa.calibrate_dp_mechanism(make_accountant, composed, epsilon, delta, bracket_interval=interval, tol=tolerance)
         )
 
-    # Renyi accounting is quick at any noise and never below the PLD's answer by more than its grid: it makes the
+    # Renyi accounting at integer orders is quick at any noise and never below the PLD's answer by more than its grid: it makes the
     # bracket, so that the PLD is never evaluated at noise so small that its grid would fill the memory.
-    loose = calibrate(lambda: rdp.RdpAccountant(neighboring_relation=RELATION), dpa.LowerEndpointAndGuess(0.05, 2.0), 1e-3)
+    loose = calibrate(
+        lambda: rdp.RdpAccountant(_RENYI_ORDERS, neighboring_relation=RELATION), dpa.LowerEndpointAndGuess(0.05, 2.0), 1e-3
+    )
     upper = 1.05 * loose
     lower = 0.8 * loose
     while epsilon_of([*prior, make_event(lower)], delta) <= epsilon:

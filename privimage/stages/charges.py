@@ -51,7 +51,12 @@ def charge_finetune(
         delta=config.privacy.delta,
         builds_on=() if joins else tuple(paid),
     )
-    mechanism = calibrated_finetune(config, facts, [held[entry].event for entry in paid])
+    left_open = ledger.open_reservations("finetune", key)
+    if left_open:
+        # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
+        mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
+    else:
+        mechanism = calibrated_finetune(config, facts, [held[entry].event for entry in paid])
     return Charge(
         mechanism=mechanism,
         plan=plan,
@@ -69,3 +74,12 @@ def calibrated_finetune(config: RunConfig, facts: SensitiveFacts, prior: Sequenc
         prior=prior,
     )
     return finetune_mechanism(config, facts, noise_multiplier=noise_multiplier)
+
+
+def _noise_multiplier(event: dpa.DpEvent) -> float:
+    """The noise multiplier inside a reserved DP-SGD event."""
+    match event:
+        case dpa.SelfComposedDpEvent(event=dpa.PoissonSampledDpEvent(event=dpa.GaussianDpEvent() as gaussian)):
+            return float(gaussian.noise_multiplier)
+        case _:
+            raise PrivacyRefused("The open reservation of fine-tuning holds no DP-SGD event: it was not made by this stage.")

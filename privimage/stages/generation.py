@@ -17,7 +17,7 @@ from privimage.data.table import TableWriter, read_images
 from privimage.device import choose_device
 from privimage.errors import Uncharged
 from privimage.generators.denoiser import new_denoiser
-from privimage.generators.finetune import FinetuneState, finetune, start_state
+from privimage.generators.finetune import FinetuneState, check_layers, finetune, start_state
 from privimage.generators.pretrain import PretrainState, pretrain
 from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, StageContext
@@ -44,6 +44,7 @@ def run_pretrain(context: StageContext) -> Outcome:
     denoiser = new_denoiser(
         config.denoiser, channels=facts.channels, num_classes=len(class_names), seed=config.pretrain.seed
     ).to(choose_device(config.performance.device))
+    check_layers(denoiser)  # here, because what fine-tuning cannot use must be found before it is charged
     checkpoints = Checkpoints(context.store, "pretrain", context.key, sealed=False)
     saved = checkpoints.latest()
     state = None

@@ -203,6 +203,7 @@ def test_the_digest_of_a_palette_image_is_that_of_its_colours() -> None:
     assert pixel_digest(image) == pixel_digest(image.convert("RGB"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]), data=st.data())
 def test_damaged_files_are_decoded_or_refused_but_never_crash(kind: str, data: st.DataObject) -> None:
