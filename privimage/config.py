@@ -51,9 +51,9 @@ class TorchvisionSource(Section):
     """A data set of torchvision, by name."""
 
     kind: Literal["torchvision"] = "torchvision"
-    name: Literal[
-        "MNIST", "FashionMNIST", "EMNIST", "CIFAR10", "CIFAR100", "EuroSAT", "CelebA", "PCAM", "ImageNet"
-    ] = Field(description="Name of the data set in torchvision.datasets.")
+    name: Literal["MNIST", "FashionMNIST", "EMNIST", "CIFAR10", "CIFAR100", "EuroSAT", "CelebA", "PCAM", "ImageNet"] = (
+        Field(description="Name of the data set in torchvision.datasets.")
+    )
     root: str = Field(description="Folder that holds, or will hold, the data set's files.")
     split: str = Field(
         default="train",
@@ -166,7 +166,10 @@ class ClassifierConfig(Section):
 
     base_channels: int = Field(default=32, ge=4, le=256, description="Channels of the first level.")
     blocks: tuple[int, ...] = Field(
-        default=(1, 1, 1), min_length=1, max_length=5, description="Residual blocks per level; each level halves the size."
+        default=(1, 1, 1),
+        min_length=1,
+        max_length=5,
+        description="Residual blocks per level; each level halves the size.",
     )
     bottleneck: bool = Field(default=False, description="Bottleneck blocks, as in ResNet-50.")
     epochs: int = Field(default=6, ge=1, le=1000, description="Passes over the public training images.")
@@ -251,7 +254,9 @@ class SynthesizeConfig(Section):
     """Sampling from the fine-tuned generator (free: post-processing)."""
 
     num_images: int = Field(default=2000, ge=1, le=10_000_000, description="Synthetic images, the same for each class.")
-    num_steps: int = Field(default=18, ge=2, le=1000, description="Steps of the sampler (2 evaluations each, but the last).")
+    num_steps: int = Field(
+        default=18, ge=2, le=1000, description="Steps of the sampler (2 evaluations each, but the last)."
+    )
     sigma_min: float = Field(default=0.002, gt=0, description="Smallest noise level.")
     sigma_max: float = Field(default=80.0, gt=0, description="Largest noise level.")
     rho: float = Field(default=7.0, gt=0, description="Spacing of the noise levels (Karras et al. 2022, Eq. 5).")
@@ -284,7 +289,9 @@ class Performance(Section):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="Where to compute.")
     physical_batch_size: int = Field(
-        default=256, ge=1, description="Rows (images x noise draws) computed at once in fine-tuning, sampling and scoring."
+        default=256,
+        ge=1,
+        description="Rows (images x noise draws) computed at once in fine-tuning, sampling and scoring.",
     )
 
 
@@ -312,7 +319,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         if self.sensitive.train == self.public.source:
-            raise ValueError("the public and the sensitive images are the same source; the public set must not be sensitive")
+            raise ValueError(
+                "the public and the sensitive images are the same source; the public set must not be sensitive"
+            )
         if self.sensitive.test is None and self.sensitive.test_fraction == 0:
             raise ValueError("no test images: give sensitive.test, or a sensitive.test_fraction above 0")
         if self.sensitive.test is not None and self.sensitive.test == self.sensitive.train:
@@ -324,7 +333,9 @@ class RunConfig(Section):
                 f"{levels - 1} times down to at least 2: use fewer levels or another resolution"
             )
         if any(not 0 <= level < levels for level in self.denoiser.attention_levels):
-            raise ValueError(f"denoiser.attention_levels must lie in 0..{levels - 1}, found {self.denoiser.attention_levels}")
+            raise ValueError(
+                f"denoiser.attention_levels must lie in 0..{levels - 1}, found {self.denoiser.attention_levels}"
+            )
         if self.image.resolution // 2 ** (len(self.classifier.blocks) - 1) < 1:
             raise ValueError(f"classifier.blocks has more levels than {self.image.resolution} pixels can be halved")
         if self.finetune.restart_allowance and self.finetune.restart_allowance < self.finetune.checkpoint_steps:
@@ -343,7 +354,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"No configuration at {file}: give the path of a YAML file such as deployments/datasets/demo.yaml.")
+        raise ConfigError(
+            f"No configuration at {file}: give the path of a YAML file such as deployments/datasets/demo.yaml."
+        )
     try:
         data = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -89,7 +89,9 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     )
 
 
-def _action(stage: Stage, key: str | None, artifact: Artifact | None, ledger: Ledger | None) -> Literal["reused", "run", "resume"]:
+def _action(
+    stage: Stage, key: str | None, artifact: Artifact | None, ledger: Ledger | None
+) -> Literal["reused", "run", "resume"]:
     if artifact:
         return "reused"
     if stage.charge and key and ledger and ledger.open_reservations(stage.name, key):

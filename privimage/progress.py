@@ -38,7 +38,7 @@ class Silent(Progress):
 
 
 class Terminal(Progress):
-    """A bar on a terminal; where the stream is no terminal, a line when work begins, every 10 seconds, and at its end."""
+    """A bar on a terminal; where the stream is no terminal, a line every 10 seconds."""
 
     def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = 10.0) -> None:
         self._stream = stream or sys.stderr
@@ -64,5 +64,5 @@ class Terminal(Progress):
         yield tick
 
 
-def _advance(bar: tqdm, done: int) -> None:  # type: ignore[type-arg]
+def _advance(bar: tqdm, done: int) -> None:
     bar.update(done - bar.n)

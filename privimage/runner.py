@@ -49,7 +49,7 @@ class Run:
 
     config: RunConfig
     store: Store
-    progress: Progress = Silent()
+    progress: Progress = field(default_factory=Silent)
     draws: Mapping[str, int] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     insecure_random_voiding_guarantee: InsecureRandomForTests | None = None
@@ -181,9 +181,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
 
 
-def _reserve(
-    stage: Stage, key: str, charge: Charge, ledger: Ledger, run: Run
-) -> tuple[list[Reservation], int]:
+def _reserve(stage: Stage, key: str, charge: Charge, ledger: Ledger, run: Run) -> tuple[list[Reservation], int]:
     """Reservations of this artifact (the last is the live one) and the number of the attempt under it."""
     left_open = ledger.open_reservations(stage.name, key)
     if left_open and charge.checkpoint_steps:

@@ -18,7 +18,18 @@ from privimage.store.files import Store
 
 __all__ = ["register"]
 
-PACKAGES = ("privimage", "torch", "torchvision", "prefect", "opacus", "dp-accounting", "opendp", "pyarrow", "s3fs", "clean-fid")
+PACKAGES = (
+    "privimage",
+    "torch",
+    "torchvision",
+    "prefect",
+    "opacus",
+    "dp-accounting",
+    "opendp",
+    "pyarrow",
+    "s3fs",
+    "clean-fid",
+)
 
 
 def register(commands: Commands) -> None:
@@ -37,18 +48,24 @@ def register(commands: Commands) -> None:
     drop = parts.add_parser("remove", help="delete an artifact; paid ones only with --force")
     drop.add_argument("stage", metavar="STAGE")
     drop.add_argument("key", metavar="KEY", help="its whole key")
-    drop.add_argument("--force", action="store_true", help="also if privacy budget paid for it (it would be charged again)")
+    drop.add_argument(
+        "--force", action="store_true", help="also if privacy budget paid for it (it would be charged again)"
+    )
     add_store(drop)
     drop.set_defaults(command=_remove)
 
     verify = commands.add_parser("verify", help="check a release: files, epsilon, ledger")
-    verify.add_argument("release", metavar="RELEASE", help="path or URL of the release folder, or its name in the store")
+    verify.add_argument(
+        "release", metavar="RELEASE", help="path or URL of the release folder, or its name in the store"
+    )
     add_store(verify)
     add_json(verify)
     verify.set_defaults(command=_verify)
 
     report = commands.add_parser("report", help="where a release's report is; --open shows it in a browser")
-    report.add_argument("release", metavar="RELEASE", help="path or URL of the release folder, or its name in the store")
+    report.add_argument(
+        "release", metavar="RELEASE", help="path or URL of the release folder, or its name in the store"
+    )
     report.add_argument("--open", action="store_true", help="open it in a browser")
     add_store(report)
     report.set_defaults(command=_report)
@@ -85,7 +102,9 @@ def _show(options: argparse.Namespace) -> int:
         if artifact.ref.stage == options.stage and artifact.ref.key.startswith(options.key)
     ]
     if len(matching) != 1:
-        raise InputError(f"{len(matching)} artifacts of stage {options.stage} have a key that begins with {options.key}; name one.")
+        raise InputError(
+            f"{len(matching)} artifacts of stage {options.stage} have a key that begins with {options.key}; name one."
+        )
     print_json(matching[0].manifest.model_dump(mode="json"))
     return 0
 

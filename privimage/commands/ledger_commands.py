@@ -44,13 +44,19 @@ def _ledger(options: argparse.Namespace) -> tuple[Ledger, int]:
 
 def _grant(options: argparse.Namespace) -> int:
     if not (0 < options.epsilon < float("inf") and 0 < options.delta < 1):
-        raise ConfigError(f"A grant needs epsilon > 0 and 0 < delta < 1, found {options.epsilon:g} and {options.delta:g}.")
+        raise ConfigError(
+            f"A grant needs epsilon > 0 and 0 < delta < 1, found {options.epsilon:g} and {options.delta:g}."
+        )
     ledger, num_images = _ledger(options)
     if options.delta >= 1 / num_images:
-        raise ConfigError(f"--delta {options.delta:g} must be below 1 / number of training images = {1 / num_images:.3g}.")
+        raise ConfigError(
+            f"--delta {options.delta:g} must be below 1 / number of training images = {1 / num_images:.3g}."
+        )
     name = options.config.rsplit("/", 1)[-1].removesuffix(".yaml")
     entry = ledger.grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images, name=name)
-    print(f"Granted: epsilon {entry.body['epsilon']:g}, delta {entry.body['delta']:g} over the lifetime of data set {ledger.dataset_id}.")
+    print(
+        f"Granted: epsilon {entry.body['epsilon']:g}, delta {entry.body['delta']:g} over the lifetime of data set {ledger.dataset_id}."
+    )
     return 0
 
 
@@ -66,7 +72,14 @@ def _show(options: argparse.Namespace) -> int:
                 "granted": dict(grant.body) if grant else None,
                 "spent": {"epsilon": spent.epsilon, "delta": spent.delta, "set_aside": spent.set_aside},
                 "entries": [
-                    {"sequence": e.sequence, "kind": e.kind, "id": e.id, "written": e.written, "sha256": e.digest, **{"body": dict(e.body)}}
+                    {
+                        "sequence": e.sequence,
+                        "kind": e.kind,
+                        "id": e.id,
+                        "written": e.written,
+                        "sha256": e.digest,
+                        "body": dict(e.body),
+                    }
                     for e in entries
                 ],
             }

@@ -89,7 +89,11 @@ def _execute(run: Run, until: str | None) -> int:
     artifacts = {name: open_ref(run.store, result.ref) for name, result in results.items()}
     if "evaluate" in artifacts:
         private = artifacts["evaluate"]
-        place = private.local("internal.html") if run.store.local_path("private") else f"{run.store.url}/private/artifacts/evaluate"
+        place = (
+            private.local("internal.html")
+            if run.store.local_path("private")
+            else f"{run.store.url}/private/artifacts/evaluate"
+        )
         print(f"internal evaluation (private, not for release): {place}")
     if "release" in artifacts:
         folder = release_name(run.config.name, artifacts["release"])

@@ -39,7 +39,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG, --set, --store, --draw."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as deployments/datasets/demo.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one setting; may be repeated"
+    )
     parser.add_argument(
         "--draw",
         action="append",
@@ -69,7 +71,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], align: Callable[[int], str] = lambda column: "<") -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], align: Callable[[int], str] = lambda column: "<"
+) -> None:
     """Columns padded to their widest cell; `align(column)` is '<' or '>'."""
     table = [list(headings), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]

@@ -55,9 +55,7 @@ def open_folder(config: FolderSource) -> Source:
     if not class_names:
         raise DataError(f"{config.path} has no class folders: put the images of each class into a folder of its name.")
     labels = {name: label for label, name in enumerate(class_names)}
-    files = sorted(
-        (labels[name], path) for path in listing.files for name, _, below in [path.partition("/")] if below
-    )
+    files = sorted((labels[name], path) for path in listing.files for name, _, below in [path.partition("/")] if below)
 
     def images() -> Iterator[SourceImage]:
         for label, path in files:

@@ -136,9 +136,7 @@ def _distinct(fs: Any, files: list[str], column: str) -> list[Any]:
     return sorted(values - {None})
 
 
-def _images(
-    fs: Any, files: list[str], config: ParquetSource, numbers: dict[Any, int] | None
-) -> Iterator[SourceImage]:
+def _images(fs: Any, files: list[str], config: ParquetSource, numbers: dict[Any, int] | None) -> Iterator[SourceImage]:
     for file in files:
         row = 0
         with _parquet_file(fs, file) as parquet:

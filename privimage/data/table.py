@@ -218,9 +218,7 @@ def _image_shape(files: Sequence[Path]) -> tuple[int, ...]:
         return tuple(json.loads(parquet.schema_arrow.metadata[b"image_shape"]))
 
 
-def _runs(
-    owner: NDArray[np.int64], by_group: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+def _runs(owner: NDArray[np.int64], by_group: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """The groups that own a row, and for each of them the places of its rows."""
     groups, first = np.unique(owner[by_group], return_index=True)
     return groups, np.split(by_group, first[1:]) if len(groups) else []

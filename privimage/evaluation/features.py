@@ -25,7 +25,7 @@ __all__ = ["FeatureExtractor", "inception_extractor", "network_extractor"]
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_BATCH = 32
-CLEANFID_FOLDER = "." if platform.system() == "Windows" else "/tmp"
+CLEANFID_FOLDER = "." if platform.system() == "Windows" else "/tmp"  # noqa: S108 - where clean-fid itself looks
 
 Images = np.ndarray | Tensor
 

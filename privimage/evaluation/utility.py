@@ -79,7 +79,7 @@ def train_on_synthetic(
             batch = _windows(padded, rows, offsets[start : start + config.batch_size].to(device))
             loss = functional.cross_entropy(model(batch), labels[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return model.eval()

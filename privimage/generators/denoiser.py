@@ -44,13 +44,14 @@ class Denoiser(nn.Module):
         return out
 
     def loss(self, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Weighted squared error per row, shape (batch,), mean over pixels; the weight of Eq. 2 with lambda = 1/c_out^2.
+        """Weighted squared error per row, shape (batch,), mean over pixels; Eq. 2 with lambda = 1 / c_out^2.
 
         Pure: noise (standard normal, shape of images) and sigma (batch,) are arguments; nothing is drawn here.
         """
         _, c_out, _, _ = self.scalings(sigma)
         denoised = self(images + sigma.view(-1, 1, 1, 1) * noise, sigma, labels)
-        return ((denoised - images) ** 2).flatten(1).mean(1) / c_out**2
+        loss: Tensor = ((denoised - images) ** 2).flatten(1).mean(1) / c_out**2
+        return loss
 
 
 def new_denoiser(config: DenoiserConfig, *, channels: int, num_classes: int, seed: int) -> Denoiser:

@@ -41,7 +41,7 @@ class FinetuneState:
 
 
 def check_layers(denoiser: Denoiser) -> None:
-    """Raise ConfigError if a layer mixes images (batch norm) or cannot be differentiated per image; ask before charging."""
+    """Raise ConfigError if a layer mixes images, as batch norm does; to be asked before anything is charged."""
     problems = ModuleValidator.validate(denoiser.train(), strict=False)
     if problems:
         raise ConfigError(f"The denoiser has a layer that DP-SGD cannot use: {problems[0]}")
@@ -129,7 +129,8 @@ def _loss_of_one_image(denoiser: Denoiser) -> Callable[..., Tensor]:
         noised = batch + sigma.view(-1, 1, 1, 1) * noise
         denoised = functional_call(denoiser, parameters, (noised, sigma, label.expand(draws)))
         _, c_out, _, _ = denoiser.scalings(sigma)
-        return (((denoised - batch) ** 2).flatten(1).mean(1) / c_out**2).mean()
+        mean: Tensor = (((denoised - batch) ** 2).flatten(1).mean(1) / c_out**2).mean()
+        return mean
 
     return loss
 

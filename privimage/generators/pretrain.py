@@ -74,10 +74,12 @@ def pretrain(
             group["lr"] = learning_rate_at(state.step, config)
         loss = denoiser.loss(images.to(device), noise.to(device), sigma.to(device), shown.to(device)).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TrainingError(f"Pre-training diverged at step {state.step}: the loss is {value}; lower pretrain.learning_rate.")
+            raise TrainingError(
+                f"Pre-training diverged at step {state.step}: the loss is {value}; lower pretrain.learning_rate."
+            )
         optimizer.step()
         state.step += 1
         ema_update(state.ema, parameters, decay=config.ema_decay, step=state.step)
@@ -85,7 +87,9 @@ def pretrain(
     return state
 
 
-def _start(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Adam, state: PretrainState | None) -> PretrainState:
+def _start(
+    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Adam, state: PretrainState | None
+) -> PretrainState:
     """A state whose tensors are the live ones of model and optimizer, so that saving it saves the training."""
     if state is not None:
         with torch.no_grad():
@@ -100,7 +104,9 @@ def _start(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Ada
     return PretrainState(
         step=state.step if state else 0,
         weights={name: parameter.data for name, parameter in parameters.items()},
-        ema={name: tensor.to(parameters[name].device) for name, tensor in state.ema.items()} if state else ema_copy(parameters),
+        ema={name: tensor.to(parameters[name].device) for name, tensor in state.ema.items()}
+        if state
+        else ema_copy(parameters),
         exp_avg={name: optimizer.state[parameter]["exp_avg"] for name, parameter in parameters.items()},
         exp_avg_sq={name: optimizer.state[parameter]["exp_avg_sq"] for name, parameter in parameters.items()},
         curve=list(state.curve) if state else [],

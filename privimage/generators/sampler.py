@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def guided(denoiser: Denoiser, labels: Tensor, guidance: float) -> DenoiseFn:
 def sample_heun(denoise: DenoiseFn, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Images from standard normal `noise`, after 2 * (len(sigmas) - 1) - 1 evaluations of `denoise(noised, sigma)`."""
     x = noise * sigmas[0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         slope = (x - denoise(x, sigma)) / sigma
         euler = x + (following - sigma) * slope
         if following > 0:
@@ -56,7 +57,9 @@ def sample_heun(denoise: DenoiseFn, noise: Tensor, sigmas: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def synthesize_images(denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig) -> Tensor:
+def synthesize_images(
+    denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig
+) -> Tensor:
     """uint8 NCHW images for `labels` (batch,), one seed each; a pure function of the arguments."""
     device = next(denoiser.parameters()).device
     sigmas = sigma_schedule(config.num_steps, config.sigma_min, config.sigma_max, config.rho).to(device)

@@ -76,7 +76,9 @@ class UNet(nn.Module):
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         embedding = 4 * config.base_channels
         self.num_frequencies = config.base_channels // 2
-        self.embed_noise = nn.Sequential(nn.Linear(2 * self.num_frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed_noise = nn.Sequential(
+            nn.Linear(2 * self.num_frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         self.embed_label = nn.Embedding(num_classes + 1, embedding)
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
 

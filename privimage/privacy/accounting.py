@@ -56,7 +56,9 @@ def event_from_json(data: Any) -> dpa.DpEvent:
             case "SelfComposedDpEvent":
                 return dpa.SelfComposedDpEvent(event_from_json(data["of"]), int(data["count"]))
             case other:
-                raise LedgerBroken(f"The ledger names a mechanism {other!r} that this version does not know: update privimage.")
+                raise LedgerBroken(
+                    f"The ledger names a mechanism {other!r} that this version does not know: update privimage."
+                )
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerBroken(f"The ledger holds a mechanism that cannot be read: {json.dumps(data)[:200]}") from error
 
@@ -112,13 +114,17 @@ def calibrate_noise_multiplier(
 
     def calibrate(make_accountant: Callable[[], dpa.PrivacyAccountant], interval: Any, tolerance: float) -> float:
         return float(
-            dpa.calibrate_dp_mechanism(make_accountant, composed, epsilon, delta, bracket_interval=interval, tol=tolerance)
+            dpa.calibrate_dp_mechanism(
+                make_accountant, composed, epsilon, delta, bracket_interval=interval, tol=tolerance
+            )
         )
 
     # Renyi accounting at integer orders is quick at any noise and never below the PLD's answer by more than its grid: it makes the
     # bracket, so that the PLD is never evaluated at noise so small that its grid would fill the memory.
     loose = calibrate(
-        lambda: rdp.RdpAccountant(_RENYI_ORDERS, neighboring_relation=RELATION), dpa.LowerEndpointAndGuess(0.05, 2.0), 1e-3
+        lambda: rdp.RdpAccountant(_RENYI_ORDERS, neighboring_relation=RELATION),
+        dpa.LowerEndpointAndGuess(0.05, 2.0),
+        1e-3,
     )
     upper = 1.05 * loose
     lower = 0.8 * loose

@@ -30,26 +30,30 @@ class ClippedSum:
         return self.max_grad_norm
 
 
-def clip_and_sum(gradients: Tensor, max_grad_norm: float) -> Tensor:
-    """Sum of the rows after scaling each to norm at most `max_grad_norm`.
+def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> Tensor:
+    """Sum over images of their gradients, each scaled to norm at most `max_grad_norm`.
 
-    Guarantee: no row changes the result by more than `max_grad_norm` in L2 norm, for every input; a row with a
+    Guarantee: no image changes the result by more than `max_grad_norm` in L2 norm, for every input; an image with a
     non-finite entry, or a norm that overflows, counts as zero.
 
     Args:
-        gradients: one row per image, shape (images, parameters).
+        gradients: one tensor per parameter, (images, *shape of the parameter), float32; changed in place where not
+            finite.
 
     Returns:
-        Shape (parameters,). Source: Abadi et al. (2016), Algorithm 1.
+        Shape (number of all parameters,). Source: Abadi et al. (2016), Algorithm 1.
     """
-    norms = gradients.norm(dim=1)
-    # Shrunk by more than float32 can err in a norm, so that the bound holds for the rounded result too.
-    bound = max_grad_norm * (1 - 2.0**-16)
-    factors = torch.clamp(bound / norms.clamp_min(torch.finfo(norms.dtype).tiny), max=1 - 2.0**-16)
+    rows = [gradient.flatten(1) for gradient in gradients]
+    norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows]).norm(dim=0)
     finite = torch.isfinite(norms)
+    # Shrunk by more than float32 can err in a norm, so that the bound holds for the rounded result too.
+    shrink = 1 - 2.0**-16
+    factors = (shrink * max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=shrink)
     factors = torch.where(finite, factors, torch.zeros_like(factors))
-    # A zero factor does not silence a NaN or infinite entry (0 * inf = NaN): such rows are replaced first.
-    return factors @ torch.where(finite[:, None], gradients, torch.zeros_like(gradients))
+    for row in rows:
+        # A zero factor does not silence an infinite or NaN entry: 0 * inf = NaN.
+        row[~finite] = 0.0
+    return torch.cat([factors @ row for row in rows])
 
 
 def clipped_gradient_sum(
@@ -77,6 +81,5 @@ def clipped_gradient_sum(
     for start in range(0, len(images[0]), images_at_once):
         chunk = [tensor[start : start + images_at_once] for tensor in images]
         gradients = per_image(dict(parameters), *chunk)
-        rows = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)
-        total += clip_and_sum(rows.float(), max_grad_norm)
+        total += clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)
     return ClippedSum(value=total, max_grad_norm=max_grad_norm)

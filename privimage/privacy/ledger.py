@@ -133,7 +133,9 @@ class Ledger:
         numbers = sorted(self._number(name) for name in names)
         for expected, found in enumerate(numbers):
             if expected != found:
-                raise LedgerBroken(f"Ledger {self.dataset_id}: entry {expected:06d} is missing; restore it from a backup.")
+                raise LedgerBroken(
+                    f"Ledger {self.dataset_id}: entry {expected:06d} is missing; restore it from a backup."
+                )
         if len(numbers) < len(self._entries):
             raise LedgerBroken(f"Ledger {self.dataset_id}: entry {len(numbers):06d} was there and is gone; restore it.")
         for number in range(len(self._entries), len(numbers)):
@@ -165,10 +167,14 @@ class Ledger:
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerBroken(f"{where} cannot be read: {error}; restore it from a backup.") from error
         if version != FORMAT or entry.kind not in KINDS:
-            raise LedgerBroken(f"{where} is a {entry.kind!r} of format {version}, which this version does not know: update.")
+            raise LedgerBroken(
+                f"{where} is a {entry.kind!r} of format {version}, which this version does not know: update."
+            )
         previous = self._entries[-1].digest if self._entries else ""
         if entry.sequence != number or entry.previous != previous:
-            raise LedgerBroken(f"{where} does not continue the chain: it, or the entry before it, was changed or replaced.")
+            raise LedgerBroken(
+                f"{where} does not continue the chain: it, or the entry before it, was changed or replaced."
+            )
         if (entry.kind == "grant") != (number == 0):
             raise LedgerBroken(f"{where} is a {entry.kind!r}: a ledger has one grant, and it comes first.")
         return entry
@@ -317,7 +323,9 @@ class Ledger:
             )
         grant = entries[0].body
         if grant["adjacency"] != RELATION.name:
-            raise PrivacyRefused(f"The grant is for the relation {grant['adjacency']}, this version accounts {RELATION.name}.")
+            raise PrivacyRefused(
+                f"The grant is for the relation {grant['adjacency']}, this version accounts {RELATION.name}."
+            )
         reservations = self.reservations()
         missing = [paid for paid in plan.builds_on if paid not in reservations]
         if missing:
@@ -383,7 +391,9 @@ class Ledger:
                 if entry.kind in ("settle", "void") and entry.body["reservation"] == reservation.id:
                     if entry.kind == "settle" and entry.body["artifact"] == artifact:
                         return entry
-                    raise PrivacyRefused(f"Reservation {reservation.id} was already closed by entry {entry.sequence:06d}.")
+                    raise PrivacyRefused(
+                        f"Reservation {reservation.id} was already closed by entry {entry.sequence:06d}."
+                    )
             return None
 
         self._append("settle", {"reservation": reservation.id, "artifact": artifact}, check)
@@ -419,4 +429,6 @@ class Ledger:
             if self._store.create(self._name(len(entries)), raw):
                 return self.entries()[len(entries)]
             time.sleep(random.uniform(0, min(0.02 * (attempt + 1), 0.5)))
-        raise PrivacyRefused(f"Ledger {self.dataset_id}: 200 writers in a row were faster; nothing was charged, try again.")
+        raise PrivacyRefused(
+            f"Ledger {self.dataset_id}: 200 writers in a row were faster; nothing was charged, try again."
+        )

@@ -39,7 +39,9 @@ class HistogramQuery:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
-            raise ConfigError(f"The query's noise_multiplier must be positive and finite, found {self.noise_multiplier}.")
+            raise ConfigError(
+                f"The query's noise_multiplier must be positive and finite, found {self.noise_multiplier}."
+            )
         if not 1 <= self.num_votes <= self.num_categories:
             raise ConfigError(
                 f"query.num_votes is {self.num_votes}, but the public set has {self.num_categories} categories: "

@@ -88,8 +88,10 @@ def build_certificate(
         },
         "assumptions": list(ASSUMPTIONS),
         "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
-        "config_sha256": hashlib.sha256(canonical_json(config.model_dump(mode="json", exclude={"performance"}))).hexdigest(),
-        "packages": dict(next(reversed(private_artifacts.values())).manifest.provenance.get("packages", {})),
+        "config_sha256": hashlib.sha256(
+            canonical_json(config.model_dump(mode="json", exclude={"performance"}))
+        ).hexdigest(),
+        "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
 

@@ -68,9 +68,8 @@ def _check_files(files: Mapping[str, bytes]) -> Check:
     others = {name: data for name, data in files.items() if name != SUMS}
     if files.get(SUMS) == sums(others) and all(name in others for name in REQUIRED):
         return Check(step="files", outcome="passed", why=f"{len(others)} files have the digests that {SUMS} lists")
-    stated = dict(
-        reversed(line.split("  ", 1)) for line in files.get(SUMS, b"").decode(errors="replace").splitlines() if "  " in line
-    )
+    lines = files.get(SUMS, b"").decode(errors="replace").splitlines()
+    stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     wrong = [name for name in others if stated.get(name) != hashlib.sha256(others[name]).hexdigest()]
     missing = [name for name in {*stated, *REQUIRED} if name not in others]
     why = f"changed or unlisted: {', '.join(wrong) or 'none'}; missing: {', '.join(sorted(missing)) or 'none'}"
@@ -116,14 +115,19 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
 def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
     named = [name for name, data in files.items() if b"private/artifacts" in data or b"private/checkpoints" in data]
     return _check(
-        "private side", not named, "no file refers to the private side of the store", f"{', '.join(named)} refers to the private side"
+        "private side",
+        not named,
+        "no file refers to the private side of the store",
+        f"{', '.join(named)} refers to the private side",
     )
 
 
 def _check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Check:
     dataset = certificate["ledger"]["dataset"]
     if ledgers is None or not ledgers.list(f"ledger/{dataset}"):
-        return Check(step="ledger", outcome="skipped", why=f"ledger {dataset} is not at hand (give its store with --store)")
+        return Check(
+            step="ledger", outcome="skipped", why=f"ledger {dataset} is not at hand (give its store with --store)"
+        )
     try:
         entries = {entry.id: entry for entry in Ledger(ledgers, dataset).entries()}
     except LedgerBroken as error:

@@ -22,19 +22,31 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         inner = channels_out // 4 if bottleneck else channels_out
-        sizes = [(channels_in, inner, 1), (inner, inner, 3), (inner, channels_out, 1)] if bottleneck else [
-            (channels_in, inner, 3),
-            (inner, channels_out, 3),
-        ]
+        sizes = (
+            [(channels_in, inner, 1), (inner, inner, 3), (inner, channels_out, 1)]
+            if bottleneck
+            else [
+                (channels_in, inner, 3),
+                (inner, channels_out, 3),
+            ]
+        )
         layers: list[nn.Module] = []
         for number, (wide_in, wide_out, kernel) in enumerate(sizes):
             # The stride sits on the (first) 3x3 convolution.
             step = stride if number == (1 if bottleneck else 0) else 1
-            layers += [nn.Conv2d(wide_in, wide_out, kernel, step, kernel // 2, bias=False), nn.BatchNorm2d(wide_out), nn.ReLU()]
+            layers += [
+                nn.Conv2d(wide_in, wide_out, kernel, step, kernel // 2, bias=False),
+                nn.BatchNorm2d(wide_out),
+                nn.ReLU(),
+            ]
         self.body = nn.Sequential(*layers[:-1])
         same = channels_in == channels_out and stride == 1
-        self.skip = nn.Identity() if same else nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+        self.skip = (
+            nn.Identity()
+            if same
+            else nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +146,7 @@ def train_classifier(
                 group["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
             loss = functional.cross_entropy(model(images), categories[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if step % 20 == 0 or step + 1 == total:
                 value = float(loss.detach())
@@ -142,11 +154,8 @@ def train_classifier(
                     raise TrainingError(f"The classifier diverged at step {step}: lower classifier.learning_rate.")
                 losses.append((step, value))
             on_step(step + 1, total)
-        correct = sum(
-            int((predict(model, public_images[rows], device)[0].argmax(1) == categories[rows]).sum())
-            for rows in validation.split(1024)
-        )
-        accuracies.append(((epoch + 1) * per_epoch, correct / len(validation)))
+        accuracy = _accuracy(model, public_images[validation], categories[validation], device)
+        accuracies.append(((epoch + 1) * per_epoch, accuracy))
     return TrainedClassifier(
         model=model.eval(), validation_accuracy=accuracies[-1][1], loss_curve=losses, accuracy_curve=accuracies
     )
@@ -158,6 +167,11 @@ def predict(model: ResNet, images: Tensor, device: torch.device) -> tuple[Tensor
     model.eval()
     embeddings = model.embed(images.to(device).float() / 127.5 - 1)
     return model.head(embeddings).float().cpu(), embeddings.float().cpu()
+
+
+def _accuracy(model: ResNet, images: Tensor, categories: Tensor, device: torch.device) -> float:
+    predicted = [predict(model, batch, device)[0].argmax(1) for batch in images.split(1024)]
+    return float((torch.cat(predicted) == categories).float().mean())
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:

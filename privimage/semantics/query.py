@@ -24,7 +24,9 @@ def top_votes(logits: Tensor, num_votes: int) -> NDArray[np.int64]:
     return torch.nan_to_num(logits, nan=-torch.inf).topk(num_votes, dim=1).indices.numpy()
 
 
-def vote_histogram(votes: NDArray[np.int64], private_labels: NDArray[np.int64], mechanism: HistogramQuery) -> NDArray[np.int64]:
+def vote_histogram(
+    votes: NDArray[np.int64], private_labels: NDArray[np.int64], mechanism: HistogramQuery
+) -> NDArray[np.int64]:
     """Exact counts h[class, category]: private, never to be stored or shown.
 
     Guarantee: zeroing out one image changes `mechanism.num_votes` cells of one row by 1 each.
@@ -37,8 +39,8 @@ def vote_histogram(votes: NDArray[np.int64], private_labels: NDArray[np.int64], 
     if len(votes):
         ordered = np.sort(votes, axis=1)
         twice = mechanism.num_votes > 1 and bool((ordered[:, 1:] == ordered[:, :-1]).any())
-        inside = 0 <= ordered.min() and ordered.max() < mechanism.num_categories
-        classes = 0 <= private_labels.min() and private_labels.max() < mechanism.num_classes
+        inside = ordered.min() >= 0 and ordered.max() < mechanism.num_categories
+        classes = private_labels.min() >= 0 and private_labels.max() < mechanism.num_classes
         if twice or not inside or not classes:
             raise DataError("A vote or label is out of range, or an image votes twice for one category.")
     histogram = np.zeros((mechanism.num_classes, mechanism.num_categories), dtype=np.int64)

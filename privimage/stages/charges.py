@@ -12,7 +12,7 @@ from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused
 from privimage.pipeline import Charge
 from privimage.preflight import finetune_mechanism, planned_query
-from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of
+from privimage.privacy.accounting import calibrate_noise_multiplier
 from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.store.artifacts import Artifact
@@ -40,9 +40,15 @@ def charge_finetune(
     paid = inputs["query"].manifest.reservations
     missing = [entry for entry in paid if entry not in held]
     if missing or not paid:
-        raise PrivacyRefused(f"The query's artifact was paid for by {missing[:1] or 'nothing'}, which the ledger does not hold.")
+        raise PrivacyRefused(
+            f"The query's artifact was paid for by {missing[:1] or 'nothing'}, which the ledger does not hold."
+        )
     query_plan = held[paid[-1]].body["plan"]
-    rivals = [e for e in held.values() if e.body["plan"]["id"] == query_plan["id"] and e.id not in paid and e.body["key"] != key]
+    rivals = [
+        e
+        for e in held.values()
+        if e.body["plan"]["id"] == query_plan["id"] and e.id not in paid and e.body["key"] != key
+    ]
     same_target = (query_plan["epsilon"], query_plan["delta"]) == (config.privacy.epsilon, config.privacy.delta)
     joins = same_target and not rivals
     plan = Plan(
@@ -82,4 +88,6 @@ def _noise_multiplier(event: dpa.DpEvent) -> float:
         case dpa.SelfComposedDpEvent(event=dpa.PoissonSampledDpEvent(event=dpa.GaussianDpEvent() as gaussian)):
             return float(gaussian.noise_multiplier)
         case _:
-            raise PrivacyRefused("The open reservation of fine-tuning holds no DP-SGD event: it was not made by this stage.")
+            raise PrivacyRefused(
+                "The open reservation of fine-tuning holds no DP-SGD event: it was not made by this stage."
+            )

@@ -63,7 +63,9 @@ def run(context: StageContext) -> Outcome:
         "not_computed": notes,
     }
     (context.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    (context.folder / "internal.html").write_text(render_report(_report(context, metrics, images, labels, utility.confusion)))
+    (context.folder / "internal.html").write_text(
+        render_report(_report(context, metrics, images, labels, utility.confusion))
+    )
     return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
 
 

@@ -50,7 +50,9 @@ def run_pretrain(context: StageContext) -> Outcome:
     state = None
     if saved:
         tensors, about = unpack(saved.data)
-        state = PretrainState(curve=[tuple(point) for point in about["curve"]], **_ungrouped(tensors), step=about["step"])
+        state = PretrainState(
+            curve=[tuple(point) for point in about["curve"]], **_ungrouped(tensors), step=about["step"]
+        )
     last_save = time.monotonic()
     every = max(1, config.pretrain.num_steps // CURVE_POINTS)
     with context.progress.ticker("pretrain", config.pretrain.num_steps) as tick:
@@ -96,7 +98,9 @@ def run_finetune(context: StageContext) -> Outcome:
     if saved:
         tensors, about = unpack(saved.data)
         if about["reservation"] != paid.reservations[-1]:
-            raise Uncharged("The checkpoint of this stage was paid for by another reservation; remove it, or restore the ledger.")
+            raise Uncharged(
+                "The checkpoint of this stage was paid for by another reservation; remove it, or restore the ledger."
+            )
         state = FinetuneState(step=about["step"], **_ungrouped(tensors))
     else:
         state = start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()})
@@ -105,8 +109,8 @@ def run_finetune(context: StageContext) -> Outcome:
 
         def on_step(state: FinetuneState) -> None:
             if state.step % config.checkpoint_steps == 0 or state.step == mechanism.num_steps:
-                about = {"step": state.step, "reservation": paid.reservations[-1]}
-                if not checkpoints.save(state.step, pack(_grouped(state), about)):
+                data = pack(_grouped(state), {"step": state.step, "reservation": paid.reservations[-1]})
+                if not checkpoints.save(state.step, data):
                     raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
                 paid.check_attempt()
             tick(state.step)
@@ -166,6 +170,8 @@ def _grouped(state: PretrainState | FinetuneState) -> dict[str, Tensor]:
 
 def _ungrouped(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {
-        group: {name.removeprefix(f"{group}."): tensor for name, tensor in tensors.items() if name.startswith(f"{group}.")}
+        group: {
+            name.removeprefix(f"{group}."): tensor for name, tensor in tensors.items() if name.startswith(f"{group}.")
+        }
         for group in _GROUPS
     }

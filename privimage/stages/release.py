@@ -49,7 +49,9 @@ def run(context: StageContext) -> Outcome:
     (context.folder / "report.html").write_text(report)
     certificate = certified({**written, "report.html": report.encode()})
     (context.folder / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True))
-    return Outcome(metrics={"epsilon": certificate["epsilon"], "delta": certificate["delta"], "num_images": len(images)})
+    return Outcome(
+        metrics={"epsilon": certificate["epsilon"], "delta": certificate["delta"], "num_images": len(images)}
+    )
 
 
 def export(config: RunConfig, store: Store, artifact: Artifact) -> None:
@@ -77,7 +79,12 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             note=f"of {num_public:,}, in {selected['num_categories']} categories",
             kind="public",
         ),
-        Figure(name="Noise of the semantic query", value=f"{noise:.3g} votes", note="standard deviation per category", kind="charged"),
+        Figure(
+            name="Noise of the semantic query",
+            value=f"{noise:.3g} votes",
+            note="standard deviation per category",
+            kind="charged",
+        ),
         Figure(
             name="Parameters of the generator",
             value=f"{pretrained['num_parameters']:,}",
@@ -99,7 +106,9 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
         chosen=_chosen(inputs["select"], inputs["public"]),
         curves={
             "Semantic classifier: loss by optimizer step (public images)": {"loss": classifier["loss_curve"]},
-            "Generator, pre-training: loss by optimizer step (public images)": {"loss": _smooth(pretrained["loss_curve"])},
+            "Generator, pre-training: loss by optimizer step (public images)": {
+                "loss": _smooth(pretrained["loss_curve"])
+            },
         },
         figures=figures,
         mechanisms=[
@@ -107,7 +116,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             for mechanism in certificate["mechanisms"]
         ],
         costs=[
-            StageCost(stage=name, seconds=float(artifact.manifest.provenance["seconds"]), what=_about(name))
+            StageCost(stage=name, seconds=float(str(artifact.manifest.provenance["seconds"])), what=_about(name))
             for name, artifact in inputs.items()
         ],
         ledger_entries=[
@@ -119,8 +128,12 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             "data set (blinded name)": certificate["ledger"]["dataset"],
             "configuration": certificate["config_sha256"],
             "computed epsilon": f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})",
-            "independent check": "{lower:.6g} to {upper:.6g} ({accountant})".format(**certificate["epsilon_certified_interval"]),
-            "spent on this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}".format(**certificate["ledger"]["spent_in_all"]),
+            "independent check": "{lower:.6g} to {upper:.6g} ({accountant})".format(
+                **certificate["epsilon_certified_interval"]
+            ),
+            "spent on this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}".format(
+                **certificate["ledger"]["spent_in_all"]
+            ),
             **{name: str(value) for name, value in certificate["packages"].items()},
         },
         verify_command="privimage verify RELEASE_FOLDER",

@@ -86,7 +86,9 @@ def run_query(context: StageContext) -> Outcome:
     private_images, private_labels = context.private_images("train")
     votes = np.concatenate(
         [
-            top_votes(predict(model, torch.from_numpy(private_images[at : at + QUERY_BATCH]), device)[0], mechanism.num_votes)
+            top_votes(
+                predict(model, torch.from_numpy(private_images[at : at + QUERY_BATCH]), device)[0], mechanism.num_votes
+            )
             for at in context.progress.track(range(0, len(private_images), QUERY_BATCH), "query (batches)")
         ]
     )
@@ -122,7 +124,9 @@ def run_select(context: StageContext) -> Outcome:
         kept = cap_rows(classes, limit, config.seed)
         ids, labels, classes = ids[kept], labels[kept], classes[kept]
     pq.write_table(
-        pa.table({"id": ids, "label": labels, "class": classes}), context.folder / "selected.parquet", compression="zstd"
+        pa.table({"id": ids, "label": labels, "class": classes}),
+        context.folder / "selected.parquet",
+        compression="zstd",
     )
     chosen = [
         {

@@ -149,9 +149,7 @@ def test_the_share_of_a_split_is_its_fraction() -> None:
     assert {split_of(digest, 0.0, 0.0) for digest in digests} == {"train"}
 
 
-def test_a_test_source_is_the_test_split(
-    tmp_path: Path, make_folder: Callable[..., Path], gray8: ImageConfig
-) -> None:
+def test_a_test_source_is_the_test_split(tmp_path: Path, make_folder: Callable[..., Path], gray8: ImageConfig) -> None:
     make_folder(tmp_path / "in", per_class=20)
     make_folder(tmp_path / "held-out", per_class=3, first=500)
     config = sensitive(tmp_path / "in", tmp_path / "held-out", test_fraction=0.5)

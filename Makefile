@@ -1,0 +1,48 @@
+# Two commands set everything up on a machine that has Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+STORE ?= .privimage
+DEMO := deployments/datasets/demo.yaml
+# Those who can reach PyTorch's own index may install smaller builds: make demo TORCH_BACKEND=cpu
+TORCH_BACKEND ?=
+READY := $(VENV)/.ready
+
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.PHONY: demo test check lock install clean
+
+demo: $(READY)
+	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
+	$(BIN)/privimage run $(DEMO) --store $(STORE)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+install: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+ifeq ($(TORCH_BACKEND),)
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+else
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --torch-backend $(TORCH_BACKEND) -e '.[dev]'
+endif
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+lock: $(READY)
+	$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 -o requirements.lock --quiet
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
