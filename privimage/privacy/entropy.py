@@ -55,9 +55,9 @@ class SecretRandom:
         raise TypeError("SecretRandom must not be copied or stored: two copies would make the same noise")
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """53-bit uniforms, centred in their cells so that neither 0 nor 1 occurs."""
+        """52-bit uniforms, centred in their cells so that neither 0 nor 1 occurs (with 53, the last one rounds to 1)."""
         bits = np.frombuffer(self._keystream.update(bytes(8 * count)), dtype=np.uint64)
-        return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
     def normal(self, count: int) -> NDArray[np.float64]:
         """By the inverse distribution function: a fixed number of bits per draw, so timing tells nothing."""

@@ -330,7 +330,8 @@ class Ledger:
         missing = [paid for paid in plan.builds_on if paid not in reservations]
         if missing:
             raise Uncharged(f"Ledger {self.dataset_id} does not hold {missing[0]}, on which this run builds.")
-        members = {e.id for e in reservations.values() if e.body["plan"]["id"] == plan.id} | set(plan.builds_on)
+        earlier = [entry for entry in reservations.values() if entry.body["plan"]["id"] == plan.id]
+        members = {e.id for e in earlier}.union(plan.builds_on, *(e.body["plan"]["builds_on"] for e in earlier))
         events = [reservations[member].event for member in members] + ([event] if event else [])
         own = epsilon_of(events, plan.delta)
         if own > plan.epsilon * _ROUNDING:
@@ -373,8 +374,10 @@ class Ledger:
                 )
             return {"reservation": reservation.id, "attempt": len(earlier) + 2, "lost_steps": block}
 
-        reservation.check_live()
-        return int(self._append("resume", body, lambda entries: None).body["attempt"])
+        def check(entries: Sequence[Entry]) -> None:
+            reservation.check_live()
+
+        return int(self._append("resume", body, check).body["attempt"])
 
     def check_attempt(self, reservation: Reservation, attempt: int) -> None:
         """Raise Uncharged unless `attempt` is the latest one of a live reservation."""
@@ -400,8 +403,13 @@ class Ledger:
 
     def void(self, reservation: Reservation, *, reason: str) -> None:
         """Give a reservation back. Only for the caller who can prove that no sensitive image was read under it."""
-        reservation.check_live()
-        self._append("void", {"reservation": reservation.id, "reason": reason}, lambda entries: None)
+
+        def check(entries: Sequence[Entry]) -> None:
+            reservation.check_live()
+            if any(e.kind == "reserve" and reservation.id in e.body["plan"]["builds_on"] for e in entries):
+                raise PrivacyRefused(f"Reservation {reservation.id} has been built on: its result exists, it stays spent.")
+
+        self._append("void", {"reservation": reservation.id, "reason": reason}, check)
 
     def _append(
         self,

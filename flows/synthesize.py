@@ -1,0 +1,89 @@
+"""From public and sensitive images to a differentially private release: the whole method as one flow.
+
+    python -m flows.synthesize deployments/datasets/demo.yaml
+
+The same stages, store and keys as `privimage run`: what either has made, the other reuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from privimage.config import RunConfig, load_config
+from privimage.errors import PrivimageError
+from tasks import stages
+
+__all__ = ["main", "synthesize"]
+
+
+@flow(
+    name="synthesize",
+    flow_run_name="{config.name}-eps{config.privacy.epsilon}",
+    # One stage at a time: each uses the whole device.
+    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    persist_result=False,
+)
+def synthesize(config: RunConfig, store: str = ".privimage", draws: dict[str, int] | None = None) -> dict[str, str]:
+    """Make a synthetic, differentially private image set from a sensitive one.
+
+    Finished stages are reused, an interrupted one goes on from its checkpoint; the privacy cost is charged to the
+    ledger of the sensitive set, whose owner has to have granted it (`privimage ledger grant`).
+
+    Args:
+        config: Data, privacy and settings of every stage.
+        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
+        draws: Stages of which another, independent run is wanted, by number; a private stage is charged again.
+
+    Returns:
+        Keys of the artifacts, by stage.
+    """
+    request = {"config": config.model_dump(mode="json"), "store": store, "draws": draws or {}}
+
+    public = stages.admit_public.submit(request)
+    admit = stages.admit_sensitive.submit(request)
+    classifier = stages.train_classifier.submit(request, public)
+    index = stages.build_index.submit(request, public, classifier)
+    query = stages.query.submit(request, admit, classifier)
+    select = stages.select.submit(request, query, index)
+    pretrain = stages.pretrain.submit(request, public, select)
+    finetune = stages.finetune.submit(request, admit, query, pretrain)
+    images = stages.synthesize_images.submit(request, finetune)
+    evaluate = stages.evaluate.submit(request, admit, classifier, images)
+    release = stages.release.submit(
+        request,
+        public=public,
+        admit=admit,
+        classifier=classifier,
+        query=query,
+        select=select,
+        pretrain=pretrain,
+        finetune=finetune,
+        synthesize=images,
+    )
+    # In order, so that the first failure is the one that is raised.
+    futures = [public, admit, classifier, index, query, select, pretrain, finetune, images, evaluate, release]
+    references = [future.result() for future in futures]
+    return {reference["stage"]: reference["key"] for reference in references}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the flow for one configuration; exit codes as for `privimage`."""
+    parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=synthesize.__doc__)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument("--store", default=".privimage", metavar="URL", help="root of the store (default: .privimage)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
+    options = parser.parse_args(arguments)
+    try:
+        synthesize(load_config(options.config, options.set), store=options.store)
+    except PrivimageError as error:
+        print(f"privimage: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
