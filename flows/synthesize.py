@@ -45,7 +45,8 @@ def synthesize(config: RunConfig, store: str = ".privimage", draws: dict[str, in
 
     public = stages.admit_public.submit(request)
     admit = stages.admit_sensitive.submit(request)
-    classifier = stages.train_classifier.submit(request, public)
+    checked = stages.check.submit(request, public, admit)
+    classifier = stages.train_classifier.submit(request, public, wait_for=[checked])
     index = stages.build_index.submit(request, public, classifier)
     query = stages.query.submit(request, admit, classifier)
     select = stages.select.submit(request, query, index)
@@ -65,8 +66,9 @@ def synthesize(config: RunConfig, store: str = ".privimage", draws: dict[str, in
         synthesize=images,
     )
     # In order, so that the first failure is the one that is raised.
-    futures = [public, admit, classifier, index, query, select, pretrain, finetune, images, evaluate, release]
-    references = [future.result() for future in futures]
+    checked.result()
+    made = [public, admit, classifier, index, query, select, pretrain, finetune, images, evaluate, release]
+    references = [future.result() for future in made]
     return {reference["stage"]: reference["key"] for reference in references}
 
 

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except PrivimageError as error:
-        print(f"privimage: {error}", file=sys.stderr)
+        print(f"privimage: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("privimage: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)

@@ -31,6 +31,7 @@ __all__ = [
     "PublicConfig",
     "QueryConfig",
     "RunConfig",
+    "Section",
     "SelectionConfig",
     "SensitiveConfig",
     "SourceConfig",
@@ -93,7 +94,7 @@ class DemoGlyphs(Section):
 
     kind: Literal["demo-glyphs"] = "demo-glyphs"
     images_per_category: int = Field(default=250, ge=10, le=10_000, description="Images of each of the 62 categories.")
-    seed: int = Field(default=0, ge=0, description="Seed of the distortions (public data: reproducible).")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the distortions (public data: reproducible).")
 
 
 SourceConfig = Annotated[
@@ -179,7 +180,7 @@ class ClassifierConfig(Section):
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="Share of public images held out.")
     augment: bool = Field(default=True, description="Random shifts and small rotations of the training images.")
     horizontal_flip: bool = Field(default=False, description="Also mirror at random; wrong for letters and digits.")
-    seed: int = Field(default=0, ge=0, description="Seed (public training is reproducible).")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed (public training is reproducible).")
 
 
 class QueryConfig(Section):
@@ -199,7 +200,7 @@ class SelectionConfig(Section):
         title="Max fraction",
         description="Select at most this share of the public images; none = all images of the chosen categories.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the random choice under `max_fraction`.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random choice under `max_fraction`.")
 
 
 class DenoiserConfig(Section):
@@ -227,7 +228,7 @@ class PretrainConfig(Section):
     horizontal_flip: bool = Field(default=False, description="Mirror images at random; wrong for letters and digits.")
     sigma_mean: float = Field(default=-1.2, description="Mean of ln sigma, the noise level drawn in training.")
     sigma_std: float = Field(default=1.2, gt=0, description="Standard deviation of ln sigma.")
-    seed: int = Field(default=0, ge=0, description="Seed (public training is reproducible).")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed (public training is reproducible).")
 
 
 class FinetuneConfig(Section):
@@ -261,7 +262,7 @@ class SynthesizeConfig(Section):
     sigma_max: float = Field(default=80.0, gt=0, description="Largest noise level.")
     rho: float = Field(default=7.0, gt=0, description="Spacing of the noise levels (Karras et al. 2022, Eq. 5).")
     guidance: float = Field(default=0.0, ge=0, le=20, description="Classifier-free guidance weight; 0 = none.")
-    seed: int = Field(default=0, ge=0, description="First of the per-image seeds (sampling is reproducible).")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="First of the per-image seeds (sampling is reproducible).")
 
     @model_validator(mode="after")
     def _sigmas_ordered(self) -> SynthesizeConfig:
@@ -276,7 +277,7 @@ class EvaluateConfig(Section):
     epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of the classifier trained on synthetic images.")
     batch_size: int = Field(default=128, ge=2, description="Images per step of that classifier.")
     learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Its learning rate (Adam).")
-    seed: int = Field(default=0, ge=0, description="Its seed.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Its seed.")
     inception_weights: str | None = Field(
         default=None,
         title="Inception weights",
@@ -400,4 +401,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override!r}: {parent} is no section")
-    target[last] = yaml.safe_load(value)
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {value!r} is not valid YAML") from error

@@ -23,16 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privimage.config import RunConfig
-from privimage.data.facts import SensitiveFacts
+from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import Uncharged
 from privimage.pipeline import Charge, Paid, PrivateImages, Stage, StageContext, stage_named, stages_until
+from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.ledger import Ledger, Reservation
 from privimage.progress import Progress, Silent
 from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
 from privimage.store.files import Store
 
-__all__ = ["Run", "StageResult", "admitted", "ledger_of", "run_all", "run_stage", "stage_key"]
+__all__ = ["Run", "StageResult", "admitted", "check_run", "ledger_of", "run_all", "run_stage", "stage_key"]
 
 PACKAGES = ("privimage", "torch", "numpy", "pyarrow", "opacus", "dp-accounting", "opendp")
 
@@ -77,7 +78,18 @@ def run_all(
         on_start(stage)
         results[stage.name] = run_stage(stage.name, run, {name: results[name].ref for name in stage.inputs})
         on_end(stage, results[stage.name])
+        if stage.name == "admit" and "public" in results:
+            check_run(run, results["public"].ref, results["admit"].ref)
     return results
+
+
+def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
+    """Raise InputError if configuration and admitted data contradict each other: before hours of training, not after.
+
+    The charge of the query checks the same again, before it spends.
+    """
+    facts = TableFacts.from_json(open_ref(run.store, public).read_bytes("facts.json").decode())
+    check_against_data(run.config, facts, admitted(open_ref(run.store, admit)))
 
 
 def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:

@@ -14,11 +14,11 @@ from privimage.config import RunConfig
 from privimage.progress import Terminal
 from privimage.release.certificate import in_words
 from privimage.release.export import release_name
-from privimage.runner import Run, run_stage
+from privimage.runner import Run, check_run, run_stage
 from privimage.store.artifacts import ArtifactRef, open_ref
 from privimage.store.files import Store
 
-__all__ = ["publish_release", "reference_or_reused"]
+__all__ = ["Reference", "Request", "check_request", "publish_release", "reference_or_reused"]
 
 Reference = dict[str, Any]
 """A small JSON name of one artifact: stage, key, digest, sealed."""
@@ -36,6 +36,11 @@ def reference_or_reused(stage: str, request: Request, inputs: dict[str, Referenc
         return Completed(name="Reused", message=f"{stage} {result.ref.key[:12]}, made {result.written}", data=reference)
     get_run_logger().info("%s %s made in %.1f s", stage, result.ref.key[:12], result.seconds)
     return reference
+
+
+def check_request(request: Request, public: Reference, admit: Reference) -> None:
+    """Compare the configuration with the admitted data, before anything long or costly is started."""
+    check_run(_run(request), ArtifactRef.from_json(public), ArtifactRef.from_json(admit))
 
 
 def publish_release(request: Request, reference: Reference) -> None:

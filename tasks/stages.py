@@ -8,12 +8,13 @@ from prefect import task
 from prefect.states import State
 
 from tasks.policies import PRIVATE_STAGE, PUBLIC_STAGE
-from tasks.running import Reference, Request, publish_release, reference_or_reused
+from tasks.running import Reference, Request, check_request, publish_release, reference_or_reused
 
 __all__ = [
     "admit_public",
     "admit_sensitive",
     "build_index",
+    "check",
     "evaluate",
     "finetune",
     "pretrain",
@@ -37,6 +38,12 @@ def admit_public(request: Request) -> Result:
 def admit_sensitive(request: Request) -> Result:
     """Sensitive images -> sealed image table; releases nothing."""
     return reference_or_reused("admit", request, {})
+
+
+@task(name="check", **PUBLIC_STAGE)
+def check(request: Request, public: Reference, admit: Reference) -> None:
+    """Configuration against admitted data: fails here rather than after hours of training."""
+    check_request(request, public, admit)
 
 
 @task(name="classifier", **PUBLIC_STAGE)

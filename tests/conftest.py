@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,33 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from privimage.store.files import Store
+
+# Threads that wait for each other cost more than they save on networks as small as the tests': 40 s become 10.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.pipeline_fixtures import (  # noqa: E402  (torch reads the variable above when it is imported)
+    finished,
+    finished_copy,
+    granted,
+    granted_copy,
+    portraits,
+    pretrained,
+    pretrained_copy,
+    privimage,
+    tiny_config,
+)
+
+__all__ = [
+    "finished",
+    "finished_copy",
+    "granted",
+    "granted_copy",
+    "portraits",
+    "pretrained",
+    "pretrained_copy",
+    "privimage",
+    "tiny_config",
+]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from privimage.errors import TrainingError
 from privimage.generators.denoiser import Denoiser, from_pixels
 from privimage.generators.ema import ema_copy, ema_update
 
-__all__ = ["PretrainState", "pretrain"]
+__all__ = ["PretrainState", "learning_rate_at", "pretrain"]
 
 
 @dataclass(kw_only=True)
@@ -60,7 +61,9 @@ def pretrain(
     optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
     state = _start(parameters, optimizer, state)
     while state.step < config.num_steps:
-        generator = torch.Generator().manual_seed((config.seed << 32) + state.step)
+        # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
+        mixed = np.random.SeedSequence([config.seed, state.step]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         rows = torch.randint(len(public_images), (config.batch_size,), generator=generator)
         images = from_pixels(public_images[rows])
         if config.horizontal_flip:

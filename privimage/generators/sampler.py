@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,9 @@ def sigma_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: floa
 
 def initial_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Standard normal (len(seeds), *shape); row i depends on seeds[i] only, so batches and devices change nothing."""
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-    return torch.stack(rows)
+    # NumPy's Philox takes all 64 bits of a seed as its key; torch's CPU generator would drop the upper 32.
+    rows = [np.random.Generator(np.random.Philox(key=int(seed))).standard_normal(shape, np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
 
 
 def guided(denoiser: Denoiser, labels: Tensor, guidance: float) -> DenoiseFn:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from privimage.config import DenoiserConfig
 
-__all__ = ["UNet"]
+__all__ = ["Attention", "Block", "UNet"]
 
 
 def _norm(channels: int) -> nn.GroupNorm:

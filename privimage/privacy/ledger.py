@@ -190,25 +190,21 @@ class Ledger:
 
     def states(self) -> dict[str, str]:
         """Of each reservation: 'open', 'settled' or 'void'."""
-        states: dict[str, str] = {}
-        for entry in self.entries():
-            if entry.kind == "reserve":
-                states[entry.id] = "open"
-            elif entry.kind in ("settle", "void"):
-                states[entry.body["reservation"]] = "settled" if entry.kind == "settle" else "void"
-        return states
+        return _states(self.entries())
 
     def reservations(self) -> dict[str, Entry]:
         """All reservations that count, by id (all but void ones)."""
-        states = self.states()
-        return {e.id: e for e in self.entries() if e.kind == "reserve" and states[e.id] != "void"}
+        entries = self.entries()
+        states = _states(entries)
+        return {e.id: e for e in entries if e.kind == "reserve" and states[e.id] != "void"}
 
     def open_reservations(self, stage: str, key: str) -> list[Reservation]:
         """Unsettled reservations of one stage and artifact key, oldest first: what a crash left behind."""
-        states = self.states()
+        entries = self.entries()
+        states = _states(entries)
         return [
             Reservation(ledger=self, entry=entry)
-            for entry in self.entries()
+            for entry in entries
             if entry.kind == "reserve"
             and states[entry.id] == "open"
             and (entry.body["stage"], entry.body["key"]) == (stage, key)
@@ -407,7 +403,9 @@ class Ledger:
         def check(entries: Sequence[Entry]) -> None:
             reservation.check_live()
             if any(e.kind == "reserve" and reservation.id in e.body["plan"]["builds_on"] for e in entries):
-                raise PrivacyRefused(f"Reservation {reservation.id} has been built on: its result exists, it stays spent.")
+                raise PrivacyRefused(
+                    f"Reservation {reservation.id} has been built on: its result exists, it stays spent."
+                )
 
         self._append("void", {"reservation": reservation.id, "reason": reason}, check)
 
@@ -440,3 +438,14 @@ class Ledger:
         raise PrivacyRefused(
             f"Ledger {self.dataset_id}: 200 writers in a row were faster; nothing was charged, try again."
         )
+
+
+def _states(entries: Sequence[Entry]) -> dict[str, str]:
+    """Of each reservation in one reading of the ledger: 'open', 'settled' or 'void'."""
+    states: dict[str, str] = {}
+    for entry in entries:
+        if entry.kind == "reserve":
+            states[entry.id] = "open"
+        elif entry.kind in ("settle", "void"):
+            states[entry.body["reservation"]] = "settled" if entry.kind == "settle" else "void"
+    return states

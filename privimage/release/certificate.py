@@ -1,16 +1,17 @@
-"""The privacy certificate of a release: what is promised, under which relation, and what it rests on."""
+"""The privacy certificate of a release: what is promised, under which relation, and what it rests on. No torch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import dp_accounting as dpa
 
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import Uncharged
 from privimage.privacy.accounting import epsilon_of, event_in_words, event_to_json
-from privimage.privacy.crosscheck import prv_interval
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.store.artifacts import Artifact, canonical_json
@@ -33,6 +34,7 @@ def build_certificate(
     private_artifacts: Mapping[str, Artifact],
     guarantees: Sequence[str],
     files: Mapping[str, bytes],
+    cross_check: Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]],
 ) -> dict[str, Any]:
     """The certificate as JSON.
 
@@ -40,6 +42,7 @@ def build_certificate(
         private_artifacts: the artifacts of the private stages, by stage.
         guarantees: what each of them says of its own randomness.
         files: the other files of the release, by name.
+        cross_check: a second accountant: certified lower and upper bound on epsilon of events at a delta.
 
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
@@ -62,7 +65,7 @@ def build_certificate(
                     "ledger_entry": {"sequence": entry.sequence, "id": entry.id, "sha256": entry.digest},
                 }
             )
-    lower, upper = prv_interval(events, config.privacy.delta)
+    lower, upper = cross_check(events, config.privacy.delta)
     spent = ledger.spent()
     return {
         "schema": SCHEMA,

@@ -54,13 +54,13 @@ sup { line-height: 0; font-size: .7em; }
 .charts svg { display: block; width: 100%; max-width: 34rem; height: auto; }
 figure { margin: 0; }
 .class { break-inside: avoid; }
-.category { display: grid; grid-template-columns: minmax(2.6rem, auto) 1fr auto; gap: 0 .7rem; align-items: center;
+.category { display: grid; grid-template-columns: 1fr auto; gap: .1rem .7rem; align-items: end;
   margin: 0 0 .6rem; }
-.category > .example { grid-row: 1 / 3; }
+.category > .example { grid-column: 1 / 3; line-height: 0; }
 .category > span { overflow-wrap: anywhere; line-height: 1.3; }
-.category img { max-height: 2.6rem; border-radius: 3px; }
+.category img { max-height: 2.2rem; max-width: 100%; border-radius: 3px; }
 .category data { font-variant-numeric: tabular-nums; color: var(--soft); }
-.bar { grid-column: 2 / 4; height: 4px; border-radius: 2px; background: var(--accent); opacity: .75; }
+.bar { grid-column: 1 / 3; height: 4px; border-radius: 2px; background: var(--accent); opacity: .75; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .94rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem 1.1rem .45rem 0; border-bottom: 1px solid var(--line);

@@ -13,7 +13,7 @@ from torch.nn import functional
 from privimage.config import ClassifierConfig
 from privimage.errors import DataError, TrainingError
 
-__all__ = ["ResNet", "TrainedClassifier", "new_classifier", "predict", "train_classifier"]
+__all__ = ["ResNet", "ResidualBlock", "TrainedClassifier", "new_classifier", "predict", "train_classifier"]
 
 
 class ResidualBlock(nn.Module):

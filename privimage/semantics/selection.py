@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from privimage.errors import ConfigError
 
-__all__ = ["assign_categories", "cap_rows"]
+__all__ = ["assign_categories", "cap_rows", "classes_of"]
 
 
 def assign_categories(noisy_histogram: NDArray[np.float64], categories_per_class: int) -> list[list[int]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import dp_accounting as dpa
 
 from privimage.config import RunConfig
-from privimage.data.facts import SensitiveFacts
+from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused
 from privimage.pipeline import Charge
-from privimage.preflight import finetune_mechanism, planned_query
+from privimage.preflight import check_against_data, finetune_mechanism, planned_query
 from privimage.privacy.accounting import calibrate_noise_multiplier
 from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism
-from privimage.store.artifacts import Artifact
+from privimage.store.artifacts import Artifact, open_ref
 
 __all__ = ["calibrated_finetune", "charge_finetune", "charge_query"]
 
@@ -23,10 +22,16 @@ __all__ = ["calibrated_finetune", "charge_finetune", "charge_query"]
 def charge_query(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
-    """The query opens a plan with the run's whole target, so that fine-tuning cannot fail for want of budget later."""
-    categories = json.loads(inputs["classifier"].read_bytes("classifier.json"))["class_names"]
-    mechanism = planned_query(config, facts, len(categories))
-    # Refuses here, before anything is spent, if the query would leave nothing.
+    """The query opens a plan with the run's whole target, so that fine-tuning cannot fail for want of budget later.
+
+    Whatever contradicts the data is refused here, before anything is spent.
+    """
+    classifier = inputs["classifier"]
+    public = open_ref(classifier.store, classifier.manifest.inputs["public"])
+    categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
+    check_against_data(config, categories, facts)
+    mechanism = planned_query(config, facts, len(categories.class_names))
+    # Refuses if the query would leave nothing.
     calibrated_finetune(config, facts, [mechanism.event])
     plan = Plan(id=f"plan-{key[:16]}", epsilon=config.privacy.epsilon, delta=config.privacy.delta)
     return Charge(mechanism=mechanism, plan=plan)

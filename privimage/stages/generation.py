@@ -95,6 +95,12 @@ def run_finetune(context: StageContext) -> Outcome:
     denoiser, facts = open_denoiser(context.inputs["pretrain"], choose_device(context.config.performance.device))
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = checkpoints.latest()
+    if checkpoints.damaged:
+        # Each resume accounts for the steps since the newest checkpoint; an older one would repeat more than that.
+        raise Uncharged(
+            f"Checkpoint {checkpoints.damaged[0]} is damaged, and going on from an older one would repeat steps that are "
+            "not accounted for: restore it from a backup, or start anew with another draw (--draw), charged in full."
+        )
     if saved:
         tensors, about = unpack(saved.data)
         if about["reservation"] != paid.reservations[-1]:

@@ -13,6 +13,7 @@ from privimage.config import RunConfig
 from privimage.data.table import read_images
 from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext
+from privimage.privacy.crosscheck import prv_interval
 from privimage.release.certificate import build_certificate
 from privimage.release.export import export_release
 from privimage.release.pictures import sample_grid, thumbnail_strip
@@ -30,8 +31,8 @@ def run(context: StageContext) -> Outcome:
     """Writes synthetic.parquet, samples.png, report.html and certificate.json."""
     if context.ledger is None or context.facts is None:
         raise Uncharged("A release needs the ledger of its images.")
-    inputs = context.inputs
-    class_names = context.facts.class_names
+    inputs, facts, ledger = context.inputs, context.facts, context.ledger
+    class_names = facts.class_names
     files = inputs["synthesize"].files("images-")
     images, labels = read_images(files)
     grid = sample_grid(images, labels, class_names, per_class=GRID_IMAGES)
@@ -42,7 +43,7 @@ def run(context: StageContext) -> Outcome:
     guarantees = [inputs["query"].read_json("query.json")["guarantee"], denoiser["guarantee"]]
 
     def certified(files: dict[str, bytes]) -> dict[str, Any]:
-        return build_certificate(context.config, context.facts, context.ledger, private_artifacts, guarantees, files)  # type: ignore[arg-type]
+        return build_certificate(context.config, facts, ledger, private_artifacts, guarantees, files, prv_interval)
 
     written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
     report = render_report(_report(context, certified(written), grid))

@@ -1,0 +1,130 @@
+"""The Prefect flow, run as people run it: a process of its own, a real (ephemeral) server, a store on S3."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from privimage.config import RunConfig
+from privimage.pipeline import STAGES
+from privimage.store.artifacts import list_artifacts
+from privimage.store.files import Store
+from tasks import stages
+from tests.pipeline_fixtures import GRANT, Place
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO"}
+    environment.pop("PREFECT_API_URL", None)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def layout(store: Store) -> set[str]:
+    """Names in a store without what is random or names one run: keys, payload folders, ledger ids."""
+    shapes = set()
+    for name in store.list(""):
+        parts = name.split("/")
+        if "artifacts" in parts:
+            at = parts.index("artifacts")
+            shapes.add(
+                "/".join(
+                    [
+                        *parts[: at + 2],
+                        "KEY",
+                        *(("PAYLOAD", *parts[at + 4 :]) if len(parts) > at + 4 else parts[at + 3 :]),
+                    ]
+                )
+            )
+        elif parts[0] in ("ledger", "releases"):
+            shapes.add("/".join([parts[0], "NAME", *parts[2:]]))
+        else:
+            shapes.add(name)
+    return shapes
+
+
+@pytest.mark.slow
+def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line_makes_on_disk(
+    s3_bucket: str, tiny_config: Path, finished: Place, tmp_path: Path
+) -> None:
+    store = f"s3://{s3_bucket}/privimage"
+    refused = run(["-m", "flows.synthesize", str(tiny_config), "--store", store], tmp_path)
+    assert refused.returncode == 3, refused.stderr
+    assert "has no grant" in refused.stderr.splitlines()[-1]
+
+    grant = ["--epsilon", str(GRANT["epsilon"]), "--delta", str(GRANT["delta"])]
+    granted = run(["-m", "privimage.cli", "ledger", "grant", str(tiny_config), "--store", store, *grant], tmp_path)
+    assert granted.returncode == 0, granted.stderr
+    done = run(["-m", "flows.synthesize", str(tiny_config), "--store", store], tmp_path)
+    assert done.returncode == 0, done.stderr
+    # What ran before the refusal was reused, and Prefect says so.
+    for stage in ("public", "admit", "classifier", "index"):
+        assert f"Reused('{stage} " in done.stderr, done.stderr
+    assert "Reused('query " not in done.stderr
+
+    assert layout(Store.open(store)) == layout(finished.store)
+    made = {artifact.ref.stage for artifact in list_artifacts(Store.open(store))}
+    assert made == {stage.name for stage in STAGES}
+
+    planned = run(["-m", "privimage.cli", "plan", str(tiny_config), "--store", store, "--json"], tmp_path)
+    assert {row["action"] for row in json.loads(planned.stdout)["stages"]} == {"reused"}
+    (release,) = {name.split("/")[1] for name in Store.open(store).list("releases")}
+    verified = run(["-m", "privimage.cli", "verify", f"{store}/releases/{release}", "--store", store], tmp_path)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_every_stage_is_one_task_that_is_neither_cached_nor_retried_by_prefect() -> None:
+    tasks = {task.name: task for task in (getattr(stages, name) for name in stages.__all__)}
+    assert set(tasks) == {stage.name for stage in STAGES} | {"check"}
+    for stage in STAGES:
+        task = tasks[stage.name]
+        assert task.retries == 0
+        assert task.persist_result is False
+        assert type(task.cache_policy).__name__ == "_None"
+        touches = stage.charge is not None or stage.sealed
+        assert ("private" in task.tags) == touches, stage.name
+
+
+def test_no_flow_file_hides_an_importable_module() -> None:
+    for file in (ROOT / "flows").glob("[!_]*.py"):
+        found = importlib.util.find_spec(file.stem)
+        assert found is None, f"{file.name} would hide {found}"
+
+
+def test_the_run_form_of_the_flow_accepts_every_configured_data_set() -> None:
+    from flows.synthesize import synthesize
+
+    for file in (ROOT / "deployments" / "datasets").glob("*.yaml"):
+        validated = synthesize.validate_parameters(
+            {"config": yaml.safe_load(file.read_text()), "store": "x", "draws": {}}
+        )
+        assert isinstance(validated["config"], RunConfig)
+
+
+def test_prefect_s_server_answers_nulls_in_optional_fields(tmp_path: Path) -> None:
+    """A newer FastAPI than the pinned one breaks Prefect in ways that show up as forty odd failures; this names it."""
+    code = (
+        "from fastapi.testclient import TestClient\n"
+        "from prefect.server.api.server import create_app\n"
+        "with TestClient(create_app(ephemeral=True)) as client:\n"
+        "    reply = client.post('/api/flows/filter', json={'flows': None, 'sort': 'NAME_ASC'})\n"
+        "print('status', reply.status_code)\n"
+    )
+    answered = run(["-c", code], tmp_path)
+    assert "status 200" in answered.stdout, answered.stderr

@@ -1,0 +1,245 @@
+"""Private fine-tuning: exactly the accounted draws, a state without secrets, and learning where noise allows it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from privimage.config import FinetuneConfig
+from privimage.errors import ConfigError
+from privimage.generators.denoiser import Denoiser, from_pixels
+from privimage.generators.finetune import FinetuneState, _draws, check_layers, finetune, start_state
+from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
+from privimage.privacy.mechanisms import DPSGDMechanism
+
+NewDenoiser = Callable[..., Denoiser]
+IMAGES = 48
+CONFIG = FinetuneConfig(noise_samples=2, learning_rate=1e-3, ema_decay=0.5, label_dropout=0.1)
+MECHANISM = DPSGDMechanism(
+    num_images=IMAGES,
+    expected_batch_size=12,
+    num_steps=4,
+    restart_allowance=3,
+    max_grad_norm=0.5,
+    noise_multiplier=1.0,
+)
+
+
+def bars() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    labels = np.arange(IMAGES) % 2
+    images = np.zeros((IMAGES, 1, 8, 8), dtype=np.uint8)
+    images[labels == 0, :, 3:5] = 255
+    images[labels == 1, :, :, 3:5] = 255
+    return images, labels
+
+
+def begin(denoiser: Denoiser) -> FinetuneState:
+    return start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()})
+
+
+def run(
+    denoiser: Denoiser,
+    *,
+    mechanism: DPSGDMechanism = MECHANISM,
+    config: FinetuneConfig = CONFIG,
+    state: FinetuneState | None = None,
+    random: Random | None = None,
+    rows_at_once: int = 64,
+    on_step: Callable[[FinetuneState], None] = lambda state: None,
+) -> FinetuneState:
+    return finetune(
+        denoiser,
+        *bars(),
+        mechanism,
+        config,
+        state=state or begin(denoiser),
+        random=random or SecretRandom(),
+        rows_at_once=rows_at_once,
+        on_step=on_step,
+    )
+
+
+class Recorder:
+    """Records what is drawn from it."""
+
+    guarantee = True
+
+    def __init__(self) -> None:
+        self.inner = SecretRandom()
+        self.drawn: list[tuple[str, int]] = []
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        self.drawn.append(("uniform", count))
+        return self.inner.uniform(count)
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        self.drawn.append(("normal", count))
+        return self.inner.normal(count)
+
+    def seed(self) -> int:
+        self.drawn.append(("seed", 1))
+        return self.inner.seed()
+
+
+def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in weights.values()])
+
+
+def test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many(
+    awake: NewDenoiser,
+) -> None:
+    denoiser, random = awake(), Recorder()
+    state = run(denoiser, random=random)
+    size = sum(parameter.numel() for parameter in denoiser.parameters())
+    assert random.drawn == [("uniform", IMAGES), ("seed", 1), ("normal", size)] * 4
+    assert state.step == MECHANISM.num_steps
+
+
+def test_a_resumed_run_makes_the_missing_steps_only(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    saved: list[FinetuneState] = []
+    run(denoiser, on_step=lambda state: saved.append(copy.deepcopy(state)))
+    steps: list[int] = []
+    random = Recorder()
+    state = run(denoiser, state=saved[2], random=random, on_step=lambda state: steps.append(state.step))
+    assert steps == [4] and state.step == 4
+    assert len(random.drawn) == 3
+    assert not torch.equal(flat(state.weights), flat(saved[3].weights)), "the repeated step has fresh noise"
+
+
+def test_a_resumed_run_begins_where_the_saved_state_stands(awake: NewDenoiser) -> None:
+    denoiser, random = awake(), InsecureRandomForTests(0)
+    saved: list[tuple[FinetuneState, InsecureRandomForTests]] = []
+    whole = run(
+        denoiser, random=random, on_step=lambda state: saved.append((copy.deepcopy(state), copy.deepcopy(random)))
+    )
+    state, same_draws = saved[1]
+    resumed = run(awake(seed=7), state=state, random=same_draws)
+    for group in ("weights", "ema", "exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(flat(getattr(resumed, group)), flat(getattr(whole, group)), rtol=0, atol=0)
+
+
+def test_the_state_holds_released_tensors_only_and_no_generator(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    given: list[FinetuneState] = []
+    run(denoiser, on_step=given.append)
+    shapes = {name: parameter.shape for name, parameter in denoiser.named_parameters()}
+    assert {field.name for field in fields(given[0])} == {"step", "weights", "ema", "exp_avg", "exp_avg_sq"}
+    for group in ("weights", "ema", "exp_avg", "exp_avg_sq"):
+        assert {name: tensor.shape for name, tensor in getattr(given[0], group).items()} == shapes
+    assert isinstance(given[0].step, int)
+
+
+def test_the_denoiser_and_the_starting_weights_are_left_as_they_were(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    before, start = flat(dict(denoiser.named_parameters())).clone(), begin(denoiser)
+    state = run(denoiser, state=start)
+    assert torch.equal(flat(dict(denoiser.named_parameters())), before)
+    assert not torch.equal(flat(state.weights), before)
+
+
+def test_an_empty_batch_takes_its_noisy_step(awake: NewDenoiser) -> None:
+    class NeverSampled(Recorder):
+        def uniform(self, count: int) -> NDArray[np.float64]:
+            return np.full(count, 1 - 1e-9)
+
+    denoiser = awake()
+    state = run(denoiser, random=NeverSampled(), mechanism=replace(MECHANISM, num_steps=1))
+    noise = flat(state.exp_avg) / 0.1 * MECHANISM.expected_batch_size / MECHANISM.noise_stddev
+    assert state.step == 1
+    assert float(noise.std()) == pytest.approx(1.0, abs=7 / (2 * len(noise)) ** 0.5)
+
+
+def test_one_step_is_adam_on_the_noisy_mean_gradient(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    parameters = [parameter.detach().clone().requires_grad_() for parameter in denoiser.parameters()]
+    adam = torch.optim.Adam(parameters, lr=CONFIG.learning_rate, eps=1e-12)
+    before: list[FinetuneState] = [begin(denoiser)]
+
+    def compare(state: FinetuneState) -> None:
+        previous = before.pop()
+        for parameter, name in zip(parameters, state.weights, strict=True):
+            parameter.grad = (state.exp_avg[name] - 0.9 * previous.exp_avg[name]) / 0.1
+        adam.step()
+        expected = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        torch.testing.assert_close(flat(state.weights), expected, rtol=1e-4, atol=2e-5)
+        before.append(copy.deepcopy(state))
+
+    run(denoiser, on_step=compare)
+
+
+def test_two_runs_share_no_noise(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    quiet = replace(MECHANISM, num_steps=1, noise_multiplier=1000.0)
+    first, second = (flat(run(denoiser, mechanism=quiet).exp_avg) for _ in range(2))
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 7 / len(first) ** 0.5
+
+
+def test_rows_at_once_changes_nothing_beyond_rounding(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    one = replace(MECHANISM, num_steps=1)
+    whole, single = (
+        flat(run(denoiser, mechanism=one, random=InsecureRandomForTests(4), rows_at_once=rows).exp_avg)
+        for rows in (1000, 1)
+    )
+    assert float((whole - single).norm() / whole.norm()) < 1e-5
+
+
+def test_with_little_noise_it_learns(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    images, labels = bars()
+    generator = torch.Generator().manual_seed(0)
+    x = from_pixels(torch.from_numpy(images))
+    noise, sigma = torch.randn(x.shape, generator=generator), torch.full((IMAGES,), 0.5)
+
+    def loss(weights: dict[str, torch.Tensor]) -> float:
+        probe = awake()
+        probe.load_state_dict(weights)
+        with torch.no_grad():
+            return float(probe.loss(x, noise, sigma, torch.from_numpy(labels)).mean())
+
+    before = loss(begin(denoiser).weights)
+    easy = replace(MECHANISM, num_steps=40, noise_multiplier=0.01)
+    config = CONFIG.model_copy(update={"learning_rate": 3e-3, "ema_decay": 0.8})
+    state = run(denoiser, mechanism=easy, config=config)
+    assert loss(state.weights) < 0.6 * before
+    assert loss(state.ema) < 0.6 * before
+    drowned = run(denoiser, mechanism=replace(easy, noise_multiplier=1e4), config=config)
+    assert loss(drowned.weights) > 2 * loss(state.weights), "noise has no effect on learning: is it added at all?"
+
+
+@pytest.mark.parametrize("num_images", [IMAGES - 1, IMAGES + 1])
+def test_another_number_of_images_than_is_accounted_is_refused(awake: NewDenoiser, num_images: int) -> None:
+    random = Recorder()
+    with pytest.raises(ConfigError, match="number of images is not the one that the mechanism accounts for"):
+        run(awake(), mechanism=replace(MECHANISM, num_images=num_images), random=random)
+    assert random.drawn == []
+
+
+def test_a_layer_that_mixes_images_is_refused_before_anything_is_drawn(awake: NewDenoiser) -> None:
+    denoiser, random = awake(), Recorder()
+    check_layers(denoiser)
+    denoiser.net.norm_out = nn.BatchNorm2d(8)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="a layer that DP-SGD cannot use"):
+        check_layers(denoiser)
+    with pytest.raises(ConfigError, match="a layer that DP-SGD cannot use"):
+        run(denoiser, random=random)
+    assert random.drawn == []
+
+
+def test_labels_are_hidden_once_an_image_and_noise_drawn_for_each_draw() -> None:
+    images, labels = bars()
+    config = CONFIG.model_copy(update={"noise_samples": 3, "label_dropout": 0.5})
+    x, shown, sigma, noise = _draws(images, labels, 2, config, seed=1)
+    assert x.shape == (IMAGES, 1, 8, 8) and noise.shape == (IMAGES, 3, 1, 8, 8)
+    assert shown.shape == (IMAGES,) and sigma.shape == (IMAGES, 3)
+    assert 10 < int((shown == 2).sum()) < 38
+    assert all(int(label) in (2, expected) for label, expected in zip(shown, labels, strict=True))
+    assert len(sigma.unique()) == 3 * IMAGES and len(noise.unique()) > 0.99 * noise.numel()

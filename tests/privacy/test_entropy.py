@@ -1,0 +1,122 @@
+"""Randomness of the guarantee: the right distribution, and nothing that could be made again.
+
+Every statistical test rejects at p < 1e-9 on fresh draws, so that a false alarm is not to be expected in our lives.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random as python_random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
+from privimage.privacy.poisson import poisson_batch
+
+ALARM = 1e-9
+DRAWS = 200_000
+
+
+def test_normal_draws_have_the_stated_scale_and_no_other() -> None:
+    draws = SecretRandom().normal(DRAWS)
+    assert kstest(draws, "norm").pvalue > ALARM
+    assert kstest(draws * 2 / 3, "norm").pvalue < ALARM
+    assert kstest(draws * 3 / 2, "norm").pvalue < ALARM
+
+
+def test_the_moments_of_normal_draws_are_those_of_the_standard_normal() -> None:
+    draws = SecretRandom().normal(DRAWS)
+    for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
+        assert abs((draws**power).mean() - moment) < 7 * (variance / DRAWS) ** 0.5
+    assert np.abs(draws).max() > 4
+
+
+def test_uniform_draws_are_uniform_inside_the_open_interval() -> None:
+    draws = SecretRandom().uniform(DRAWS)
+    assert kstest(draws, "uniform").pvalue > ALARM
+    assert kstest(draws * 0.98, "uniform").pvalue < ALARM
+    assert draws.min() > 0 and draws.max() < 1
+
+
+def test_consecutive_draws_are_uncorrelated() -> None:
+    draws = SecretRandom().normal(DRAWS)
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 7 / DRAWS**0.5
+
+
+class ConstantKeystream:
+    def __init__(self, byte: int) -> None:
+        self.byte = byte
+
+    def update(self, data: bytes) -> bytes:
+        return bytes([self.byte]) * len(data)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF])
+def test_the_outermost_keystreams_give_neither_0_nor_1_nor_infinite_noise(byte: int) -> None:
+    random = SecretRandom()
+    random._keystream = ConstantKeystream(byte)  # type: ignore[assignment]
+    draw = random.uniform(1)[0]
+    assert 0 < draw < 1
+    assert np.isfinite(random.normal(1)).all()
+    assert list(poisson_batch(3, 1.0, random)) == [0, 1, 2]
+    assert list(poisson_batch(3, 0.0, random)) == []
+    assert 0 <= random.seed() < 2**63
+
+
+def test_two_sources_and_two_calls_share_no_draw() -> None:
+    one, other = SecretRandom(), SecretRandom()
+    draws = np.concatenate([one.uniform(1000), one.uniform(1000), other.uniform(1000)])
+    assert len(np.unique(draws)) == 3000
+    assert len({one.seed(), one.seed(), other.seed(), other.seed()}) == 4
+
+
+def test_seeding_every_known_generator_does_not_reproduce_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    states = torch.get_rng_state(), np.random.get_state(), python_random.getstate()  # noqa: NPY002
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        python_random.seed(0)
+        runs.append(SecretRandom().normal(100))
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    python_random.setstate(states[2])
+    assert not np.isin(runs[0], runs[1]).any()
+
+
+def test_it_leaves_the_global_generators_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), python_random.getstate()  # noqa: NPY002
+    SecretRandom().normal(100)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert before[2] == python_random.getstate()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_cannot_be_copied_or_stored(duplicate: object) -> None:
+    with pytest.raises(TypeError, match="two copies would make the same noise"):
+        duplicate(SecretRandom())  # type: ignore[operator]
+
+
+def test_showing_it_shows_nothing() -> None:
+    random = SecretRandom()
+    assert repr(random) == str(random) == "SecretRandom()"
+    assert not any(isinstance(value, (bytes, bytearray, int, np.ndarray)) for value in vars(random).values())
+
+
+def test_only_the_secret_source_carries_a_guarantee() -> None:
+    sources: list[Random] = [SecretRandom(), InsecureRandomForTests(0)]
+    assert [source.guarantee for source in sources] == [True, False]
+
+
+def test_the_source_for_tests_repeats_itself() -> None:
+    one, again, other = InsecureRandomForTests(1), InsecureRandomForTests(1), InsecureRandomForTests(2)
+    draws = one.normal(10)
+    assert (draws == again.normal(10)).all()
+    assert not (draws == other.normal(10)).any()
+    assert one.seed() == again.seed()

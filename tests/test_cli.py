@@ -1,0 +1,260 @@
+"""The command line: its commands, their output, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from privimage.errors import ArtifactDamaged, InputError, PrivacyRefused, PrivimageError
+from privimage.pipeline import STAGES
+from privimage.runner import run_all
+from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place
+
+Command = Callable[..., Answer]
+
+
+# ------------------------------------------------------------------ exit codes and help
+
+
+def test_exit_codes_follow_the_tree_of_errors() -> None:
+    assert (PrivimageError.exit_code, ArtifactDamaged.exit_code) == (1, 1)
+    assert (InputError.exit_code, PrivacyRefused.exit_code) == (2, 3)
+
+
+def test_help_lists_every_command(privimage: Command) -> None:
+    answer = privimage("--help")
+    assert answer.code == 0
+    for command in ("plan", "run", "stage", "ledger", "artifacts", "verify", "report", "doctor"):
+        assert f"\n    {command}" in answer.out
+    assert {"show", "grant", "verify"} <= set(privimage("ledger", "--help").out.split())
+    assert {"list", "show", "remove"} <= set(privimage("artifacts", "--help").out.split())
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("run",), ("run", "a.yaml", "--until", "nonsense")])
+def test_a_usage_that_it_does_not_know_is_exit_code_2(privimage: Command, arguments: tuple[str, ...]) -> None:
+    answer = privimage(*arguments)
+    assert answer.code == 2
+    assert "usage: privimage" in answer.err
+
+
+def test_the_version_is_the_package_s(privimage: Command) -> None:
+    assert privimage("--version").out.startswith("privimage 0.")
+
+
+def test_a_stopped_command_says_that_it_can_go_on(
+    privimage: Command, finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("privimage.commands.run_commands.run_all", stopped)
+    answer = privimage("run", *finished.options())
+    assert answer.code == 1
+    assert "goes on from the last checkpoint" in answer.complaint
+
+
+# ------------------------------------------------------------------ run, stage
+
+
+def test_run_tells_what_it_reused_and_where_everything_lies(privimage: Command, finished: Place) -> None:
+    answer = privimage("run", *finished.options())
+    assert answer.code == 0
+    assert answer.err.count("reused, made") == len(STAGES)
+    assert f"release:  {finished.release}" in answer.out
+    assert f"report:   {finished.release / 'report.html'}" in answer.out
+    assert "private, not for release" in answer.out
+
+
+def test_run_never_prints_names_of_images(privimage: Command, pretrained_copy: Place) -> None:
+    answer = privimage("run", *pretrained_copy.options())
+    assert answer.code == 0
+    assert NAME_ON_FILES not in answer.out + answer.err
+
+
+def test_run_stops_after_the_stage_that_was_asked_for(privimage: Command, granted: Place) -> None:
+    answer = privimage("run", *granted.options(), "--until", "index")
+    assert answer.code == 0
+    assert [line.split()[0] for line in answer.err.splitlines() if "reused" in line] == [
+        "public",
+        "classifier",
+        "index",
+    ]
+
+
+def test_stage_runs_one_stage_and_takes_a_number_for_its_draw(privimage: Command, finished_copy: Place) -> None:
+    answer = privimage("stage", "synthesize", *finished_copy.options(), "--draw", "2")
+    assert answer.code == 0
+    assert "synthesize  done in" in answer.err
+    assert answer.err.count("reused, made") == 8
+
+
+@pytest.mark.parametrize("draw", ["nonsense=2", "finetune=0", "finetune=two", "finetune"])
+def test_a_draw_that_makes_no_sense_is_refused(privimage: Command, finished: Place, draw: str) -> None:
+    answer = privimage("run", *finished.options(), "--draw", draw)
+    assert answer.code == 2
+    assert answer.complaint
+
+
+# ------------------------------------------------------------------ ledger
+
+
+def test_ledger_show_tells_every_entry_and_what_is_left(privimage: Command, finished: Place) -> None:
+    answer = privimage("ledger", "show", *finished.options())
+    assert answer.code == 0
+    assert "grant of epsilon 3, delta 0.0003" in answer.out
+    assert "Set aside for the runs above: epsilon 1; left for others: epsilon 2" in answer.out
+    found = json.loads(privimage("ledger", "show", *finished.options(), "--json").out)
+    assert [entry["kind"] for entry in found["entries"]] == ["grant", "reserve", "settle", "reserve", "settle"]
+    assert found["spent"]["set_aside"] == 1.0
+    assert 0.99 < found["spent"]["epsilon"] <= 1
+    assert found["granted"]["num_images"] == 143
+
+
+def test_ledger_show_works_before_there_is_a_grant(privimage: Command, tiny_config: Path, tmp_path: Path) -> None:
+    answer = privimage("ledger", "show", tiny_config, "--store", tmp_path / "store")
+    assert answer.code == 0
+    assert "No grant yet" in answer.out
+
+
+def test_ledger_verify_tells_a_whole_chain_from_a_broken_one(privimage: Command, finished_copy: Place) -> None:
+    answer = privimage("ledger", "verify", *finished_copy.options())
+    assert answer.code == 0
+    assert "5 entries, the chain is whole" in answer.out
+    found = json.loads(privimage("ledger", "verify", *finished_copy.options(), "--json").out)
+    assert (found["entries"], found["chain"]) == (5, "whole")
+    (finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "000002.json").unlink()
+    broken = privimage("ledger", "verify", *finished_copy.options())
+    assert broken.code == 3
+    assert "entry 000002 is missing" in broken.complaint
+
+
+def test_the_same_grant_again_changes_nothing(privimage: Command, finished_copy: Place) -> None:
+    before = finished_copy.entries
+    answer = privimage("ledger", "grant", *finished_copy.options(), "--epsilon", "3", "--delta", "3e-4")
+    assert answer.code == 0
+    assert "Granted: epsilon 3" in answer.out
+    assert finished_copy.entries == before
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [("0", "1e-4"), ("-1", "1e-4"), ("inf", "1e-4"), ("1", "0"), ("1", "1")])
+def test_a_grant_of_nothing_or_everything_is_refused(
+    privimage: Command, tiny_config: Path, tmp_path: Path, epsilon: str, delta: str
+) -> None:
+    store = tmp_path / "store"
+    answer = privimage("ledger", "grant", tiny_config, "--store", store, "--epsilon", epsilon, "--delta", delta)
+    assert answer.code == 2
+    assert "A grant needs epsilon > 0 and 0 < delta < 1" in answer.complaint
+    assert not (store / "ledger").exists()
+
+
+# ------------------------------------------------------------------ artifacts
+
+
+def test_artifacts_list_names_every_artifact_and_its_kind(privimage: Command, finished: Place) -> None:
+    answer = privimage("artifacts", "list", "--store", finished.folder)
+    assert answer.code == 0
+    kinds = {line.split()[0]: line.split()[-1] for line in answer.out.splitlines()[1:]}
+    assert set(kinds) == {stage.name for stage in STAGES}
+    assert {stage for stage, kind in kinds.items() if kind == "sealed"} == {"admit", "evaluate"}
+    assert {stage for stage, kind in kinds.items() if kind == "paid"} == {"query", "finetune"}
+    found = json.loads(privimage("artifacts", "list", "--store", finished.folder, "--json").out)
+    assert {artifact["stage"] for artifact in found} == set(kinds)
+
+
+def test_artifacts_show_prints_a_manifest_by_the_beginning_of_its_key(privimage: Command, finished: Place) -> None:
+    key = run_all(finished.run())["finetune"].ref.key
+    answer = privimage("artifacts", "show", "finetune", key[:10], "--store", finished.folder)
+    assert answer.code == 0
+    manifest = json.loads(answer.out)
+    assert manifest["key"] == key
+    assert len(manifest["reservations"]) == 1
+    none = privimage("artifacts", "show", "finetune", "zzz", "--store", finished.folder)
+    assert none.code == 2
+    assert "0 artifacts of stage finetune" in none.complaint
+
+
+def test_artifacts_remove_deletes_public_ones_and_the_next_run_makes_them_again(
+    privimage: Command, finished_copy: Place
+) -> None:
+    ref = run_all(finished_copy.run())["index"].ref
+    answer = privimage("artifacts", "remove", "index", ref.key, "--store", finished_copy.folder)
+    assert answer.code == 0
+    results = run_all(finished_copy.run())
+    assert [name for name, result in results.items() if not result.reused] == ["index"]
+    assert results["index"].ref == ref
+
+
+def test_artifacts_remove_refuses_paid_ones_without_force(privimage: Command, finished_copy: Place) -> None:
+    key = run_all(finished_copy.run())["finetune"].ref.key
+    arguments = ("artifacts", "remove", "finetune", key, "--store", finished_copy.folder)
+    refused = privimage(*arguments)
+    assert refused.code == 3
+    assert "would cost that budget again" in refused.complaint
+    assert finished_copy.payload("finetune", "denoiser.safetensors").exists()
+    assert privimage(*arguments, "--force").code == 0
+    gone = privimage(*arguments)
+    assert gone.code == 2
+    assert "There is no artifact finetune" in gone.complaint
+
+
+# ------------------------------------------------------------------ verify, report, doctor
+
+
+def test_verify_takes_the_name_of_a_release_in_the_store(privimage: Command, finished: Place) -> None:
+    answer = privimage("verify", finished.release.name, "--store", finished.folder)
+    assert answer.code == 0
+    assert answer.out.endswith("\nVerified.\n")
+    absent = privimage("verify", "no-such-release", "--store", finished.folder)
+    assert absent.code == 2
+    assert "No release at no-such-release" in absent.complaint
+
+
+def test_verify_says_in_words_what_failed(privimage: Command, finished_copy: Place) -> None:
+    (finished_copy.release / "samples.png").write_bytes(b"other")
+    answer = privimage("verify", finished_copy.release, "--store", finished_copy.folder)
+    assert answer.code == 1
+    assert "failed   files: changed or unlisted: samples.png" in answer.out
+    assert answer.out.endswith("NOT VERIFIED\n")
+
+
+def test_report_tells_where_the_report_is_and_opens_it_when_asked(
+    privimage: Command, finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    answer = privimage("report", finished.release, "--store", finished.folder)
+    assert answer.code == 0
+    assert Path(answer.out.strip()).is_file()
+    assert opened == []
+    assert privimage("report", finished.release.name, "--open", "--store", finished.folder).code == 0
+    assert opened == [(finished.release / "report.html").as_uri()]
+
+
+def test_doctor_finds_a_healthy_store(privimage: Command, tmp_path: Path) -> None:
+    answer = privimage("doctor", "--store", tmp_path / "store", "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    assert found["healthy"] is True
+    assert {"python", "torch", "prefect", "device", "store", "inception weights"} <= set(found)
+    assert "conditional writes work" in found["store"]
+    table = privimage("doctor", "--store", tmp_path / "store")
+    assert table.code == 0
+    assert "torch" in table.out
+
+
+def test_doctor_says_what_is_wrong_with_a_store(privimage: Command) -> None:
+    answer = privimage("doctor", "--store", "gopher://store", "--json")
+    assert answer.code == 1
+    found = json.loads(answer.out)
+    assert found["healthy"] is False
+    assert "is no store" in found["store"]
+
+
+def test_the_store_may_be_named_by_the_environment(
+    privimage: Command, finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIVIMAGE_STORE", str(finished.folder))
+    assert privimage("run", finished.config).code == 0

@@ -1,0 +1,118 @@
+"""The plan: what a run would reuse, run and cost, without running or charging any of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from privimage.errors import ArtifactDamaged, ConfigError
+from privimage.pipeline import STAGES
+from privimage.plan import plan_run
+from privimage.runner import run_all
+from tests.pipeline_fixtures import GRANT, Answer, Place
+
+
+def test_before_anything_is_there_only_the_first_stages_have_keys(tiny_config: Path, tmp_path: Path) -> None:
+    place = Place(config=tiny_config, folder=tmp_path / "store")
+    plan = plan_run(place.run())
+    assert [row.stage for row in plan.stages] == [stage.name for stage in STAGES]
+    assert {row.action for row in plan.stages} == {"run"}
+    assert [row.stage for row in plan.stages if row.key] == ["public", "admit"]
+    unknown = {row.stage for row in plan.stages if row.epsilon is None}
+    assert unknown == {"query", "finetune"}
+    assert (plan.epsilon, plan.delta, plan.granted, plan.set_aside) == (1.0, 1e-4, None, None)
+    assert not (place.folder / "ledger").exists()
+    assert not (place.folder / "artifacts").exists()
+
+
+def test_once_admitted_and_granted_it_knows_what_each_private_stage_will_cost(granted: Place) -> None:
+    plan = plan_run(granted.run())
+    actions = {row.stage: row.action for row in plan.stages}
+    assert [stage for stage, action in actions.items() if action == "reused"] == [
+        "public",
+        "admit",
+        "classifier",
+        "index",
+    ]
+    costs = {row.stage: row.epsilon for row in plan.stages}
+    assert 0 < costs["query"] < costs["finetune"] < 1  # type: ignore[operator]
+    assert sum(cost or 0 for cost in costs.values()) == pytest.approx(1.0)
+    assert (plan.granted, plan.set_aside) == (GRANT["epsilon"], 0)
+    assert granted.kinds == ["grant"]
+
+
+def test_after_a_run_all_is_reused_and_nothing_is_left_to_pay(finished: Place) -> None:
+    before = finished.kinds
+    plan = plan_run(finished.run())
+    assert {row.action for row in plan.stages} == {"reused"}
+    assert all(row.written and row.epsilon == 0 for row in plan.stages)
+    assert (plan.granted, plan.set_aside) == (GRANT["epsilon"], 1.0)
+    assert finished.kinds == before
+
+
+def test_it_names_the_keys_that_the_run_then_makes(finished: Place) -> None:
+    planned = {row.stage: row.key for row in plan_run(finished.run()).stages}
+    assert planned == {name: result.ref.key for name, result in run_all(finished.run()).items()}
+
+
+def test_it_tells_which_stages_a_change_makes_anew(finished: Place) -> None:
+    plan = plan_run(finished.run("synthesize.seed=7"))
+    anew = [row.stage for row in plan.stages if row.action == "run"]
+    assert anew == ["synthesize", "evaluate", "release"]
+    assert sum(row.epsilon or 0 for row in plan.stages) == 0
+
+
+def test_it_stops_at_the_stage_that_was_asked_for(finished: Place) -> None:
+    assert [row.stage for row in plan_run(finished.run(), until="index").stages] == ["public", "classifier", "index"]
+    with pytest.raises(ConfigError, match="no stage 'nonsense'"):
+        plan_run(finished.run(), until="nonsense")
+
+
+def test_it_finds_what_contradicts_the_data(granted: Place) -> None:
+    with pytest.raises(ConfigError, match="1 / number of training images"):
+        plan_run(granted.run("privacy.delta=0.05"))
+    with pytest.raises(ConfigError, match="lower it to at most 20"):
+        plan_run(granted.run("selection.categories_per_class=21"))
+    with pytest.raises(ConfigError, match="expected_batch_size"):
+        plan_run(granted.run("finetune.expected_batch_size=1000"))
+
+
+def test_it_finds_a_truncated_artifact(finished_copy: Place) -> None:
+    weights = finished_copy.payload("finetune", "denoiser.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune"):
+        plan_run(finished_copy.run())
+
+
+def test_a_reservation_that_a_crash_left_is_shown_as_one_to_resume(
+    pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("privimage.stages.generation.finetune", killed)
+        run_all(pretrained_copy.run())
+    assert pretrained_copy.kinds == ["grant", "reserve query", "settle", "reserve finetune"]
+    actions = {row.stage: row.action for row in plan_run(pretrained_copy.run()).stages}
+    assert (actions["pretrain"], actions["finetune"], actions["synthesize"]) == ("reused", "resume", "run")
+
+
+def test_the_command_prints_a_table_and_json(
+    privimage: Callable[..., Answer], finished: Place, tiny_config: Path, tmp_path: Path
+) -> None:
+    table = privimage("plan", *finished.options())
+    assert table.code == 0
+    assert "Still to be charged: epsilon 0." in table.out
+    assert "set aside so far: 1." in table.out
+    answer = privimage("plan", *finished.options(), "--json")
+    assert answer.code == 0
+    plan = json.loads(answer.out)
+    assert [row["action"] for row in plan["stages"]] == ["reused"] * len(STAGES)
+    early = privimage("plan", tiny_config, "--store", tmp_path / "new")
+    assert early.code == 0
+    assert "not admitted yet" in early.out
+    assert "privimage ledger grant" in early.out

@@ -1,0 +1,173 @@
+"""A release: what is in it, and that its verification notices every change."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.pipeline_fixtures import Answer, Place
+
+FILES = ["SHA256SUMS", "certificate.json", "report.html", "samples.png", "synthetic.parquet"]
+NO_STORE = "no-store-here"
+
+
+@pytest.fixture
+def release(finished: Place, tmp_path: Path) -> Path:
+    """A copy of the finished run's release folder, far from its store."""
+    return Path(shutil.copytree(finished.release, tmp_path / "handed-on"))
+
+
+@pytest.fixture
+def verify(privimage: Callable[..., Answer], tmp_path: Path) -> Callable[..., tuple[int, dict[str, str]]]:
+    """Exit code of `privimage verify`, and the outcome of each step."""
+
+    def call(folder: Path, store: Path | None = None) -> tuple[int, dict[str, str]]:
+        answer = privimage("verify", folder, "--store", store or tmp_path / NO_STORE, "--json")
+        found = json.loads(answer.out)
+        assert found["verified"] == (answer.code == 0)
+        return answer.code, {check["step"]: check["outcome"] for check in found["checks"]}
+
+    return call
+
+
+Verify = Callable[..., tuple[int, dict[str, str]]]
+
+
+def test_it_holds_the_images_the_certificate_the_report_and_their_sums(finished: Place) -> None:
+    assert sorted(file.name for file in finished.release.iterdir()) == FILES
+
+
+def test_it_is_verified_in_every_step_with_the_ledger_at_hand(finished: Place, verify: Verify) -> None:
+    code, steps = verify(finished.release, finished.folder)
+    assert code == 0
+    assert set(steps.values()) == {"passed"}
+    assert {"files", "certified files", "promise", "epsilon", "ledger"} <= set(steps)
+
+
+def test_without_the_ledger_that_step_is_skipped_and_said_to_be(release: Path, verify: Verify, tmp_path: Path) -> None:
+    code, steps = verify(release)
+    assert code == 0
+    assert steps.pop("ledger") == "skipped"
+    assert set(steps.values()) == {"passed"}
+    assert not (tmp_path / NO_STORE).exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.99])
+def test_one_changed_byte_in_any_file_fails(release: Path, verify: Verify, name: str, place: float) -> None:
+    data = bytearray((release / name).read_bytes())
+    data[int(place * len(data))] ^= 1
+    (release / name).write_bytes(data)
+    code, steps = verify(release)
+    assert code == 1
+    assert steps["files"] == "failed"
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_missing_file_fails(release: Path, verify: Verify, name: str) -> None:
+    (release / name).unlink()
+    code, steps = verify(release)
+    assert code == 1
+    assert steps["files"] == "failed"
+
+
+def test_an_added_file_fails(release: Path, verify: Verify) -> None:
+    (release / "more.txt").write_text("not part of it")
+    code, steps = verify(release)
+    assert code == 1
+    assert (steps["files"], steps["certified files"]) == ("failed", "failed")
+
+
+def test_a_folder_without_sums_is_no_release(release: Path, privimage: Callable[..., Answer]) -> None:
+    (release / "SHA256SUMS").unlink()
+    answer = privimage("verify", release)
+    assert answer.code == 2
+    assert "is no release" in answer.complaint
+
+
+def rewritten(release: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the certificate and make all sums fit again, as a careful forger would."""
+    from privimage.release.export import sums
+
+    certificate = json.loads((release / "certificate.json").read_text())
+    change(certificate)
+    (release / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True))
+    files = {name: (release / name).read_bytes() for name in FILES[1:]}
+    (release / "SHA256SUMS").write_bytes(sums(files))
+
+
+def test_a_smaller_epsilon_than_the_mechanisms_cost_fails(release: Path, verify: Verify) -> None:
+    rewritten(release, lambda certificate: certificate.update(epsilon=0.5))
+    code, steps = verify(release)
+    assert code == 1
+    assert steps["files"] == "passed"
+    assert steps["epsilon"] == "failed"
+
+
+def test_a_mechanism_that_is_left_out_fails(release: Path, verify: Verify) -> None:
+    rewritten(release, lambda certificate: certificate["mechanisms"].pop())
+    assert verify(release)[1]["epsilon"] == "failed"
+
+
+def test_more_noise_than_the_ledger_knows_fails(release: Path, finished: Place, verify: Verify) -> None:
+    def quieter(certificate: dict[str, Any]) -> None:
+        certificate["mechanisms"][0]["event"]["noise_multiplier"] *= 1.001
+
+    rewritten(release, quieter)
+    code, steps = verify(release, finished.folder)
+    assert code == 1
+    assert steps["ledger"] == "failed"
+
+
+def test_an_edited_ledger_entry_fails(finished_copy: Place, verify: Verify) -> None:
+    entry = finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "000003.json"
+    text = entry.read_text()
+    entry.write_text(text.replace('"run": "tiny"', '"run": "tidy"'))
+    assert entry.read_text() != text
+    code, steps = verify(finished_copy.release, finished_copy.folder)
+    assert code == 1
+    assert steps.pop("ledger") == "failed"
+    assert set(steps.values()) == {"passed"}
+
+
+def test_the_certificate_states_the_configured_promise_and_both_mechanisms(finished: Place) -> None:
+    certificate = json.loads((finished.release / "certificate.json").read_text())
+    privacy = finished.run().config.privacy
+    assert (certificate["epsilon"], certificate["delta"]) == (privacy.epsilon, privacy.delta)
+    assert certificate["guarantee"] == "differential privacy"
+    assert [mechanism["stage"] for mechanism in certificate["mechanisms"]] == ["query", "finetune"]
+    interval = certificate["epsilon_certified_interval"]
+    assert interval["lower"] <= certificate["epsilon_computed"] <= certificate["epsilon"]
+    assert certificate["num_training_images"] == 143
+
+
+def test_the_images_are_parquet_that_hugging_face_reads_with_class_names(finished: Place) -> None:
+    table = pq.read_table(finished.release / "synthetic.parquet")
+    assert table.num_rows == 40
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["image"]["_type"] == "Image"
+    assert features["label"]["names"] == ["anna", "berta", "carla"]
+    assert sorted(table["label"].value_counts().field("counts").to_pylist()) == [13, 13, 14]
+    for row in table["image"].to_pylist():
+        picture = Image.open(io.BytesIO(row["bytes"]))
+        assert (picture.size, picture.mode) == ((8, 8), "L")
+
+
+def test_the_sample_grid_opens(finished: Place) -> None:
+    with Image.open(finished.release / "samples.png") as picture:
+        picture.load()
+        assert picture.width > 50 and picture.height > 50
+
+
+def test_the_report_says_what_is_promised_and_loads_nothing_from_elsewhere(finished: Place) -> None:
+    report = (finished.release / "report.html").read_text()
+    assert "privimage verify" in report
+    assert "src=\"http" not in report and "href=\"http" not in report

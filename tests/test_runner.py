@@ -1,0 +1,391 @@
+"""The runner: what is reused, what is charged, what is refused, and what stays sealed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from privimage.data.table import read_images
+from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, Uncharged
+from privimage.pipeline import STAGES, stage_named
+from privimage.privacy.accounting import epsilon_of, event_to_json
+from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.privacy.ledger import Ledger, Plan
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
+from privimage.release.verify import read_release, verify_release
+from privimage.runner import StageResult, _door, run_all
+from privimage.store.artifacts import find, list_artifacts, open_ref
+from privimage.store.files import Store
+from tests.pipeline_fixtures import NAME_ON_FILES, Place
+
+COMPLETE = ["grant", "reserve query", "settle", "reserve finetune", "settle"]
+PRIVATE = ("query", "finetune")
+
+
+def reused(results: dict[str, StageResult]) -> list[str]:
+    return [name for name, result in results.items() if result.reused]
+
+
+def anew(results: dict[str, StageResult]) -> list[str]:
+    return [name for name, result in results.items() if not result.reused]
+
+
+def published(place: Place) -> set[str]:
+    return {f"{artifact.ref.stage} {artifact.ref.key}" for artifact in list_artifacts(place.store)}
+
+
+# ------------------------------------------------------------------ one run
+
+
+def test_a_run_writes_grant_and_two_charges_and_nothing_else(finished: Place) -> None:
+    assert finished.kinds == COMPLETE
+    assert set(finished.ledger.states().values()) == {"settled"}
+
+
+def test_a_run_costs_no_more_than_it_states_and_uses_nearly_all_of_it(finished: Place) -> None:
+    spent = finished.ledger.spent()
+    assert 0.99 < spent.epsilon <= 1.0
+    assert spent.set_aside == 1.0
+    assert spent.delta == 1e-4
+
+
+def test_a_settled_charge_names_the_content_of_its_artifact(finished: Place) -> None:
+    results = run_all(finished.run())
+    settled = [entry.body["artifact"] for entry in finished.entries if entry.kind == "settle"]
+    assert settled == [results[stage].ref.digest for stage in PRIVATE]
+
+
+def test_the_ledger_holds_the_mechanism_that_the_artifact_says_it_ran(finished: Place) -> None:
+    charged = {e.body["stage"]: e.body["event"] for e in finished.entries if e.kind == "reserve"}
+    written = json.loads(finished.payload("finetune", "denoiser.json").read_text())["mechanism"]
+    rate = written.pop("sample_rate")
+    ran = DPSGDMechanism(**written)
+    assert ran.sample_rate == rate
+    assert event_to_json(ran.event) == charged["finetune"]
+    query = json.loads(finished.payload("query", "query.json").read_text())
+    asked = HistogramQuery(
+        num_votes=query["num_votes"],
+        num_classes=len(query["class_names"]),
+        num_categories=len(query["category_names"]),
+        noise_multiplier=query["noise_multiplier"],
+    )
+    assert asked.noise_stddev == query["noise_stddev"]
+    assert event_to_json(asked.event) == charged["query"]
+
+
+def test_the_charge_of_fine_tuning_counts_the_steps_that_a_crash_may_repeat(finished: Place) -> None:
+    (entry,) = (e for e in finished.entries if e.kind == "reserve" and e.body["stage"] == "finetune")
+    assert entry.body["event"]["count"] == 4 + 4
+
+
+# ------------------------------------------------------------------ reuse
+
+
+def test_a_second_run_reuses_everything_and_charges_nothing(finished: Place) -> None:
+    first, second = run_all(finished.run()), run_all(finished.run())
+    assert reused(second) == [stage.name for stage in STAGES]
+    assert {name: result.ref for name, result in first.items()} == {n: r.ref for n, r in second.items()}
+    assert finished.kinds == COMPLETE
+
+
+def test_settings_of_performance_change_no_key(finished: Place) -> None:
+    results = run_all(finished.run("performance.physical_batch_size=7", "performance.device=auto"))
+    assert anew(results) == []
+    assert finished.kinds == COMPLETE
+
+
+def test_a_change_in_sampling_reruns_from_there_and_charges_nothing(finished_copy: Place) -> None:
+    results = run_all(finished_copy.run("synthesize.seed=7"))
+    assert anew(results) == ["synthesize", "evaluate", "release"]
+    assert finished_copy.kinds == COMPLETE
+
+
+def test_another_name_makes_another_release_and_nothing_else(finished_copy: Place) -> None:
+    assert anew(run_all(finished_copy.run("name=renamed"))) == ["release"]
+    names = {folder.name.rsplit("-", 1)[0] for folder in (finished_copy.folder / "releases").iterdir()}
+    assert names == {"tiny", "renamed"}
+
+
+def test_the_owner_may_touch_the_files_without_being_charged_again(finished_copy: Place, tmp_path: Path) -> None:
+    # The key of admission changes with the files' times; the images that it admits, and their ledger, do not.
+    moved = tmp_path / "moved"
+    source = finished_copy.run().config.sensitive.train
+    shutil.copytree(source.path, moved, copy_function=shutil.copyfile)  # type: ignore[union-attr]
+    results = run_all(finished_copy.run(f"sensitive.train.path={moved}"))
+    assert anew(results) == ["admit"]
+    assert finished_copy.kinds == COMPLETE
+
+
+# ------------------------------------------------------------------ more than one run
+
+
+@pytest.fixture(scope="module")
+def two_runs(finished: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, dict[str, StageResult]]]:
+    """A second run of epsilon 2 beside the first one of 1: the grant of 3 is used up."""
+    place = finished.copy_to(tmp_path_factory.mktemp("two-runs") / "store")
+    yield place, run_all(place.run("privacy.epsilon=2", "name=second"))
+
+
+def certificates(place: Place) -> dict[str, dict[str, object]]:
+    files = (place.folder / "releases").glob("*/certificate.json")
+    return {certificate["name"]: certificate for certificate in (json.loads(file.read_text()) for file in files)}
+
+
+def entries_of(certificate: dict[str, object], stage: str) -> list[str]:
+    mechanisms: list[dict[str, dict[str, str]]] = certificate["mechanisms"]  # type: ignore[assignment]
+    return [mechanism["ledger_entry"]["id"] for mechanism in mechanisms if mechanism["stage"] == stage]
+
+
+def test_two_runs_of_different_epsilon_share_the_query_and_both_name_it(
+    two_runs: tuple[Place, dict[str, StageResult]],
+) -> None:
+    place, results = two_runs
+    assert anew(results) == ["finetune", "synthesize", "evaluate", "release"]
+    assert place.kinds == [*COMPLETE, "reserve finetune", "settle"]
+    both = certificates(place)
+    assert entries_of(both["tiny"], "query") == entries_of(both["second"], "query")
+    assert entries_of(both["tiny"], "finetune") != entries_of(both["second"], "finetune")
+    assert (both["tiny"]["epsilon"], both["second"]["epsilon"]) == (1, 2)
+    assert 1.98 < both["second"]["epsilon_computed"] <= 2  # type: ignore[operator]
+
+
+def test_two_runs_count_together_in_the_ledger(two_runs: tuple[Place, dict[str, StageResult]]) -> None:
+    spent = two_runs[0].ledger.spent()
+    assert spent.set_aside == 3.0
+    assert spent.delta == pytest.approx(2e-4)
+    assert 2.9 < spent.epsilon <= 3.0
+
+
+def test_a_change_in_fine_tuning_is_refused_once_the_grant_is_used_up(
+    two_runs: tuple[Place, dict[str, StageResult]],
+) -> None:
+    place, _ = two_runs
+    entries, artifacts = place.entries, published(place)
+    with pytest.raises(BudgetExceeded, match="Nothing was charged") as caught:
+        run_all(place.run("finetune.learning_rate=0.01"))
+    assert caught.value.exit_code == 3
+    assert place.entries == entries
+    assert published(place) == artifacts
+    assert anew(run_all(place.run())) == []
+
+
+def test_another_draw_of_fine_tuning_is_another_charge(finished_copy: Place) -> None:
+    results = run_all(finished_copy.run(draws={"finetune": 2}), "synthesize")
+    assert anew(results) == ["finetune", "synthesize"]
+    assert finished_copy.kinds == [*COMPLETE, "reserve finetune", "settle"]
+    assert finished_copy.ledger.spent().set_aside == 2.0
+    second = finished_copy.entries[-2]
+    assert second.body["plan"]["builds_on"] == [finished_copy.entries[1].id]
+    assert epsilon_of([finished_copy.entries[1].event, second.event], 1e-4) <= 1.0
+
+
+# ------------------------------------------------------------------ damage
+
+
+def cut_ledger(place: Place, keep: int) -> None:
+    """Lose the newest entries, as a restored backup of last week would."""
+    for number in range(keep, len(place.entries)):
+        (place.folder / "ledger" / place.ledger.dataset_id / f"{number:06d}.json").unlink()
+
+
+def test_an_artifact_whose_charge_vanished_is_refused_and_not_reused(finished_copy: Place) -> None:
+    cut_ledger(finished_copy, keep=3)
+    artifacts = published(finished_copy)
+    with pytest.raises(Uncharged, match="not reused. Restore the ledger"):
+        run_all(finished_copy.run())
+    assert finished_copy.kinds == COMPLETE[:3]
+    assert published(finished_copy) == artifacts
+
+
+def test_a_ledger_that_vanished_as_a_whole_and_was_granted_anew_changes_nothing_of_that(finished_copy: Place) -> None:
+    dataset = finished_copy.ledger.dataset_id
+    shutil.rmtree(finished_copy.folder / "ledger")
+    with pytest.raises(Uncharged):
+        run_all(finished_copy.run())
+    Ledger(finished_copy.store, dataset).grant(epsilon=9, delta=1e-3, num_images=143, name="again")
+    with pytest.raises(Uncharged):
+        run_all(finished_copy.run())
+    assert finished_copy.kinds == ["grant"]
+
+
+def test_one_flipped_byte_in_the_generator_is_found_and_named_before_it_is_used(finished_copy: Place) -> None:
+    weights = finished_copy.payload("finetune", "denoiser.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    artifacts = published(finished_copy)
+    with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune .* restored from a backup"):
+        run_all(finished_copy.run("synthesize.seed=7"))
+    assert published(finished_copy) == artifacts
+    assert finished_copy.kinds == COMPLETE
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing"])
+def test_a_truncated_or_missing_payload_stops_even_a_run_that_would_reuse_all(finished_copy: Place, harm: str) -> None:
+    weights = finished_copy.payload("finetune", "denoiser.safetensors")
+    data = weights.read_bytes()
+    weights.unlink()
+    if harm == "truncated":
+        weights.write_bytes(data[:-1])
+    artifacts = published(finished_copy)
+    with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune"):
+        run_all(finished_copy.run())
+    assert published(finished_copy) == artifacts
+    assert finished_copy.kinds == COMPLETE
+
+
+def test_a_crash_between_publishing_and_settling_is_settled_by_the_next_run(
+    pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "settle", killed)
+        run_all(pretrained_copy.run(), "finetune")
+    assert pretrained_copy.kinds == COMPLETE[:4]
+    results = run_all(pretrained_copy.run(), "finetune")
+    assert anew(results) == []
+    assert pretrained_copy.kinds == COMPLETE
+    assert pretrained_copy.entries[-1].body["artifact"] == results["finetune"].ref.digest
+
+
+def test_a_query_that_was_killed_is_charged_again_in_the_same_plan(
+    granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("privimage.stages.semantics.add_noise", killed)
+        run_all(granted_copy.run(), "query")
+    results = run_all(granted_copy.run(), "query")
+    first, second = granted_copy.entries[1:3]
+    assert granted_copy.kinds == ["grant", "reserve query", "reserve query", "settle", "settle"]
+    assert first.body["plan"]["id"] == second.body["plan"]["id"]
+    # It may have run twice, so both charges count in every certificate to come.
+    query = open_ref(granted_copy.store, results["query"].ref)
+    assert set(query.manifest.reservations) == {first.id, second.id}
+
+
+# ------------------------------------------------------------------ the sealed side
+
+
+def everything_outside_private(place: Place) -> dict[str, bytes]:
+    store = place.store
+    return {name: store.read(name) for name in store.list() if not name.startswith("private/")}
+
+
+def test_no_file_outside_the_private_side_shows_names_or_identity_of_the_images(finished: Place) -> None:
+    facts = json.loads(finished.payload("admit", "facts.json").read_text())
+    key = (finished.folder / "private" / "identity.key").read_bytes()
+    source = finished.run().config.sensitive.train.path  # type: ignore[union-attr]
+    secrets = [NAME_ON_FILES.encode(), facts["identity"].encode(), source.encode(), key, key.hex().encode()]
+    outside = everything_outside_private(finished)
+    assert len(outside) > 20
+    assert [name for name, data in outside.items() if any(secret in data for secret in secrets)] == []
+
+
+def test_no_file_outside_the_private_side_holds_a_sensitive_picture(finished: Place, portraits: Path) -> None:
+    (table,) = finished.folder.glob("private/artifacts/admit/*/payload-*/train-00000.parquet")
+    stored = [row["bytes"] for row in pq.read_table(table)["image"].to_pylist()]
+    files = [file.read_bytes() for file in sorted(portraits.glob("*/*.png"))]
+    pixels = [Image.open(file).tobytes() for file in sorted(portraits.glob("*/*.png"))]
+    pieces = [*stored, *files, *pixels]
+    outside = everything_outside_private(finished)
+    assert [name for name, data in outside.items() if any(piece in data for piece in pieces)] == []
+    for parquet in finished.folder.glob("artifacts/*/*/payload-*/images-*.parquet"):
+        images, _ = read_images([parquet])
+        assert not {image.tobytes() for image in images} & set(pixels), parquet
+
+
+def test_the_search_for_sensitive_pictures_would_find_one(finished: Place, portraits: Path) -> None:
+    (table,) = finished.folder.glob("private/artifacts/admit/*/payload-*/train-00000.parquet")
+    data = table.read_bytes()
+    stored = pq.read_table(table)["image"].to_pylist()
+    assert all(row["bytes"] in data for row in stored)
+    images, _ = read_images([table])
+    pixels = {Image.open(file).tobytes() for file in portraits.glob("*/*.png")}
+    assert {image.tobytes() for image in images} <= pixels
+
+
+def test_no_name_of_a_file_or_folder_shows_names_of_the_images(finished: Place) -> None:
+    assert [path for path in finished.folder.rglob("*") if NAME_ON_FILES in str(path)] == []
+
+
+def test_the_private_side_is_readable_by_its_owner_only(finished: Place) -> None:
+    private = finished.folder / "private"
+    open_to_others = [path for path in (private, *private.rglob("*")) if path.stat().st_mode & 0o077]
+    assert open_to_others == []
+
+
+def test_sealed_keys_and_digests_are_no_plain_hashes(finished: Place, tmp_path: Path) -> None:
+    # The same images admitted in another store, with another secret: nothing that is named in public agrees.
+    other = Place(config=finished.config, folder=tmp_path / "other")
+    mine = run_all(finished.run(), "admit")["admit"].ref
+    theirs = run_all(other.run(), "admit")["admit"].ref
+    assert mine.sealed and theirs.sealed
+    assert mine.key != theirs.key and mine.digest != theirs.digest
+
+
+def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(finished: Place) -> None:
+    run = finished.run()
+    admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
+    for stage in STAGES:
+        open_images = _door(stage, [admit], None)
+        if stage.sealed:
+            images, labels = open_images("test")
+            assert len(images) == len(labels) > 0
+        else:
+            with pytest.raises(Uncharged, match="not sealed"):
+                open_images("test")
+
+
+def test_training_images_open_under_a_live_reservation_only(finished_copy: Place) -> None:
+    run = finished_copy.run()
+    admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
+    query = stage_named("query")
+    with pytest.raises(Uncharged, match="has no reservation"):
+        _door(query, [admit], None)("train")
+    with pytest.raises(Uncharged, match="has no reservation"):
+        _door(stage_named("evaluate"), [admit], None)("train")
+    with pytest.raises(Uncharged, match="no sensitive images"):
+        _door(query, [], None)("train")
+    ledger = finished_copy.ledger
+    charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
+    plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4)
+    live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, run="test")
+    images, labels = _door(query, [admit], live)("train")
+    assert len(images) == len(labels) == 143
+    with pytest.raises(Uncharged, match="not sealed"):
+        _door(query, [admit], live)("test")
+    ledger.settle(live, artifact="0" * 64)
+    with pytest.raises(PrivacyRefused):
+        _door(query, [admit], live)("train")
+
+
+# ------------------------------------------------------------------ randomness for tests
+
+
+def test_noise_that_can_be_made_again_voids_the_guarantee(pretrained_copy: Place) -> None:
+    results = run_all(pretrained_copy.run(insecure=InsecureRandomForTests(1)))
+    release = pretrained_copy.release
+    assert json.loads((release / "certificate.json").read_text())["guarantee"] == "none"
+    checks = verify_release(read_release(Store.open(str(release))), pretrained_copy.store)
+    assert [check.step for check in checks if check.outcome == "failed"] == ["promise"]
+    artifact = find(pretrained_copy.store, "finetune", results["finetune"].ref.key, False)
+    assert artifact is not None
+    assert artifact.read_json("denoiser.json")["guarantee"] == "none"
+    assert "no privacy guarantee" in (release / "report.html").read_text().lower()
+
+
+def test_a_query_with_noise_that_can_be_made_again_says_so(granted_copy: Place) -> None:
+    results = run_all(granted_copy.run(insecure=InsecureRandomForTests(1)), "query")
+    query = open_ref(granted_copy.store, results["query"].ref).read_json("query.json")
+    assert query["guarantee"] == "none"
