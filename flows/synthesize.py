@@ -8,6 +8,7 @@ The same stages, store and keys as `privimage run`: what either has made, the ot
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from prefect import flow
@@ -76,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the flow for one configuration; exit codes as for `privimage`."""
     parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=synthesize.__doc__)
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
-    parser.add_argument("--store", default=".privimage", metavar="URL", help="root of the store (default: .privimage)")
+    store = os.environ.get("PRIVIMAGE_STORE", ".privimage")
+    parser.add_argument("--store", default=store, metavar="URL", help=f"root of the store (default: {store})")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
     options = parser.parse_args(arguments)
     try:

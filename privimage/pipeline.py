@@ -64,12 +64,19 @@ class Charge:
 
 @dataclass(frozen=True, kw_only=True)
 class Paid:
-    """A charge that the ledger holds, and the randomness to run its mechanism with."""
+    """A charge that the ledger holds, and the randomness to run its mechanism with.
+
+    Attributes:
+        reservations: ids of all entries that pay for the artifact; the last is the live one.
+        from_step: no step before this one may be run: an interrupted attempt saved a checkpoint there.
+        record_step: to be called after each saved checkpoint; raises Uncharged if another attempt took over.
+    """
 
     mechanism: HistogramQuery | DPSGDMechanism
     random: Random
     reservations: tuple[str, ...]
-    check_attempt: Callable[[], None]
+    from_step: int
+    record_step: Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

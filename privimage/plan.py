@@ -11,6 +11,7 @@ from privimage.preflight import check_against_data, planned_query
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, admitted, ledger_of, stage_key
+from privimage.stages.charges import finetune_plan, plan_id
 from privimage.store.artifacts import Artifact, find
 
 __all__ = ["PlannedStage", "RunPlan", "plan_run"]
@@ -34,13 +35,18 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """The rows, the run's total, and the state of the ledger (None: not admitted, or no grant)."""
+    """The rows, the run's total, and the state of the ledger (None: not admitted, or no grant).
+
+    `to_set_aside` is what this run would still take from the grant: its whole epsilon where it opens a plan of its
+    own, because it then pays again for a query that another run paid for.
+    """
 
     stages: tuple[PlannedStage, ...]
     epsilon: float
     delta: float
     granted: float | None
     set_aside: float | None
+    to_set_aside: float | None
 
 
 def plan_run(run: Run, until: str | None = None) -> RunPlan:
@@ -73,7 +79,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
                 key=key,
                 action=_action(stage, key, artifact, ledger),
                 written=artifact.manifest.written if artifact else "",
-                epsilon=_epsilon(stage, run, artifact, facts, found),
+                epsilon=_epsilon(stage, run, artifact, facts, ledger, found),
             )
         )
     public = found.get("public")
@@ -86,6 +92,9 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         delta=run.config.privacy.delta,
         granted=grant.body["epsilon"] if grant else None,
         set_aside=ledger.spent().set_aside if ledger and grant else None,
+        to_set_aside=_to_set_aside(run, {row.stage: row.key for row in rows}, ledger, found)
+        if ledger and grant
+        else None,
     )
 
 
@@ -100,14 +109,36 @@ def _action(
 
 
 def _epsilon(
-    stage: Stage, run: Run, artifact: Artifact | None, facts: SensitiveFacts | None, found: dict[str, Artifact | None]
+    stage: Stage,
+    run: Run,
+    artifact: Artifact | None,
+    facts: SensitiveFacts | None,
+    ledger: Ledger | None,
+    found: dict[str, Artifact | None],
 ) -> float | None:
-    """What the stage adds: the query its own cost, fine-tuning the rest of the total."""
+    """What the stage adds to the run's total: the query its own cost, fine-tuning the rest; 0 for what is there."""
     if stage.charge is None or artifact:
         return 0.0
-    public = found.get("public")
-    if facts is None or public is None:
+    public, query = found.get("public"), found.get("query")
+    if facts is None or ledger is None or public is None:
         return None
-    names = TableFacts.from_json(public.read_bytes("facts.json").decode()).class_names
-    query = epsilon_of([planned_query(run.config, facts, len(names)).event], run.config.privacy.delta)
-    return query if stage.name == "query" else run.config.privacy.epsilon - query
+    total = run.config.privacy.epsilon
+    if stage.name == "query" or query is None:
+        names = TableFacts.from_json(public.read_bytes("facts.json").decode()).class_names
+        alone = epsilon_of([planned_query(run.config, facts, len(names)).event], run.config.privacy.delta)
+        return alone if stage.name == "query" else total - alone
+    return total - epsilon_of(
+        [ledger.reservations()[paid].event for paid in query.manifest.reservations], run.config.privacy.delta
+    )
+
+
+def _to_set_aside(run: Run, keys: dict[str, str | None], ledger: Ledger, found: dict[str, Artifact | None]) -> float:
+    """What the ledger still has to set aside for this run; 0 where its plan is there already."""
+    if found.get("finetune"):
+        return 0.0
+    query = found.get("query")
+    if query is None:
+        plan = plan_id(keys["query"] or "")
+    else:
+        plan = finetune_plan(run.config, keys["finetune"] or "", query.manifest.reservations, ledger)[0].id
+    return 0.0 if any(other.id == plan for other in ledger.spent().plans) else run.config.privacy.epsilon

@@ -17,20 +17,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from privimage.charging import Door, check_paid, pay
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import Uncharged
-from privimage.pipeline import Charge, Paid, PrivateImages, Stage, StageContext, stage_named, stages_until
+from privimage.pipeline import Stage, StageContext, stage_named, stages_until
 from privimage.preflight import check_against_data
-from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
-from privimage.privacy.ledger import Ledger, Reservation
+from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
+from privimage.privacy.ledger import Ledger
 from privimage.progress import Progress, Silent
 from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
+from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
 
 __all__ = ["Run", "StageResult", "admitted", "check_run", "ledger_of", "run_all", "run_stage", "stage_key"]
@@ -138,23 +137,34 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     if existing is not None:
         existing.check_sizes()
         if stage.charge:
-            _check_paid(existing, ledger)
+            check_paid(existing, ledger)
         if stage.finish:
             stage.finish(run.config, run.store, existing)
+        _clear_checkpoints(run.store, stage, key)
         return StageResult(ref=existing.ref, reused=True, written=existing.manifest.written, seconds=0.0)
 
     started = time.monotonic()
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
-    reservations: list[Reservation] = []
-    paid = None
+    payment = None
     if stage.charge:
         run.store.probe()
+        for artifact in opened.values():
+            artifact.files()  # verified now, because a damaged input must not be found after the charge
         if ledger is None or facts is None:
             raise Uncharged(f"Stage {name} is private but has no admitted images as input.")
         charge = stage.charge(run.config, key, public, facts, ledger)
-        reservations, attempt = _reserve(stage, key, charge, ledger, run)
-        paid = _paid(charge, reservations, attempt, run)
+        checkpoint = Checkpoints(run.store, stage.name, key, sealed=True).latest()
+        payment = pay(
+            stage.name,
+            key,
+            charge,
+            ledger,
+            run_name=run.config.name,
+            saved_step=checkpoint.step if checkpoint else 0,
+            random=run.insecure_random_voiding_guarantee or SecretRandom(),
+        )
+    door = Door(stage, sealed, payment.live if payment else None)
     with tempfile.TemporaryDirectory(prefix="privimage-", dir=_scratch(run.store)) as folder:
         context = StageContext(
             config=run.config,
@@ -165,11 +175,16 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             folder=Path(folder),
             store=run.store,
             progress=run.progress,
-            paid=paid,
-            private_images=_door(stage, sealed, reservations[-1] if reservations else None),
+            paid=payment.paid if payment else None,
+            private_images=door,
             write_private=lambda title, text: _write_private(run.store, title, text),
         )
-        outcome = stage.run(context)
+        try:
+            outcome = stage.run(context)
+        except BaseException:
+            if payment and not door.opened:
+                payment.give_back("the stage failed before it opened a sensitive image")
+            raise
         seconds = time.monotonic() - started
         artifact = publish(
             run.store,
@@ -182,85 +197,15 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             config=stage.fields(run.config),
             inputs={source: item.ref for source, item in opened.items()},
             metrics=outcome.metrics,
-            reservations=[reservation.id for reservation in reservations],
+            reservations=payment.paid.reservations if payment else (),
             provenance=_provenance(run, begun, seconds),
         )
-    if ledger is not None and stage.charge:
-        _check_paid(artifact, ledger)
+    if stage.charge:
+        check_paid(artifact, ledger)
     if stage.finish:
         stage.finish(run.config, run.store, artifact)
     _clear_checkpoints(run.store, stage, key)
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
-
-
-def _reserve(stage: Stage, key: str, charge: Charge, ledger: Ledger, run: Run) -> tuple[list[Reservation], int]:
-    """Reservations of this artifact (the last is the live one) and the number of the attempt under it."""
-    left_open = ledger.open_reservations(stage.name, key)
-    if left_open and charge.checkpoint_steps:
-        reservation = left_open[-1]
-        if reservation.event != charge.mechanism.event:
-            raise Uncharged(
-                f"Reservation {reservation.id} was made for another mechanism than stage {stage.name} would run now: "
-                "a different version of privimage made it. Use that version, or another draw (--draw)."
-            )
-        return left_open, ledger.resume(reservation)
-    # A mechanism that runs in one go may have run already when it was killed: it is charged again, in the same plan.
-    reservation = ledger.reserve(
-        stage=stage.name,
-        key=key,
-        event=charge.mechanism.event,
-        plan=charge.plan,
-        run=run.config.name,
-        restart_allowance=charge.restart_allowance,
-        checkpoint_steps=charge.checkpoint_steps,
-    )
-    return [*left_open, reservation], 1
-
-
-def _paid(charge: Charge, reservations: list[Reservation], attempt: int, run: Run) -> Paid:
-    live = reservations[-1]
-    random: Random = run.insecure_random_voiding_guarantee or SecretRandom()
-    return Paid(
-        mechanism=charge.mechanism,
-        random=random,
-        reservations=tuple(reservation.id for reservation in reservations),
-        check_attempt=lambda: live.ledger.check_attempt(live, attempt),
-    )
-
-
-def _check_paid(artifact: Artifact, ledger: Ledger | None) -> None:
-    """Raise unless the ledger holds what paid for `artifact`; settle what a crash after publishing left open."""
-    held = ledger.states() if ledger else {}
-    ids = artifact.manifest.reservations
-    unpaid = [entry for entry in ids if held.get(entry) not in ("open", "settled")]
-    if ledger is None or not ids or unpaid:
-        raise Uncharged(
-            f"Artifact {artifact.ref.stage} {artifact.ref.key[:12]} names the ledger entry {unpaid[:1] or 'none'}, which "
-            "the ledger of these images does not hold: it is not reused. Restore the ledger from a backup."
-        )
-    for reservation in ledger.open_reservations(artifact.ref.stage, artifact.ref.key):
-        if reservation.id in ids:
-            ledger.settle(reservation, artifact=artifact.ref.digest)
-
-
-def _door(stage: Stage, sealed: list[Artifact], reservation: Reservation | None) -> PrivateImages:
-    """Training and validation images open under a live reservation; test images for sealed stages, which release nothing."""
-
-    def open_images(split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        if not sealed:
-            raise Uncharged(f"Stage {stage.name} has no sensitive images.")
-        if split == "test":
-            if not stage.sealed:
-                raise Uncharged(f"Stage {stage.name} is not sealed: it may not see test images.")
-        elif reservation is None:
-            raise Uncharged(f"Stage {stage.name} has no reservation: the {split} images stay closed.")
-        else:
-            reservation.check_live()
-        from privimage.data.table import read_images
-
-        return read_images(sealed[0].files(f"{split}-"))
-
-    return open_images
 
 
 def _write_private(store: Store, title: str, text: str) -> str:
@@ -281,8 +226,6 @@ def _scratch(store: Store) -> str | None:
 
 
 def _clear_checkpoints(store: Store, stage: Stage, key: str) -> None:
-    from privimage.store.checkpoints import Checkpoints
-
     for sealed in (False, True):
         Checkpoints(store, stage.name, key, sealed).clear()
 

@@ -15,9 +15,10 @@ from moto.server import ThreadedMotoServer
 from privimage.store.files import Store
 
 # Threads that wait for each other cost more than they save on networks as small as the tests': 40 s become 10.
+# Set before the fixtures are imported, because torch reads it when it is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.pipeline_fixtures import (  # noqa: E402  (torch reads the variable above when it is imported)
+from tests.pipeline_fixtures import (
     finished,
     finished_copy,
     granted,

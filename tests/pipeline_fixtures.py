@@ -1,8 +1,8 @@
 """The smallest runs that go through every stage, made once per session; tests work on copies of their stores.
 
-    granted      admitted, granted, classifier and index made: nothing charged yet
-    pretrained   ... and the query charged, up to the generator's pre-training
-    finished     ... and everything else, release and evaluation included
+granted      admitted, granted, classifier and index made: nothing charged yet
+pretrained   ... and the query charged, up to the generator's pre-training
+finished     ... and everything else, release and evaluation included
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = [
     "finished_copy",
     "granted",
     "granted_copy",
+    "png",
     "portraits",
     "pretrained",
     "pretrained_copy",
@@ -150,11 +151,12 @@ def write_images(root: Path, classes: tuple[str, ...] = ("anna", "berta", "carla
         (root / name).mkdir(parents=True)
         for number in range(per_class):
             pixels: NDArray[np.uint8] = random.integers(0, 256, (8, 8), dtype=np.uint8)
-            (root / name / f"{NAME_ON_FILES}_{number}.png").write_bytes(_png(pixels))
+            (root / name / f"{NAME_ON_FILES}_{number}.png").write_bytes(png(pixels))
     return root
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """The pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

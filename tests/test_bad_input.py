@@ -8,10 +8,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from privimage.store.backends import LocalBackend
-from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place, write_images
+from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place, png, write_images
 
 Command = Callable[..., Answer]
 
@@ -23,7 +24,12 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+    )
+
+
+TRUNCATED = png(np.arange(64, dtype=np.uint8).reshape(8, 8))[:60]
 
 
 @pytest.fixture
@@ -40,9 +46,7 @@ def refused(privimage: Command, granted_copy: Place) -> Callable[..., str]:
         answer = privimage("run", *granted_copy.options(*overrides))
         assert answer.code == code, answer.err
         assert granted_copy.kinds == ["grant"]
-        complaint = answer.complaint
-        assert complaint.endswith((".", ".txt", ")", "'")) or len(complaint) < 400
-        return complaint
+        return answer.complaint
 
     return call
 
@@ -100,7 +104,7 @@ def test_a_sensitive_class_without_images_is_told_in_private(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\x89PNG\r\n\x1a\n" + bytes(50), "image"),
+        (TRUNCATED, "truncated"),
         (b"this is a text file\n", "not an image"),
         (b"", "the file is empty"),
         (bomb(), "megapixels"),
@@ -122,7 +126,7 @@ def test_a_sensitive_file_that_is_no_usable_image_is_named_in_private_only(
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"\x89PNG\r\n\x1a\n" + bytes(50), "image"), (b"text\n", "not an image"), (bomb(), "megapixels")],
+    [(TRUNCATED, "truncated"), (b"text\n", "not an image"), (bomb(), "megapixels")],
     ids=["corrupt image", "text file", "decompression bomb"],
 )
 def test_a_public_file_that_is_no_usable_image_is_named_in_the_message(
@@ -287,6 +291,7 @@ def test_a_damaged_artifact(privimage: Command, granted_copy: Place) -> None:
     assert answer.code == 1
     assert "File classifier.safetensors of artifact classifier" in answer.complaint
     assert "privimage artifacts remove classifier" in answer.complaint
+    assert granted_copy.kinds == ["grant"]
 
 
 def test_a_manifest_that_is_no_json(privimage: Command, granted_copy: Place) -> None:

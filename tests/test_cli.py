@@ -212,6 +212,12 @@ def test_verify_takes_the_name_of_a_release_in_the_store(privimage: Command, fin
     assert "No release at no-such-release" in absent.complaint
 
 
+def test_verify_says_what_it_could_not_check(privimage: Command, finished: Place, tmp_path: Path) -> None:
+    answer = privimage("verify", finished.release, "--store", tmp_path / "absent")
+    assert answer.code == 0
+    assert answer.out.endswith("\nVerified, except for: ledger.\n")
+
+
 def test_verify_says_in_words_what_failed(privimage: Command, finished_copy: Place) -> None:
     (finished_copy.release / "samples.png").write_bytes(b"other")
     answer = privimage("verify", finished_copy.release, "--store", finished_copy.folder)

@@ -93,9 +93,10 @@ def test_a_reservation_that_a_crash_left_is_shown_as_one_to_resume(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("privimage.stages.generation.finetune", killed)
-        run_all(pretrained_copy.run())
+        with pytest.raises(KeyboardInterrupt):
+            run_all(pretrained_copy.run())
     assert pretrained_copy.kinds == ["grant", "reserve query", "settle", "reserve finetune"]
     actions = {row.stage: row.action for row in plan_run(pretrained_copy.run()).stages}
     assert (actions["pretrain"], actions["finetune"], actions["synthesize"]) == ("reused", "resume", "run")

@@ -170,4 +170,4 @@ def test_the_sample_grid_opens(finished: Place) -> None:
 def test_the_report_says_what_is_promised_and_loads_nothing_from_elsewhere(finished: Place) -> None:
     report = (finished.release / "report.html").read_text()
     assert "privimage verify" in report
-    assert "src=\"http" not in report and "href=\"http" not in report
+    assert 'src="http' not in report and 'href="http' not in report

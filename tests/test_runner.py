@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from privimage.charging import Door
 from privimage.data.table import read_images
-from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, Uncharged
+from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, TrainingError, Uncharged
 from privimage.pipeline import STAGES, stage_named
 from privimage.privacy.accounting import epsilon_of, event_to_json
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.release.verify import read_release, verify_release
-from privimage.runner import StageResult, _door, run_all
+from privimage.runner import StageResult, run_all
 from privimage.store.artifacts import find, list_artifacts, open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import NAME_ON_FILES, Place
@@ -126,20 +127,19 @@ def test_the_owner_may_touch_the_files_without_being_charged_again(finished_copy
 
 
 @pytest.fixture(scope="module")
-def two_runs(finished: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, dict[str, StageResult]]]:
+def two_runs(finished: Place, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, StageResult]]:
     """A second run of epsilon 2 beside the first one of 1: the grant of 3 is used up."""
     place = finished.copy_to(tmp_path_factory.mktemp("two-runs") / "store")
-    yield place, run_all(place.run("privacy.epsilon=2", "name=second"))
+    return place, run_all(place.run("privacy.epsilon=2", "name=second"))
 
 
-def certificates(place: Place) -> dict[str, dict[str, object]]:
+def certificates(place: Place) -> dict[str, dict[str, Any]]:
     files = (place.folder / "releases").glob("*/certificate.json")
     return {certificate["name"]: certificate for certificate in (json.loads(file.read_text()) for file in files)}
 
 
-def entries_of(certificate: dict[str, object], stage: str) -> list[str]:
-    mechanisms: list[dict[str, dict[str, str]]] = certificate["mechanisms"]  # type: ignore[assignment]
-    return [mechanism["ledger_entry"]["id"] for mechanism in mechanisms if mechanism["stage"] == stage]
+def entries_of(certificate: dict[str, Any], stage: str) -> list[str]:
+    return [entry["ledger_entry"]["id"] for entry in certificate["mechanisms"] if entry["stage"] == stage]
 
 
 def test_two_runs_of_different_epsilon_share_the_query_and_both_name_it(
@@ -152,7 +152,7 @@ def test_two_runs_of_different_epsilon_share_the_query_and_both_name_it(
     assert entries_of(both["tiny"], "query") == entries_of(both["second"], "query")
     assert entries_of(both["tiny"], "finetune") != entries_of(both["second"], "finetune")
     assert (both["tiny"]["epsilon"], both["second"]["epsilon"]) == (1, 2)
-    assert 1.98 < both["second"]["epsilon_computed"] <= 2  # type: ignore[operator]
+    assert 1.98 < both["second"]["epsilon_computed"] <= 2
 
 
 def test_two_runs_count_together_in_the_ledger(two_runs: tuple[Place, dict[str, StageResult]]) -> None:
@@ -197,7 +197,7 @@ def cut_ledger(place: Place, keep: int) -> None:
 def test_an_artifact_whose_charge_vanished_is_refused_and_not_reused(finished_copy: Place) -> None:
     cut_ledger(finished_copy, keep=3)
     artifacts = published(finished_copy)
-    with pytest.raises(Uncharged, match="not reused. Restore the ledger"):
+    with pytest.raises(Uncharged, match=r"not reused\. Restore the ledger"):
         run_all(finished_copy.run())
     assert finished_copy.kinds == COMPLETE[:3]
     assert published(finished_copy) == artifacts
@@ -246,9 +246,10 @@ def test_a_crash_between_publishing_and_settling_is_settled_by_the_next_run(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Ledger, "settle", killed)
-        run_all(pretrained_copy.run(), "finetune")
+        with pytest.raises(KeyboardInterrupt):
+            run_all(pretrained_copy.run(), "finetune")
     assert pretrained_copy.kinds == COMPLETE[:4]
     results = run_all(pretrained_copy.run(), "finetune")
     assert anew(results) == []
@@ -262,9 +263,10 @@ def test_a_query_that_was_killed_is_charged_again_in_the_same_plan(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("privimage.stages.semantics.add_noise", killed)
-        run_all(granted_copy.run(), "query")
+        with pytest.raises(KeyboardInterrupt):
+            run_all(granted_copy.run(), "query")
     results = run_all(granted_copy.run(), "query")
     first, second = granted_copy.entries[1:3]
     assert granted_copy.kinds == ["grant", "reserve query", "reserve query", "settle", "settle"]
@@ -272,6 +274,30 @@ def test_a_query_that_was_killed_is_charged_again_in_the_same_plan(
     # It may have run twice, so both charges count in every certificate to come.
     query = open_ref(granted_copy.store, results["query"].ref)
     assert set(query.manifest.reservations) == {first.id, second.id}
+
+
+def test_a_stage_that_fails_before_it_opens_an_image_gets_its_charge_back(
+    pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise TrainingError("no such network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("privimage.stages.generation.open_denoiser", failing)
+        with pytest.raises(TrainingError):
+            run_all(pretrained_copy.run(), "finetune")
+    assert pretrained_copy.kinds == [*COMPLETE[:4], "void"]
+    assert pretrained_copy.ledger.spent().epsilon < 0.5
+    assert not run_all(pretrained_copy.run(), "finetune")["finetune"].reused
+    assert pretrained_copy.ledger.spent().epsilon <= 1.0
+
+
+def test_a_paid_artifact_that_is_gone_is_not_made_again_in_silence(finished_copy: Place) -> None:
+    key = run_all(finished_copy.run())["finetune"].ref.key
+    shutil.rmtree(finished_copy.folder / "artifacts" / "finetune" / key)
+    with pytest.raises(Uncharged, match="its artifact is gone"):
+        run_all(finished_copy.run())
+    assert finished_copy.kinds == COMPLETE
 
 
 # ------------------------------------------------------------------ the sealed side
@@ -338,7 +364,7 @@ def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(finished: Pl
     run = finished.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     for stage in STAGES:
-        open_images = _door(stage, [admit], None)
+        open_images = Door(stage, [admit], None)
         if stage.sealed:
             images, labels = open_images("test")
             assert len(images) == len(labels) > 0
@@ -352,22 +378,22 @@ def test_training_images_open_under_a_live_reservation_only(finished_copy: Place
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     query = stage_named("query")
     with pytest.raises(Uncharged, match="has no reservation"):
-        _door(query, [admit], None)("train")
+        Door(query, [admit], None)("train")
     with pytest.raises(Uncharged, match="has no reservation"):
-        _door(stage_named("evaluate"), [admit], None)("train")
+        Door(stage_named("evaluate"), [admit], None)("train")
     with pytest.raises(Uncharged, match="no sensitive images"):
-        _door(query, [], None)("train")
+        Door(query, [], None)("train")
     ledger = finished_copy.ledger
     charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
     plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4)
     live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, run="test")
-    images, labels = _door(query, [admit], live)("train")
+    images, labels = Door(query, [admit], live)("train")
     assert len(images) == len(labels) == 143
     with pytest.raises(Uncharged, match="not sealed"):
-        _door(query, [admit], live)("test")
+        Door(query, [admit], live)("test")
     ledger.settle(live, artifact="0" * 64)
     with pytest.raises(PrivacyRefused):
-        _door(query, [admit], live)("train")
+        Door(query, [admit], live)("train")
 
 
 # ------------------------------------------------------------------ randomness for tests

@@ -140,7 +140,9 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for check in checks:
             print(f"{check.outcome:<8} {check.step}: {check.why}")
-        print("\nNOT VERIFIED" if failed else "\nVerified.")
+        skipped = [check.step for check in checks if check.outcome == "skipped"]
+        passed = f"Verified, except for: {', '.join(skipped)}." if skipped else "Verified."
+        print("\nNOT VERIFIED" if failed else f"\n{passed}")
     return 1 if failed else 0
 
 

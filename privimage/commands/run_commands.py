@@ -52,14 +52,15 @@ def _plan(options: argparse.Namespace) -> int:
         for row in plan.stages
     ]
     print_table(["stage", "action", "key", "epsilon", "what"], rows)
-    cost = sum(row.epsilon or 0.0 for row in plan.stages)
-    known = all(row.epsilon is not None for row in plan.stages)
-    print(f"\nThis run states epsilon {plan.epsilon:g}, delta {plan.delta:g} in all.", end=" ")
-    print(f"Still to be charged: epsilon {cost:.4g}." if known else "The sensitive set is not admitted yet.")
-    if plan.granted is None:
+    print(f"\nThis run states epsilon {plan.epsilon:g}, delta {plan.delta:g} in all.")
+    if plan.granted is None or plan.set_aside is None or plan.to_set_aside is None:
         print("No grant yet: privimage ledger grant CONFIG --epsilon E --delta D")
-    else:
-        print(f"Grant: epsilon {plan.granted:g}; set aside so far: {plan.set_aside:.4g}.")
+        return 0
+    left = plan.granted - plan.set_aside
+    print(
+        f"Still to be taken from the grant: epsilon {plan.to_set_aside:.4g}; of its {plan.granted:g} there is left "
+        f"{left:.4g}{'.' if plan.to_set_aside <= left * (1 + 1e-9) else ': the run would be refused.'}"
+    )
     return 0
 
 

@@ -26,9 +26,9 @@ from privimage.errors import DataError
 
 __all__ = [
     "FACTS_FILE",
-    "Progress",
     "SensitiveDataProblem",
     "SensitiveFacts",
+    "Track",
     "admit_public",
     "admit_sensitive",
     "no_progress",
@@ -44,7 +44,7 @@ _FETCH_AHEAD = 64  # bounds memory: at most so many images are under way at once
 T = TypeVar("T")
 
 
-class Progress(Protocol):
+class Track(Protocol):
     """Wraps an iterable to show how far it has come, as tqdm does."""
 
     def __call__(self, items: Iterable[T], description: str, total: int | None, /) -> Iterable[T]: ...
@@ -81,9 +81,7 @@ class _Refused:
     reason: str
 
 
-def admit_public(
-    source: SourceConfig, image: ImageConfig, folder: Path, progress: Progress = no_progress
-) -> TableFacts:
+def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progress: Track = no_progress) -> TableFacts:
     """Write the table `images-*.parquet`, sorted by label and else in the source's order, and `facts.json`.
 
     Originals are decoded once, one after another; the canonical PNGs wait in a temporary file for their turn.
@@ -127,7 +125,7 @@ def admit_public(
 
 
 def admit_sensitive(
-    config: SensitiveConfig, image: ImageConfig, folder: Path, progress: Progress = no_progress
+    config: SensitiveConfig, image: ImageConfig, folder: Path, progress: Track = no_progress
 ) -> SensitiveFacts:
     """Write `train-*`, `test-*` and, where their fraction is above 0, `validation-*.parquet`, and `facts.json`.
 
@@ -157,13 +155,13 @@ def admit_sensitive(
         def add(item: _Admitted, split: Split) -> None:
             tables[split].add_png(item.png, item.label)
             per_class[split][item.label] += 1
-            identity.add(item.digest, item.label)
 
         for item in progress(_prepared_privately(train, image), "sensitive images", len(train)):
             if isinstance(item, _Refused):
                 problems.append(f"train: {item.path}: {item.reason}")
                 continue
             add(item, split_of(item.digest, test_fraction, config.validation_fraction))
+            identity.add(item.digest, item.label)
             digests.add(item.digest)
         if test is not None:
             for item in progress(_prepared_privately(test, image), "sensitive test images", len(test)):

@@ -60,7 +60,8 @@ class TableFacts:
 class SensitiveFacts:
     """Facts of the sensitive tables: sizes of the splits and names of the classes are public, class sizes are not.
 
-    `identity` covers the images of all splits, so that it names the data set itself, however it is split.
+    `identity` covers all images of `sensitive.train`, however they are split, and none of `sensitive.test`: it names
+    the data that budget is spent on, and another test set must not bring a fresh budget.
     """
 
     num_train: int

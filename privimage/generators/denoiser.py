@@ -48,10 +48,12 @@ class Denoiser(nn.Module):
 
         Pure: noise (standard normal, shape of images) and sigma (batch,) are arguments; nothing is drawn here.
         """
+        return self.weighted_error(self(images + sigma.view(-1, 1, 1, 1) * noise, sigma, labels), images, sigma)
+
+    def weighted_error(self, denoised: Tensor, images: Tensor, sigma: Tensor) -> Tensor:
+        """The loss of images that were denoised already, shape (batch,)."""
         _, c_out, _, _ = self.scalings(sigma)
-        denoised = self(images + sigma.view(-1, 1, 1, 1) * noise, sigma, labels)
-        loss: Tensor = ((denoised - images) ** 2).flatten(1).mean(1) / c_out**2
-        return loss
+        return ((denoised - images) ** 2).flatten(1).mean(1) / c_out**2
 
 
 def new_denoiser(config: DenoiserConfig, *, channels: int, num_classes: int, seed: int) -> Denoiser:

@@ -128,9 +128,7 @@ def _loss_of_one_image(denoiser: Denoiser) -> Callable[..., Tensor]:
         batch = image.expand(draws, *image.shape)
         noised = batch + sigma.view(-1, 1, 1, 1) * noise
         denoised = functional_call(denoiser, parameters, (noised, sigma, label.expand(draws)))
-        _, c_out, _, _ = denoiser.scalings(sigma)
-        mean: Tensor = (((denoised - batch) ** 2).flatten(1).mean(1) / c_out**2).mean()
-        return mean
+        return denoiser.weighted_error(denoised, batch, sigma).mean()
 
     return loss
 

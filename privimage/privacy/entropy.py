@@ -45,8 +45,19 @@ class SecretRandom:
     guarantee = True
 
     def __init__(self) -> None:
+        self._new_key()
+
+    def _new_key(self) -> None:
         cipher = Cipher(algorithms.ChaCha20(secrets.token_bytes(32), bytes(16)), mode=None)
         self._keystream = cipher.encryptor()
+        self._used = 0
+
+    def _take(self, count: int) -> NDArray[np.uint64]:
+        """`count` words of keystream; one key serves at most 64 GiB and a bit (its counter ends at 256 GiB)."""
+        if self._used > 1 << 36:
+            self._new_key()
+        self._used += 8 * count
+        return np.frombuffer(self._keystream.update(bytes(8 * count)), dtype=np.uint64)
 
     def __repr__(self) -> str:
         return "SecretRandom()"
@@ -56,7 +67,7 @@ class SecretRandom:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """52-bit uniforms, centred in their cells so that neither 0 nor 1 occurs (with 53, the last one rounds to 1)."""
-        bits = np.frombuffer(self._keystream.update(bytes(8 * count)), dtype=np.uint64)
+        bits = self._take(count)
         return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
     def normal(self, count: int) -> NDArray[np.float64]:
@@ -64,7 +75,7 @@ class SecretRandom:
         return np.asarray(ndtri(self.uniform(count)), dtype=np.float64)
 
     def seed(self) -> int:
-        return int(np.frombuffer(self._keystream.update(bytes(8)), dtype=np.uint64)[0] >> np.uint64(1))
+        return int(self._take(1)[0] >> np.uint64(1))
 
 
 class InsecureRandomForTests:

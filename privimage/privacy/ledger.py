@@ -375,6 +375,17 @@ class Ledger:
 
         return int(self._append("resume", body, check).body["attempt"])
 
+    def record_step(self, reservation: Reservation, step: int) -> None:
+        """Note, beside the entries, that a checkpoint of `step` was saved: should it get lost, a resume will know."""
+        self._store.create(f"{self._steps(reservation)}/{step:09d}.json", b"{}")
+
+    def recorded_step(self, reservation: Reservation) -> int:
+        """The highest step noted by `record_step`; 0 if there is none."""
+        return max((self._number(name) for name in self._store.list(self._steps(reservation))), default=0)
+
+    def _steps(self, reservation: Reservation) -> str:
+        return f"ledger-steps/{self.dataset_id}/{reservation.id}"
+
     def check_attempt(self, reservation: Reservation, attempt: int) -> None:
         """Raise Uncharged unless `attempt` is the latest one of a live reservation."""
         reservation.check_live()

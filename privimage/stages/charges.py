@@ -8,7 +8,7 @@ import dp_accounting as dpa
 
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.errors import PrivacyRefused
+from privimage.errors import PrivacyRefused, Uncharged
 from privimage.pipeline import Charge
 from privimage.preflight import check_against_data, finetune_mechanism, planned_query
 from privimage.privacy.accounting import calibrate_noise_multiplier
@@ -16,7 +16,7 @@ from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.store.artifacts import Artifact, open_ref
 
-__all__ = ["calibrated_finetune", "charge_finetune", "charge_query"]
+__all__ = ["calibrated_finetune", "charge_finetune", "charge_query", "finetune_plan", "plan_id"]
 
 
 def charge_query(
@@ -33,7 +33,7 @@ def charge_query(
     mechanism = planned_query(config, facts, len(categories.class_names))
     # Refuses if the query would leave nothing.
     calibrated_finetune(config, facts, [mechanism.event])
-    plan = Plan(id=f"plan-{key[:16]}", epsilon=config.privacy.epsilon, delta=config.privacy.delta)
+    plan = Plan(id=plan_id(key), epsilon=config.privacy.epsilon, delta=config.privacy.delta)
     return Charge(mechanism=mechanism, plan=plan)
 
 
@@ -41,39 +41,53 @@ def charge_finetune(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
     """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query."""
-    held = ledger.reservations()
-    paid = inputs["query"].manifest.reservations
-    missing = [entry for entry in paid if entry not in held]
-    if missing or not paid:
-        raise PrivacyRefused(
-            f"The query's artifact was paid for by {missing[:1] or 'nothing'}, which the ledger does not hold."
-        )
-    query_plan = held[paid[-1]].body["plan"]
-    rivals = [
-        e
-        for e in held.values()
-        if e.body["plan"]["id"] == query_plan["id"] and e.id not in paid and e.body["key"] != key
-    ]
-    same_target = (query_plan["epsilon"], query_plan["delta"]) == (config.privacy.epsilon, config.privacy.delta)
-    joins = same_target and not rivals
-    plan = Plan(
-        id=query_plan["id"] if joins else f"plan-{key[:16]}",
-        epsilon=config.privacy.epsilon,
-        delta=config.privacy.delta,
-        builds_on=() if joins else tuple(paid),
-    )
+    plan, prior = finetune_plan(config, key, inputs["query"].manifest.reservations, ledger)
     left_open = ledger.open_reservations("finetune", key)
     if left_open:
         # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
         mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
     else:
-        mechanism = calibrated_finetune(config, facts, [held[entry].event for entry in paid])
+        mechanism = calibrated_finetune(config, facts, prior)
     return Charge(
         mechanism=mechanism,
         plan=plan,
         restart_allowance=config.finetune.restart_allowance,
         checkpoint_steps=config.finetune.checkpoint_steps,
     )
+
+
+def finetune_plan(
+    config: RunConfig, key: str, query_reservations: Sequence[str], ledger: Ledger
+) -> tuple[Plan, list[dpa.DpEvent]]:
+    """The plan that fine-tuning under `key` belongs to, and the events in it that came before.
+
+    It joins the query's plan if that has the same target and no other fine-tuning; else it opens a plan of its own,
+    which builds on the query and is charged for it again.
+
+    Raises:
+        Uncharged: the ledger does not hold what paid for the query.
+    """
+    held = ledger.reservations()
+    missing = [entry for entry in query_reservations if entry not in held]
+    if missing or not query_reservations:
+        raise Uncharged(
+            f"The query's artifact was paid for by {missing[0] if missing else 'nothing'}, which the ledger does not hold."
+        )
+    stated = held[query_reservations[-1]].body["plan"]
+    members = [entry for entry in held.values() if entry.body["plan"]["id"] == stated["id"]]
+    rivals = [entry for entry in members if entry.body["stage"] == "finetune" and entry.body["key"] != key]
+    target = (config.privacy.epsilon, config.privacy.delta)
+    if (stated["epsilon"], stated["delta"]) == target and not rivals:
+        # Queries of the plan whose result was lost, to a crash or a race, were charged as well.
+        prior = [entry.event for entry in members if entry.body["stage"] == "query"]
+        return Plan(id=stated["id"], epsilon=target[0], delta=target[1]), prior
+    plan = Plan(id=plan_id(key), epsilon=target[0], delta=target[1], builds_on=tuple(query_reservations))
+    return plan, [held[entry].event for entry in query_reservations]
+
+
+def plan_id(key: str) -> str:
+    """Name of the plan that the stage with this key opens."""
+    return f"plan-{key[:16]}"
 
 
 def calibrated_finetune(config: RunConfig, facts: SensitiveFacts, prior: Sequence[dpa.DpEvent]) -> DPSGDMechanism:

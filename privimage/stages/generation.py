@@ -23,7 +23,8 @@ from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.stages.models import open_denoiser, save_weights
-from privimage.store.checkpoints import Checkpoints, pack, unpack
+from privimage.store.checkpoints import Checkpoints
+from privimage.store.tensors import pack, unpack
 
 __all__ = ["run_finetune", "run_pretrain", "run_synthesize"]
 
@@ -95,12 +96,8 @@ def run_finetune(context: StageContext) -> Outcome:
     denoiser, facts = open_denoiser(context.inputs["pretrain"], choose_device(context.config.performance.device))
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = checkpoints.latest()
-    if checkpoints.damaged:
-        # Each resume accounts for the steps since the newest checkpoint; an older one would repeat more than that.
-        raise Uncharged(
-            f"Checkpoint {checkpoints.damaged[0]} is damaged, and going on from an older one would repeat steps that are "
-            "not accounted for: restore it from a backup, or start anew with another draw (--draw), charged in full."
-        )
+    if (saved.step if saved else 0) < paid.from_step:
+        raise Uncharged("A checkpoint of this stage vanished while it was resumed; run again.")
     if saved:
         tensors, about = unpack(saved.data)
         if about["reservation"] != paid.reservations[-1]:
@@ -118,7 +115,7 @@ def run_finetune(context: StageContext) -> Outcome:
                 data = pack(_grouped(state), {"step": state.step, "reservation": paid.reservations[-1]})
                 if not checkpoints.save(state.step, data):
                     raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
-                paid.check_attempt()
+                paid.record_step(state.step)
             tick(state.step)
 
         state = finetune(

@@ -119,6 +119,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
         costs=[
             StageCost(stage=name, seconds=float(str(artifact.manifest.provenance["seconds"])), what=_about(name))
             for name, artifact in inputs.items()
+            if not artifact.manifest.reservations  # how long a private stage took depends on how many images it drew
         ],
         ledger_entries=[
             (f"{entry['sequence']:06d}", entry["kind"], f"{entry['id']} · sha256 {entry['sha256'][:16]}…")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from privimage.errors import ArtifactDamaged
-from privimage.store.checkpoints import Checkpoint, Checkpoints, pack, unpack
+from privimage.store.checkpoints import Checkpoint, Checkpoints
+from privimage.store.tensors import pack, unpack
 from privimage.store.files import Store
 from privimage.store.manifest import JSON
 

@@ -1,0 +1,115 @@
+"""One whole run in a store of its own: time per stage, memory, and what the synthetic images are worth.
+
+    python -m benchmarks.pipeline deployments/datasets/demo.yaml
+
+Beside the release it measures two figures for comparison: a classifier trained on images of the generator *before*
+fine-tuning (pre-training alone), and one trained on the real images (the ceiling). All three are tested on the real
+test images: such figures are not differentially private. Use this with public stand-ins for sensitive data only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+from privimage.config import load_config
+from privimage.data.table import read_images
+from privimage.device import choose_device
+from privimage.evaluation.utility import test, train_on_synthetic
+from privimage.generators.sampler import synthesize_images
+from privimage.pipeline import Stage
+from privimage.progress import Terminal
+from privimage.runner import Run, StageResult, admitted, ledger_of, run_all
+from privimage.stages.models import open_denoiser
+from privimage.store.artifacts import open_ref
+from privimage.store.files import Store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--store", metavar="URL", help="default: a temporary folder; a used one reuses its stages")
+    options = parser.parse_args()
+    config = load_config(options.config, options.set)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config=config, store=Store.open(options.store or folder), progress=Terminal())
+        facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+        ledger = ledger_of(run.store, facts)
+        if ledger.grant_entry is None:
+            delta = min(2.001 * config.privacy.delta, 0.999 / facts.num_train)
+            ledger.grant(epsilon=100.0, delta=delta, num_images=facts.num_train, name="benchmark")
+        seconds: dict[str, float] = {}
+
+        def ended(stage: Stage, result: StageResult) -> None:
+            seconds[stage.name] = round(result.seconds, 1)
+            print(
+                f"{stage.name}: {'reused' if result.reused else f'{result.seconds:.1f} s'}", file=sys.stderr, flush=True
+            )
+
+        begun = time.monotonic()
+        results = run_all(run, on_end=ended)
+        total = time.monotonic() - begun
+        artifacts = {name: open_ref(run.store, result.ref) for name, result in results.items()}
+        metrics = artifacts["evaluate"].read_json("metrics.json")
+        certificate = artifacts["release"].read_json("certificate.json")
+        figures = {
+            "config": config.name,
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}",
+            "epsilon": config.privacy.epsilon,
+            "delta": config.privacy.delta,
+            "epsilon_computed": round(certificate["epsilon_computed"], 5),
+            "epsilon_certified_lower": round(certificate["epsilon_certified_interval"]["lower"], 5),
+            "noise_multiplier": round(artifacts["finetune"].manifest.metrics["noise_multiplier"], 4),  # type: ignore[arg-type]
+            "parameters": artifacts["pretrain"].manifest.metrics["num_parameters"],
+            "public_classifier_accuracy": artifacts["classifier"].manifest.metrics["validation_accuracy"],
+            "seconds": seconds,
+            "seconds_total": round(total, 1),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "accuracy": round(metrics["accuracy_on_private_test"], 4),
+            **_comparisons(run, artifacts),
+            "fidelity": metrics["fidelity"],
+        }
+    print(json.dumps(figures))
+
+
+def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore[type-arg]
+    """Accuracy on the real test images from pre-training alone, and from as many real images."""
+    config, admit = run.config, artifacts["admit"]
+    device = choose_device(config.performance.device)
+    private_test = [torch.from_numpy(array) for array in read_images(admit.files("test-"))]
+    private_train, train_labels = read_images(admit.files("train-"))
+    denoiser, facts = open_denoiser(artifacts["pretrain"], device)
+    classes = len(facts["class_names"])
+    shape = (facts["channels"], facts["resolution"], facts["resolution"])
+    labels = torch.arange(config.synthesize.num_images) % classes
+    seeds = torch.arange(len(labels))
+    parts = [
+        synthesize_images(denoiser, labels[at : at + 512], seeds[at : at + 512], shape, config.synthesize)
+        for at in range(0, len(labels), 512)
+    ]
+    few = np.random.default_rng(0).permutation(len(private_train))[: config.synthesize.num_images]
+
+    def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
+        model = train_on_synthetic(images, labels, classes, config.evaluate, device)
+        return round(test(model, *private_test, classes).accuracy, 4)
+
+    return {
+        "accuracy_pretraining_alone": accuracy(torch.cat(parts), labels),
+        "accuracy_real_images": accuracy(torch.from_numpy(private_train[few]), torch.from_numpy(train_labels[few])),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Crashes, with real processes that are killed: nothing is lost that was paid for, nothing is paid twice in silence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privimage.errors import BudgetExceeded, Uncharged
+from privimage.privacy.dpsgd import noisy_mean_gradient
+from privimage.runner import run_all
+from tests.pipeline_fixtures import Answer, Place
+
+LONG_FINETUNING = ("finetune.num_steps=60", "finetune.checkpoint_steps=5", "finetune.restart_allowance=10")
+LONG_PRETRAINING = ("pretrain.num_steps=120",)
+PATIENCE = 90.0
+
+# Pre-training saves on a clock, once a minute; here after each step.
+EAGER = """
+import sys
+import privimage.stages.generation as generation
+from privimage.cli import main
+generation.PRETRAIN_CHECKPOINT_SECONDS = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `privimage run` in a process of its own; whatever still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def call(place: Place, *overrides: str, until: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", EAGER, "run", *place.options(*overrides), "--until", until]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def kill_at_first_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
+    """Kill -9 as soon as there is a checkpoint below `folder`."""
+    deadline = time.monotonic() + PATIENCE
+    while not list(folder.glob("*/step-*.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+
+
+def newest_step(folder: Path) -> int:
+    return max(int(file.stem.removeprefix("step-")) for file in folder.glob("*/step-*.ckpt"))
+
+
+def test_a_run_that_is_killed_in_fine_tuning_goes_on_from_its_checkpoint_within_its_budget(
+    pretrained_copy: Place, start: Start, privimage: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, checkpoints = pretrained_copy, pretrained_copy.folder / "private" / "checkpoints" / "finetune"
+    kill_at_first_checkpoint(start(place, *LONG_FINETUNING, until="finetune"), checkpoints)
+    assert place.kinds == ["grant", "reserve query", "settle", "reserve finetune"]
+    assert not (place.folder / "artifacts" / "finetune").exists()
+    done = newest_step(checkpoints)
+    assert 0 < done < 60
+
+    steps = []
+
+    def counted(*arguments: Any) -> Any:
+        steps.append(1)
+        return noisy_mean_gradient(*arguments)
+
+    monkeypatch.setattr("privimage.generators.finetune.noisy_mean_gradient", counted)
+    answer = privimage("run", *place.options(*LONG_FINETUNING))
+    assert answer.code == 0, answer.err
+    assert answer.err.count("reused, made") == 7
+    assert len(steps) == 60 - done
+    assert place.kinds == ["grant", "reserve query", "settle", "reserve finetune", "resume", "settle"]
+    resume = place.entries[4].body
+    assert (resume["attempt"], resume["lost_steps"]) == (2, 5)
+    assert place.ledger.spent().epsilon <= 1.0
+    assert not list((place.folder / "private" / "checkpoints").rglob("*.ckpt"))
+    verified = privimage("verify", place.release, "--store", place.folder)
+    assert verified.code == 0, verified.out
+
+
+def test_a_run_that_is_killed_in_pre_training_ends_with_the_very_weights_it_would_have_had(
+    pretrained: Place, pretrained_copy: Place, tmp_path: Path, start: Start
+) -> None:
+    place, checkpoints = pretrained_copy, pretrained_copy.folder / "checkpoints" / "pretrain"
+    kill_at_first_checkpoint(start(place, *LONG_PRETRAINING, until="pretrain"), checkpoints)
+    assert newest_step(checkpoints) < 120
+    resumed = run_all(place.run(*LONG_PRETRAINING), "pretrain")["pretrain"]
+    undisturbed = pretrained.copy_to(tmp_path / "undisturbed")
+    straight = run_all(undisturbed.run(*LONG_PRETRAINING), "pretrain")["pretrain"]
+    assert not resumed.reused and not straight.reused
+    assert resumed.ref == straight.ref
+    assert place.entries == pretrained.entries
+
+
+def test_two_processes_at_once_never_break_the_store_or_the_ledger(
+    pretrained_copy: Place, start: Start, privimage: Callable[..., Answer]
+) -> None:
+    place, settings = pretrained_copy, ("finetune.num_steps=16", "finetune.restart_allowance=12")
+    processes = [start(place, *settings, until="finetune") for _ in range(2)]
+    ends = [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes]
+    assert {code for _, code in ends} <= {0, 3}, ends
+    assert all("Traceback" not in err for err, _ in ends), ends
+    answer = privimage("run", *place.options(*settings))
+    assert answer.code == 0, (answer.err, ends)
+    assert set(place.ledger.states().values()) == {"settled"}
+    assert place.kinds.count("reserve finetune") == 1
+    assert place.ledger.spent().epsilon <= 1.0
+    verified = privimage("verify", place.release, "--store", place.folder)
+    assert verified.code == 0, verified.out
+
+
+# ------------------------------------------------------------------ what needs no process
+
+
+@pytest.fixture
+def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
+    """Fine-tunes so many steps and stops as Ctrl-C would."""
+
+    def call(place: Place, steps: int) -> None:
+        left = steps
+
+        def limited(*arguments: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return noisy_mean_gradient(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("privimage.generators.finetune.noisy_mean_gradient", limited)
+            with pytest.raises(KeyboardInterrupt):
+                run_all(place.run(), "finetune")
+
+    return call
+
+
+Stop = Callable[[Place, int], None]
+
+
+def test_restarts_end_when_their_allowance_is_used_up(pretrained_copy: Place, stopped_after: Stop) -> None:
+    for _ in range(3):  # the first attempt, and two restarts that may each repeat 2 of the 4 extra steps
+        stopped_after(pretrained_copy, 1)
+    before = pretrained_copy.entries
+    with pytest.raises(BudgetExceeded, match="4 of its 4 restart steps are used") as caught:
+        run_all(pretrained_copy.run(), "finetune")
+    assert caught.value.exit_code == 3
+    assert pretrained_copy.entries == before
+    assert pretrained_copy.ledger.spent().epsilon <= 1.0
+
+
+def test_another_draw_starts_anew_after_that_and_is_charged_in_full(
+    pretrained_copy: Place, stopped_after: Stop
+) -> None:
+    for _ in range(3):
+        stopped_after(pretrained_copy, 1)
+    results = run_all(pretrained_copy.run(draws={"finetune": 2}), "finetune")
+    assert not results["finetune"].reused
+    assert pretrained_copy.ledger.spent().set_aside == 2.0
+
+
+def test_a_damaged_checkpoint_is_no_reason_to_repeat_steps_that_are_not_accounted_for(
+    pretrained_copy: Place, stopped_after: Stop
+) -> None:
+    stopped_after(pretrained_copy, 3)
+    (checkpoint,) = (pretrained_copy.folder / "private" / "checkpoints").glob("finetune/*/step-000000002.ckpt")
+    data = bytearray(checkpoint.read_bytes())
+    data[-1] ^= 1
+    checkpoint.write_bytes(data)
+    before = pretrained_copy.entries
+    with pytest.raises(
+        Uncharged, match="step 2 of stage finetune is damaged or gone, and going on from step 0 would repeat steps"
+    ):
+        run_all(pretrained_copy.run(), "finetune")
+    assert pretrained_copy.entries == before
+    data[-1] ^= 1
+    checkpoint.write_bytes(data)
+    assert not run_all(pretrained_copy.run(), "finetune")["finetune"].reused
+
+
+def test_a_checkpoint_that_was_deleted_is_no_such_reason_either(pretrained_copy: Place, stopped_after: Stop) -> None:
+    stopped_after(pretrained_copy, 3)
+    shutil.rmtree(pretrained_copy.folder / "private" / "checkpoints")
+    with pytest.raises(Uncharged, match="damaged or gone"):
+        run_all(pretrained_copy.run(), "finetune")
