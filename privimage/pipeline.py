@@ -28,6 +28,7 @@ from privimage.privacy.entropy import Random
 from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.progress import Progress
+from privimage.release.export import export_release
 from privimage.store.artifacts import JSON, Artifact
 from privimage.store.files import Store
 
@@ -134,7 +135,7 @@ class Stage:
     run: Callable[[StageContext], Outcome]
     charge: Callable[[RunConfig, str, Mapping[str, Artifact], SensitiveFacts, Ledger], Charge] | None = None
     sealed: bool = False
-    finish: Callable[[RunConfig, Store, Artifact], None] | None = None
+    finish: Callable[[RunConfig, Store, Artifact], object] | None = None
 
 
 def _section(*names: str) -> Callable[[RunConfig], dict[str, Any]]:
@@ -274,7 +275,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
         fields=_section("name", "description"),
         run=_later("release", "run"),
-        finish=_later("release", "export"),
+        finish=lambda config, store, artifact: export_release(store, config.name, artifact),
     ),
 )
 

@@ -9,19 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from privimage.config import RunConfig
 from privimage.data.table import read_images
 from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.crosscheck import prv_interval
 from privimage.release.certificate import build_certificate
-from privimage.release.export import export_release
 from privimage.release.pictures import sample_grid, thumbnail_strip
 from privimage.release.report import ChosenCategory, ChosenClass, Figure, ReportData, StageCost, render_report
 from privimage.store.artifacts import Artifact
-from privimage.store.files import Store
 
-__all__ = ["export", "run"]
+__all__ = ["run"]
 
 GRID_IMAGES = 12
 EXAMPLES = 6
@@ -53,11 +50,6 @@ def run(context: StageContext) -> Outcome:
     return Outcome(
         metrics={"epsilon": certificate["epsilon"], "delta": certificate["delta"], "num_images": len(images)}
     )
-
-
-def export(config: RunConfig, store: Store, artifact: Artifact) -> None:
-    """Lay the release out as a folder that can be handed on."""
-    export_release(store, config.name, artifact)
 
 
 def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> ReportData:
