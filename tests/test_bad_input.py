@@ -213,8 +213,8 @@ def test_a_query_that_would_use_up_the_run(refused: Refused) -> None:
 
 
 def test_a_run_that_is_larger_than_the_grant(refused: Refused) -> None:
-    complaint = refused("privacy.epsilon=5", code=3)
-    assert "asks for epsilon 5" in complaint
+    complaint = refused("privacy.epsilon=3.5", code=3)
+    assert "asks for epsilon 3.5" in complaint
     assert "there is left epsilon 3" in complaint
     assert "Nothing was charged." in complaint
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from privimage.errors import BudgetExceeded, Uncharged
+from privimage.errors import BudgetExceeded, PrivacyRefused, Uncharged
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
@@ -154,6 +154,19 @@ def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], Non
 
 
 Stop = Callable[[Place, int], None]
+
+
+def test_an_attempt_that_was_taken_over_cannot_give_back_what_the_other_one_uses(
+    pretrained_copy: Place, stopped_after: Stop
+) -> None:
+    stopped_after(pretrained_copy, 1)
+    ledger = pretrained_copy.ledger
+    first = next(entry for entry in ledger.entries() if entry.kind == "reserve" and entry.body["stage"] == "finetune")
+    (reservation,) = ledger.open_reservations("finetune", first.body["key"])
+    ledger.resume(reservation)
+    with pytest.raises(PrivacyRefused, match="taken over by another attempt"):
+        ledger.void(reservation, reason="the first attempt failed before it opened an image")
+    assert ledger.states()[reservation.id] == "open"
 
 
 def test_restarts_end_when_their_allowance_is_used_up(pretrained_copy: Place, stopped_after: Stop) -> None:

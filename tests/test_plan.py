@@ -107,13 +107,12 @@ def test_the_command_prints_a_table_and_json(
 ) -> None:
     table = privimage("plan", *finished.options())
     assert table.code == 0
-    assert "Still to be charged: epsilon 0." in table.out
-    assert "set aside so far: 1." in table.out
+    assert "This run states epsilon 1, delta 0.0001 in all." in table.out
+    assert "Still to be taken from the grant: epsilon 0; of its 3 there is left 2." in table.out
     answer = privimage("plan", *finished.options(), "--json")
     assert answer.code == 0
     plan = json.loads(answer.out)
     assert [row["action"] for row in plan["stages"]] == ["reused"] * len(STAGES)
     early = privimage("plan", tiny_config, "--store", tmp_path / "new")
     assert early.code == 0
-    assert "not admitted yet" in early.out
-    assert "privimage ledger grant" in early.out
+    assert "No grant yet: privimage ledger grant" in early.out

@@ -417,6 +417,8 @@ class Ledger:
                 raise PrivacyRefused(
                     f"Reservation {reservation.id} has been built on: its result exists, it stays spent."
                 )
+            if any(e.kind == "resume" and e.body["reservation"] == reservation.id for e in entries):
+                raise PrivacyRefused(f"Reservation {reservation.id} was taken over by another attempt: it stays spent.")
 
         self._append("void", {"reservation": reservation.id, "reason": reason}, check)
 
