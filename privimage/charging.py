@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -36,21 +37,29 @@ class Payment:
 
 
 def pay(
-    stage: str, key: str, charge: Charge, ledger: Ledger, *, run_name: str, saved_step: int, random: Random
+    stage: str,
+    key: str,
+    charge: Charge,
+    ledger: Ledger,
+    *,
+    run_name: str,
+    latest_checkpoint: Callable[[], int],
+    random: Random,
 ) -> Payment:
     """Reserve the mechanism of `charge`, or take over the reservation that an interrupted attempt left.
 
     Args:
-        saved_step: where the latest checkpoint of this stage and key stands; 0 without one.
+        latest_checkpoint: looks up the step of the latest checkpoint of this stage and key; 0 without one.
 
     Raises:
         PrivacyRefused: no grant, too small a grant, an artifact that was paid for and is gone, checkpoints that are
             gone, or a restart allowance that is used up. Nothing was charged.
     """
     left_open = ledger.open_reservations(stage, key)
+    saved_step = 0
     if left_open and charge.checkpoint_steps:
         live = left_open[-1]
-        _check_resumable(live, charge, ledger, stage, saved_step)
+        saved_step = _check_resumable(live, charge, ledger, stage, latest_checkpoint)
         attempt = ledger.resume(live)
         reservations = left_open
     else:
@@ -82,19 +91,25 @@ def pay(
     return Payment(paid=paid, live=live, is_new=attempt == 1)
 
 
-def _check_resumable(live: Reservation, charge: Charge, ledger: Ledger, stage: str, saved_step: int) -> None:
+def _check_resumable(
+    live: Reservation, charge: Charge, ledger: Ledger, stage: str, latest_checkpoint: Callable[[], int]
+) -> int:
+    """The step to go on from."""
     if live.event != charge.mechanism.event:
         raise Uncharged(
             f"Reservation {live.id} was made for another mechanism than stage {stage} would run now: a different version "
             f"of privimage made it. Use that version, or another draw (--draw {stage}=2)."
         )
+    # In this order: a checkpoint is saved before its step is recorded, and another process may be doing so now.
     recorded = ledger.recorded_step(live)
+    saved_step = latest_checkpoint()
     if saved_step < recorded:
         raise Uncharged(
             f"The checkpoint of step {recorded} of stage {stage} is damaged or gone, and going on from step {saved_step} "
             "would repeat steps that are not accounted for: restore it from a backup, or start anew with another draw "
             f"(--draw {stage}=2), which is charged in full."
         )
+    return saved_step
 
 
 def _check_not_settled(ledger: Ledger, stage: str, key: str) -> None:

@@ -12,6 +12,7 @@ import platform
 import secrets
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from privimage.charging import Door, check_paid, pay
+from privimage.charging import Door, Payment, check_paid, pay
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.errors import Uncharged
-from privimage.pipeline import Stage, StageContext, stage_named, stages_until
+from privimage.errors import PrivimageError, Uncharged
+from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages_until
 from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
 from privimage.privacy.ledger import Ledger
@@ -154,14 +155,13 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
         if ledger is None or facts is None:
             raise Uncharged(f"Stage {name} is private but has no admitted images as input.")
         charge = stage.charge(run.config, key, public, facts, ledger)
-        checkpoint = Checkpoints(run.store, stage.name, key, sealed=True).latest()
         payment = pay(
             stage.name,
             key,
             charge,
             ledger,
             run_name=run.config.name,
-            saved_step=checkpoint.step if checkpoint else 0,
+            latest_checkpoint=lambda: _latest_step(run.store, stage, key),
             random=run.insecure_random_voiding_guarantee or SecretRandom(),
         )
     door = Door(stage, sealed, payment.live if payment else None)
@@ -179,12 +179,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             private_images=door,
             write_private=lambda title, text: _write_private(run.store, title, text),
         )
-        try:
-            outcome = stage.run(context)
-        except BaseException:
-            if payment and not door.opened:
-                payment.give_back("the stage failed before it opened a sensitive image")
-            raise
+        outcome = _run_guarded(stage, context, door, payment)
         seconds = time.monotonic() - started
         artifact = publish(
             run.store,
@@ -208,6 +203,27 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
 
 
+def _run_guarded(stage: Stage, context: StageContext, door: Door, payment: Payment | None) -> Outcome:
+    """Run a stage; what was reserved for nothing is given back, and no foreign error message carries a private value.
+
+    An error of torch or the operating system may tell the size of a Poisson batch or the name of a sensitive file. Where
+    sensitive images may be open, its text goes below `private/`, and a plain sentence is raised in its place.
+    """
+    try:
+        return stage.run(context)
+    except BaseException as error:
+        if payment and not door.opened:
+            payment.give_back("the stage failed before it opened a sensitive image")
+        foreign = isinstance(error, Exception) and not isinstance(error, PrivimageError)
+        if not foreign or not (door.opened or stage.sealed):
+            raise
+        failure = traceback.format_exc()
+    place = context.write_private(stage.name, failure)
+    raise PrivimageError(
+        f"Stage {stage.name} failed where sensitive images are open. The error, which is private, is in {place}"
+    )
+
+
 def _write_private(store: Store, title: str, text: str) -> str:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     name = f"private/problems/{stamp}-{secrets.token_hex(4)}-{title}.txt"
@@ -223,6 +239,11 @@ def _scratch(store: Store) -> str | None:
         return None
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return str(place)
+
+
+def _latest_step(store: Store, stage: Stage, key: str) -> int:
+    checkpoint = Checkpoints(store, stage.name, key, sealed=True).latest()
+    return checkpoint.step if checkpoint else 0
 
 
 def _clear_checkpoints(store: Store, stage: Stage, key: str) -> None:

@@ -30,10 +30,11 @@ def charge_query(
     public = open_ref(classifier.store, classifier.manifest.inputs["public"])
     categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
     check_against_data(config, categories, facts)
+    plan = Plan(id=plan_id(key), epsilon=config.privacy.epsilon, delta=config.privacy.delta)
+    ledger.check_fits(plan)
     mechanism = planned_query(config, facts, len(categories.class_names))
     # Refuses if the query would leave nothing.
     calibrated_finetune(config, facts, [mechanism.event])
-    plan = Plan(id=plan_id(key), epsilon=config.privacy.epsilon, delta=config.privacy.delta)
     return Charge(mechanism=mechanism, plan=plan)
 
 
@@ -47,6 +48,7 @@ def charge_finetune(
         # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
         mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
     else:
+        ledger.check_fits(plan)
         mechanism = calibrated_finetune(config, facts, prior)
     return Charge(
         mechanism=mechanism,

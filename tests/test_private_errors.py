@@ -1,0 +1,56 @@
+"""What goes wrong while sensitive images are open must not tell anything about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from pathlib import Path
+
+import pytest
+
+from privimage import pipeline
+from privimage.config import load_config
+from privimage.errors import PrivimageError
+from privimage.pipeline import Outcome, StageContext
+from privimage.runner import Run, run_all
+from tests.pipeline_fixtures import Place
+
+
+def replace_stage(monkeypatch: pytest.MonkeyPatch, name: str, run: object) -> None:
+    stages = tuple(dataclasses.replace(s, run=run) if s.name == name else s for s in pipeline.STAGES)
+    monkeypatch.setattr(pipeline, "STAGES", stages)
+
+
+def run_query(place: Place) -> None:
+    run_all(Run(config=load_config(place.config), store=place.store), "query")
+
+
+def test_a_foreign_error_with_open_images_is_told_in_a_private_file_only(
+    granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(context: StageContext) -> Outcome:
+        images, _ = context.private_images("train")
+        raise RuntimeError(f"cannot allocate a batch of {len(images)} rows: secret-4711")
+
+    replace_stage(monkeypatch, "query", fails)
+    with pytest.raises(PrivimageError, match="which is private") as caught:
+        run_query(granted_copy)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret-4711" not in shown
+    assert caught.value.__context__ is None
+    (told,) = (granted_copy.folder / "private" / "problems").glob("*-query.txt")
+    assert "secret-4711" in Path(told).read_text()
+    assert granted_copy.kinds[-1] == "reserve query", "images were open: the charge stays"
+
+
+def test_a_charge_under_which_no_image_was_opened_is_given_back(
+    granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(context: StageContext) -> Outcome:
+        raise RuntimeError("out of memory before anything was read")
+
+    replace_stage(monkeypatch, "query", fails)
+    with pytest.raises(RuntimeError, match="before anything was read"):
+        run_query(granted_copy)
+    assert granted_copy.kinds[-2:] == ["reserve query", "void"]
+    assert granted_copy.ledger.spent().epsilon == 0
