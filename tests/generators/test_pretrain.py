@@ -103,7 +103,14 @@ def test_one_seed_gives_one_training_and_the_global_generator_is_left_alone() ->
     first, again, other = train(), train(), train(CONFIG.model_copy(update={"seed": 1}))
     assert same(first, again)
     assert not same(first, other)
+    assert not same(first, train(CONFIG.model_copy(update={"seed": 2**31 - 1})))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_step_draws_anew() -> None:
+    losses: list[float] = []
+    train(CONFIG.model_copy(update={"learning_rate": 1e-12}), on_step=lambda _, loss: losses.append(loss))
+    assert max(losses) - min(losses) > 1e-3, "at a standstill, only new draws can change the loss"
 
 
 def test_a_learning_rate_that_diverges_is_an_error_with_advice() -> None:

@@ -74,6 +74,8 @@ def test_noise_of_an_image_depends_on_its_seed_only() -> None:
     assert torch.equal(whole[2:], initial_noise(torch.tensor([2**40, 7]), (3, 4, 4)))
     assert torch.equal(whole[[0]], initial_noise(torch.tensor([5]), (3, 4, 4)))
     assert not torch.equal(whole[0], whole[1])
+    high = initial_noise(torch.tensor([5, 5 + 2**32, 5 + 2**62]), (3, 4, 4))
+    assert len({tuple(noise.flatten().tolist()) for noise in high}) == 3, "the upper bits of a seed count too"
     assert float(initial_noise(torch.arange(500), (1, 8, 8)).std()) == pytest.approx(1.0, rel=0.02)
 
 

@@ -32,7 +32,7 @@ def test_the_moments_of_normal_draws_are_those_of_the_standard_normal() -> None:
     draws = SecretRandom().normal(DRAWS)
     for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
         assert abs((draws**power).mean() - moment) < 7 * (variance / DRAWS) ** 0.5
-    assert np.abs(draws).max() > 4
+    assert np.abs(draws).max() > 3.5
 
 
 def test_uniform_draws_are_uniform_inside_the_open_interval() -> None:
@@ -76,24 +76,24 @@ def test_two_sources_and_two_calls_share_no_draw() -> None:
 
 def test_seeding_every_known_generator_does_not_reproduce_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "0")
-    states = torch.get_rng_state(), np.random.get_state(), python_random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state(), python_random.getstate()
     runs = []
     for _ in range(2):
         torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         python_random.seed(0)
         runs.append(SecretRandom().normal(100))
     torch.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    np.random.set_state(states[1])
     python_random.setstate(states[2])
     assert not np.isin(runs[0], runs[1]).any()
 
 
 def test_it_leaves_the_global_generators_alone() -> None:
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), python_random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), python_random.getstate()
     SecretRandom().normal(100)
     assert torch.equal(before[0], torch.get_rng_state())
-    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert (before[1] == np.random.get_state()[1]).all()
     assert before[2] == python_random.getstate()
 
 
@@ -106,7 +106,21 @@ def test_it_cannot_be_copied_or_stored(duplicate: object) -> None:
 def test_showing_it_shows_nothing() -> None:
     random = SecretRandom()
     assert repr(random) == str(random) == "SecretRandom()"
-    assert not any(isinstance(value, (bytes, bytearray, int, np.ndarray)) for value in vars(random).values())
+    random.normal(10)
+    assert not any(isinstance(value, (bytes, bytearray, str, np.ndarray)) for value in vars(random).values())
+
+
+def test_a_key_is_replaced_long_before_its_keystream_would_repeat() -> None:
+    random = SecretRandom()
+    first = random._keystream
+    random.uniform(1000)
+    random.seed()
+    assert random._keystream is first
+    assert random._used == 8 * 1001
+    random._used = 2**36 + 1
+    random.seed()
+    assert random._keystream is not first
+    assert random._used == 8
 
 
 def test_only_the_secret_source_carries_a_guarantee() -> None:

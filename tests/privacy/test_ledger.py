@@ -273,6 +273,25 @@ def test_what_has_been_built_on_is_not_given_back(ledger: Ledger) -> None:
     assert ledger.spent().set_aside == 4.0
 
 
+def test_what_another_attempt_took_over_is_not_given_back(ledger: Ledger) -> None:
+    reservation = reserve(ledger, TRAINING, stage="finetune", restart_allowance=20, checkpoint_steps=10)
+    ledger.resume(reservation)
+    with pytest.raises(PrivacyRefused, match="taken over by another attempt"):
+        ledger.void(reservation, reason="I read nothing")
+    assert ledger.states() == {reservation.id: "open"}
+
+
+def test_the_last_saved_step_is_remembered_beside_the_entries(store: Store) -> None:
+    ledger = granted(store)
+    one, other = reserve(ledger, TRAINING), reserve(ledger, TRAINING)
+    assert ledger.recorded_step(one) == 0
+    for step in (10, 20, 20):
+        ledger.record_step(one, step)
+    assert Ledger(store, "faces").recorded_step(one) == 20
+    assert ledger.recorded_step(other) == 0
+    assert len(ledger.entries()) == 3
+
+
 def test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_up(ledger: Ledger) -> None:
     reservation = reserve(ledger, TRAINING, stage="finetune", restart_allowance=25, checkpoint_steps=10)
     spent = ledger.spent()

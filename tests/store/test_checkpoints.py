@@ -10,9 +10,9 @@ import torch
 
 from privimage.errors import ArtifactDamaged
 from privimage.store.checkpoints import Checkpoint, Checkpoints
-from privimage.store.tensors import pack, unpack
 from privimage.store.files import Store
 from privimage.store.manifest import JSON
+from privimage.store.tensors import pack, unpack
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_returned(store: Store) -> None:
