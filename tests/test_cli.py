@@ -146,7 +146,7 @@ def test_a_grant_of_nothing_or_everything_is_refused(
     store = tmp_path / "store"
     answer = privimage("ledger", "grant", tiny_config, "--store", store, "--epsilon", epsilon, "--delta", delta)
     assert answer.code == 2
-    assert "A grant needs epsilon > 0 and 0 < delta < 1" in answer.complaint
+    assert "A grant needs a finite epsilon above 0 and a delta between 0 and" in answer.complaint
     assert not (store / "ledger").exists()
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import dp_accounting as dpa
 
-from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, Uncharged
+from privimage.errors import BudgetExceeded, ConfigError, LedgerBroken, PrivacyRefused, Uncharged
 from privimage.privacy.accounting import epsilon_of, event_from_json, event_to_json
 from privimage.privacy.mechanisms import RELATION
 from privimage.store.files import Store
@@ -37,7 +37,14 @@ from privimage.store.files import Store
 __all__ = ["Entry", "Ledger", "Plan", "Reservation", "Spent", "SpentPlan"]
 
 FORMAT = 1
-KINDS = ("grant", "reserve", "resume", "settle", "void")
+# What the body of each kind of entry holds, at least.
+KINDS: Mapping[str, frozenset[str]] = {
+    "grant": frozenset({"epsilon", "delta", "adjacency", "unit", "num_images", "dataset"}),
+    "reserve": frozenset({"stage", "key", "event", "plan", "run", "restart_allowance", "checkpoint_steps"}),
+    "resume": frozenset({"reservation", "attempt", "lost_steps"}),
+    "settle": frozenset({"reservation", "artifact"}),
+    "void": frozenset({"reservation", "reason"}),
+}
 _ROUNDING = 1 + 1e-9
 
 
@@ -113,7 +120,10 @@ class Reservation:
 
 
 class Ledger:
-    """The ledger of the data set `dataset_id` in a store. Reads are verified; the verified prefix is kept."""
+    """The ledger of the data set `dataset_id` in a store. Reads are verified; the verified prefix is kept.
+
+    Any number of processes may write to one ledger; an object of this class serves one thread.
+    """
 
     def __init__(self, store: Store, dataset_id: str) -> None:
         self._store = store
@@ -177,6 +187,9 @@ class Ledger:
             )
         if (entry.kind == "grant") != (number == 0):
             raise LedgerBroken(f"{where} is a {entry.kind!r}: a ledger has one grant, and it comes first.")
+        missing = KINDS[entry.kind] - set(entry.body)
+        if missing:
+            raise LedgerBroken(f"{where} lacks {', '.join(sorted(missing))}: it was changed; restore it from a backup.")
         return entry
 
     def _name(self, number: int) -> str:
@@ -245,8 +258,14 @@ class Ledger:
         """Write the owner's lifetime cap; the same grant again is no error and changes nothing.
 
         Raises:
+            ConfigError: epsilon or delta is out of bounds.
             PrivacyRefused: there is another grant already.
         """
+        if not (0 < epsilon < float("inf") and 0 < delta < 1 / num_images):
+            raise ConfigError(
+                f"A grant needs a finite epsilon above 0 and a delta between 0 and 1 / number of training images = "
+                f"{1 / num_images:.3g}; found {epsilon:g} and {delta:g}."
+            )
         body = {
             "epsilon": float(epsilon),
             "delta": float(delta),

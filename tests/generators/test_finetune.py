@@ -208,10 +208,11 @@ def test_with_little_noise_it_learns(awake: NewDenoiser) -> None:
     before = loss(begin(denoiser).weights)
     easy = replace(MECHANISM, num_steps=40, noise_multiplier=0.01)
     config = CONFIG.model_copy(update={"learning_rate": 3e-3, "ema_decay": 0.8})
-    state = run(denoiser, mechanism=easy, config=config)
+    state = run(denoiser, mechanism=easy, config=config, random=InsecureRandomForTests(0))
     assert loss(state.weights) < 0.6 * before
     assert loss(state.ema) < 0.6 * before
-    drowned = run(denoiser, mechanism=replace(easy, noise_multiplier=1e4), config=config)
+    loud = replace(easy, noise_multiplier=1e4)
+    drowned = run(denoiser, mechanism=loud, config=config, random=InsecureRandomForTests(0))
     assert loss(drowned.weights) > 2 * loss(state.weights), "noise has no effect on learning: is it added at all?"
 
 

@@ -438,6 +438,13 @@ def test_a_second_grant_put_in_by_hand_is_refused(long: Store) -> None:
         Ledger(long, "faces").entries()
 
 
+def test_a_last_entry_that_lost_a_field_is_refused(long: Store) -> None:
+    last = len(Ledger(long, "faces").entries()) - 1
+    edit(long, last, lambda entry: entry["body"].pop(next(iter(entry["body"]))))
+    with pytest.raises(LedgerBroken, match=f"entry {last:06d} lacks"):
+        Ledger(long, "faces").entries()
+
+
 def test_a_ledger_that_begins_without_a_grant_is_refused(long: Store) -> None:
     edit(long, 0, lambda entry: entry.update(kind="reserve"))
     with pytest.raises(LedgerBroken, match="entry 000000 is a 'reserve'"):
