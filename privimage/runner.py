@@ -10,14 +10,12 @@ import json
 import os
 import platform
 import secrets
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from privimage.charging import Door, Payment, check_paid, pay
@@ -32,6 +30,7 @@ from privimage.progress import Progress, Silent
 from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
+from privimage.store.scratch import scratch_folder
 
 __all__ = ["Run", "StageResult", "admitted", "check_run", "ledger_of", "run_all", "run_stage", "stage_key"]
 
@@ -165,14 +164,14 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             random=run.insecure_random_voiding_guarantee or SecretRandom(),
         )
     door = Door(stage, sealed, payment.live if payment else None)
-    with tempfile.TemporaryDirectory(prefix="privimage-", dir=_scratch(run.store)) as folder:
+    with scratch_folder(run.store) as folder:
         context = StageContext(
             config=run.config,
             key=key,
             inputs=public,
             facts=facts,
             ledger=ledger,
-            folder=Path(folder),
+            folder=folder,
             store=run.store,
             progress=run.progress,
             paid=payment.paid if payment else None,
@@ -188,7 +187,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             key=key,
             draw=run.draws.get(stage.name, 1),
             sealed=stage.sealed,
-            folder=Path(folder),
+            folder=folder,
             config=stage.fields(run.config),
             inputs={source: item.ref for source, item in opened.items()},
             metrics=outcome.metrics,
@@ -230,15 +229,6 @@ def _write_private(store: Store, title: str, text: str) -> str:
     store.create(name, text.encode())
     local = store.local_path(name)
     return str(local) if local else f"{store.url}/{name}"
-
-
-def _scratch(store: Store) -> str | None:
-    """Payloads are written beside a local store, so that publishing needs no space elsewhere; else the system's default."""
-    place = store.local_path("private")
-    if place is None:
-        return None
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return str(place)
 
 
 def _latest_step(store: Store, stage: Stage, key: str) -> int:

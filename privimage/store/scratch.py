@@ -1,0 +1,53 @@
+"""Folders for payloads in the making, and what is left of them when a process is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from privimage.store.files import Store
+
+__all__ = ["scratch_folder"]
+
+_LOCK = "lock"
+
+
+@contextmanager
+def scratch_folder(store: Store) -> Iterator[Path]:
+    """An empty folder that only this user can read and that is gone after the `with` block.
+
+    In a local store it lies below `private/scratch/`, so that publishing needs no space elsewhere; else in the
+    system's folder for temporary files. Folders there whose process was killed are removed: they may hold sensitive
+    images.
+    """
+    place = store.local_path("private/scratch")
+    if place is None:
+        with tempfile.TemporaryDirectory(prefix="privimage-") as name:
+            yield Path(name)
+        return
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.parent.chmod(0o700)
+    _remove_abandoned(place)
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name)
+        # The lock is held as long as the process lives, whatever becomes of it.
+        with (folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            payload = folder / "payload"
+            payload.mkdir()
+            yield payload
+
+
+def _remove_abandoned(place: Path) -> None:
+    for folder in place.iterdir():
+        try:
+            with (folder / _LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except (FileNotFoundError, BlockingIOError):
+            # Just being made, or just being removed, or in use.
+            continue
