@@ -70,6 +70,7 @@ def pay(
             key=key,
             event=charge.mechanism.event,
             plan=charge.plan,
+            num_images=charge.num_images,
             run=run_name,
             restart_allowance=charge.restart_allowance,
             checkpoint_steps=charge.checkpoint_steps,

@@ -45,7 +45,7 @@ __all__ = [
 class Section(BaseModel):
     """A frozen part of the configuration that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class TorchvisionSource(Section):
@@ -237,7 +237,7 @@ class FinetuneConfig(Section):
     num_steps: int = Field(default=100, ge=1, le=10_000_000, description="DP-SGD steps.")
     expected_batch_size: int = Field(default=256, ge=1, description="Mean of the Poisson batch; at most all images.")
     noise_samples: int = Field(default=4, ge=1, le=128, description="Noise draws per image, averaged before clipping.")
-    max_grad_norm: float = Field(default=1e-3, gt=0, description="Per-image gradient norm bound.")
+    max_grad_norm: float = Field(default=1e-3, ge=1e-6, le=1e6, description="Per-image gradient norm bound.")
     learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Learning rate of Adam.")
     ema_decay: float = Field(default=0.95, ge=0, lt=1, description="Decay of the weight average per step.")
     label_dropout: float = Field(default=0.1, ge=0, le=0.9, description="Share of images trained without their label.")

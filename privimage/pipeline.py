@@ -59,6 +59,7 @@ class Charge:
 
     mechanism: HistogramQuery | DPSGDMechanism
     plan: Plan
+    num_images: int
     restart_allowance: int = 0
     checkpoint_steps: int = 0
 

@@ -86,15 +86,16 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     if public and facts:
         check_against_data(run.config, TableFacts.from_json(public.read_bytes("facts.json").decode()), facts)
     grant = ledger.grant_entry if ledger else None
+    to_set_aside = None
+    if facts and ledger and grant:
+        to_set_aside = _to_set_aside(run, {row.stage: row.key for row in rows}, facts, ledger, found)
     return RunPlan(
         stages=tuple(rows),
         epsilon=run.config.privacy.epsilon,
         delta=run.config.privacy.delta,
         granted=grant.body["epsilon"] if grant else None,
         set_aside=ledger.spent().set_aside if ledger and grant else None,
-        to_set_aside=_to_set_aside(run, {row.stage: row.key for row in rows}, ledger, found)
-        if ledger and grant
-        else None,
+        to_set_aside=to_set_aside,
     )
 
 
@@ -132,7 +133,13 @@ def _epsilon(
     )
 
 
-def _to_set_aside(run: Run, keys: dict[str, str | None], ledger: Ledger, found: dict[str, Artifact | None]) -> float:
+def _to_set_aside(
+    run: Run,
+    keys: dict[str, str | None],
+    facts: SensitiveFacts,
+    ledger: Ledger,
+    found: dict[str, Artifact | None],
+) -> float:
     """What the ledger still has to set aside for this run; 0 where its plan is there already."""
     if found.get("finetune"):
         return 0.0
@@ -140,5 +147,5 @@ def _to_set_aside(run: Run, keys: dict[str, str | None], ledger: Ledger, found: 
     if query is None:
         plan = plan_id(keys["query"] or "")
     else:
-        plan = finetune_plan(run.config, keys["finetune"] or "", query.manifest.reservations, ledger)[0].id
+        plan = finetune_plan(run.config, keys["finetune"] or "", query.manifest.reservations, facts, ledger)[0].id
     return 0.0 if any(other.id == plan for other in ledger.spent().plans) else run.config.privacy.epsilon

@@ -146,25 +146,9 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     started = time.monotonic()
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
-    payment = None
-    if stage.charge:
-        run.store.probe()
-        for artifact in opened.values():
-            artifact.files()  # verified now, because a damaged input must not be found after the charge
-        if ledger is None or facts is None:
-            raise Uncharged(f"Stage {name} is private but has no admitted images as input.")
-        charge = stage.charge(run.config, key, public, facts, ledger)
-        payment = pay(
-            stage.name,
-            key,
-            charge,
-            ledger,
-            run_name=run.config.name,
-            latest_checkpoint=lambda: _latest_step(run.store, stage, key),
-            random=run.insecure_random_voiding_guarantee or SecretRandom(),
-        )
-    door = Door(stage, sealed, payment.live if payment else None)
     with scratch_folder(run.store) as folder:
+        payment = _pay(stage, key, run, opened, facts, ledger) if stage.charge else None
+        door = Door(stage, sealed, payment.live if payment else None)
         context = StageContext(
             config=run.config,
             key=key,
@@ -200,6 +184,32 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
         stage.finish(run.config, run.store, artifact)
     _clear_checkpoints(run.store, stage, key)
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
+
+
+def _pay(
+    stage: Stage,
+    key: str,
+    run: Run,
+    opened: Mapping[str, Artifact],
+    facts: SensitiveFacts | None,
+    ledger: Ledger | None,
+) -> Payment:
+    """Charge a private stage, once everything that could fail for another reason was looked at."""
+    run.store.probe()
+    for artifact in opened.values():
+        artifact.files()  # verified now, because a damaged input must not be found after the charge
+    if stage.charge is None or ledger is None or facts is None:
+        raise Uncharged(f"Stage {stage.name} is private but has no admitted images as input.")
+    public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
+    return pay(
+        stage.name,
+        key,
+        stage.charge(run.config, key, public, facts, ledger),
+        ledger,
+        run_name=run.config.name,
+        latest_checkpoint=lambda: _latest_step(run.store, stage, key),
+        random=run.insecure_random_voiding_guarantee or SecretRandom(),
+    )
 
 
 def _run_guarded(stage: Stage, context: StageContext, door: Door, payment: Payment | None) -> Outcome:

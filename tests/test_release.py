@@ -127,6 +127,58 @@ def test_more_noise_than_the_ledger_knows_fails(release: Path, finished: Place, 
     assert steps["ledger"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        ({"epsilon": 2.0}, "ledger"),
+        ({"delta": 2e-4}, "ledger"),
+        ({"delta": 0.4}, "promise"),
+        ({"num_training_images": 1_000_000}, "promise"),
+        ({"num_training_images": 142}, "ledger"),
+        ({"unit": "one hospital"}, "promise"),
+        ({"relation_in_words": "whatever"}, "promise"),
+        ({"artifacts": {"query": "0" * 64, "finetune": "0" * 64}}, "ledger"),
+        ({"plan": {"id": "plan-of-another-run", "builds_on": []}}, "ledger"),
+        ({"files": []}, "certificate"),
+        ({"mechanisms": [{"event": {"event": "LaplaceDpEvent"}}]}, "certificate"),
+    ],
+)
+def test_a_forged_statement_fails_though_all_sums_fit(
+    release: Path, finished: Place, verify: Verify, change: dict[str, Any], step: str
+) -> None:
+    rewritten(release, lambda certificate: certificate.update(change))
+    code, steps = verify(release, finished.folder)
+    assert code == 1
+    assert steps[step] == "failed"
+
+
+def test_the_query_s_entry_in_the_place_of_fine_tuning_s_fails(release: Path, finished: Place, verify: Verify) -> None:
+    def cheaper(certificate: dict[str, Any]) -> None:
+        query = certificate["mechanisms"][0]
+        certificate["mechanisms"] = [query, {**query, "stage": "finetune"}]
+        certificate["epsilon_certified_interval"]["lower"] = 0.0
+
+    rewritten(release, cheaper)
+    code, steps = verify(release, finished.folder)
+    assert code == 1
+    assert steps["epsilon"] == "failed"
+    assert steps["ledger"] == "failed"
+
+
+def test_the_release_of_a_store_whose_ledger_is_gone_fails(finished_copy: Place, verify: Verify) -> None:
+    shutil.rmtree(finished_copy.folder / "ledger")
+    code, steps = verify(finished_copy.release, finished_copy.folder)
+    assert code == 1
+    assert steps["ledger"] == "failed"
+
+
+def test_a_file_with_a_strange_name_fails_and_is_no_crash(release: Path, verify: Verify) -> None:
+    (release / "a copy.png").write_bytes(b"")
+    code, steps = verify(release)
+    assert code == 1
+    assert steps["files"] == "failed"
+
+
 def test_an_edited_ledger_entry_fails(finished_copy: Place, verify: Verify) -> None:
     entry = finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "000003.json"
     text = entry.read_text()

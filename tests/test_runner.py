@@ -15,7 +15,7 @@ from privimage.charging import Door
 from privimage.data.table import read_images
 from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, TrainingError, Uncharged
 from privimage.pipeline import STAGES, stage_named
-from privimage.privacy.accounting import epsilon_of, event_to_json
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_shape, event_to_json
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
@@ -182,7 +182,24 @@ def test_another_draw_of_fine_tuning_is_another_charge(finished_copy: Place) -> 
     assert finished_copy.ledger.spent().set_aside == 2.0
     second = finished_copy.entries[-2]
     assert second.body["plan"]["builds_on"] == [finished_copy.entries[1].id]
-    assert epsilon_of([finished_copy.entries[1].event, second.event], 1e-4) <= 1.0
+    assert 0.99 < epsilon_of_plan([second.event], [finished_copy.entries[1].event], 1e-4) <= 1.0
+
+
+def test_fine_tuning_that_was_chosen_after_the_votes_were_seen_is_not_accounted_as_if_it_were_fixed_before(
+    pretrained_copy: Place,
+) -> None:
+    results = run_all(pretrained_copy.run("finetune.num_steps=6"), "finetune")
+    assert anew(results) == ["finetune"]
+    query, _, chosen = pretrained_copy.entries[1:4]
+    assert chosen.body["plan"]["builds_on"] == [query.id]
+    assert epsilon_of([query.event, chosen.event], 1e-4) < epsilon_of_plan([chosen.event], [query.event], 1e-4) <= 1.0
+
+
+def test_learning_settings_may_be_chosen_after_the_votes_were_seen(pretrained_copy: Place) -> None:
+    run_all(pretrained_copy.run("finetune.learning_rate=0.01"), "finetune")
+    query, _, chosen = pretrained_copy.entries[1:4]
+    assert chosen.body["plan"]["id"] == query.body["plan"]["id"]
+    assert 0.99 < epsilon_of([query.event, chosen.event], 1e-4) <= 1.0
 
 
 # ------------------------------------------------------------------ damage
@@ -385,8 +402,8 @@ def test_training_images_open_under_a_live_reservation_only(finished_copy: Place
         Door(query, [], None)("train")
     ledger = finished_copy.ledger
     charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
-    plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4)
-    live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, run="test")
+    plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4, intends=(event_shape(charge),))
+    live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, num_images=143, run="test")
     images, labels = Door(query, [admit], live)("train")
     assert len(images) == len(labels) == 143
     with pytest.raises(Uncharged, match="not sealed"):

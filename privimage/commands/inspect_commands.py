@@ -136,7 +136,8 @@ def _verify(options: argparse.Namespace) -> int:
     checks = verify_release(files, Store.open(options.store) if there else None)
     failed = any(check.outcome == "failed" for check in checks)
     if options.json:
-        print_json({"verified": not failed, "checks": [asdict(check) for check in checks]})
+        complete = all(check.outcome == "passed" for check in checks)
+        print_json({"verified": not failed, "complete": complete, "checks": [asdict(check) for check in checks]})
     else:
         for check in checks:
             print(f"{check.outcome:<8} {check.step}: {check.why}")

@@ -29,7 +29,7 @@ def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
             return source.model_dump(mode="json")
         case TorchvisionSource():
             # torchvision verifies its own downloads, and a root folder may hold other sets too.
-            return source.model_dump(mode="json", include={"kind", "name", "split", "subset"})
+            return source.model_dump(mode="json", include={"kind", "name", "root", "split", "subset"})
         case FolderSource():
             return {"kind": source.kind, "files": _listing(source.path)}
         case ParquetSource():
@@ -45,7 +45,7 @@ def _listing(path: str) -> str:
         raise DataError(f"Nothing found at {path}: check the path, the bucket and its endpoint.")
     digest = hashlib.sha256()
     for row in sorted(rows):
-        digest.update("\0".join(row).encode() + b"\n")
+        digest.update("\0".join(row).encode(errors="surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

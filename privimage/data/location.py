@@ -45,4 +45,6 @@ def reading(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"Nothing found at {path}: check the path, the bucket and its endpoint.") from None
     except (OSError, BotoCoreError, ImportError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+        # The error's own text may name a file, and file names of sensitive images are private.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise DataError(f"{path} cannot be read: {reason}.") from None

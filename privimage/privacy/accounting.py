@@ -21,7 +21,15 @@ from dp_accounting import pld, rdp
 from privimage.errors import LedgerBroken, PrivacyRefused
 from privimage.privacy.mechanisms import RELATION
 
-__all__ = ["calibrate_noise_multiplier", "epsilon_of", "event_from_json", "event_in_words", "event_to_json"]
+__all__ = [
+    "calibrate_noise_multiplier",
+    "epsilon_of",
+    "epsilon_of_plan",
+    "event_from_json",
+    "event_in_words",
+    "event_shape",
+    "event_to_json",
+]
 
 _GRID = 1e-4
 _NOISE_TOLERANCE = 1e-4
@@ -80,6 +88,31 @@ def epsilon_of(events: Sequence[dpa.DpEvent], delta: float) -> float:
     """Epsilon (upper bound, PLD) of the adaptive composition of `events` at `delta`; 0 for no event."""
     texts = tuple(sorted(json.dumps(event_to_json(event), sort_keys=True) for event in events))
     return _epsilon(texts, delta)
+
+
+def epsilon_of_plan(own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent], delta: float) -> float:
+    """Epsilon (upper bound) at `delta` of `own`, which were fixed together in advance, and of `builds_on` before them.
+
+    Events that were fixed in advance compose tightly. What was chosen after the results of others were seen does not:
+    there the privacy loss distribution of the composition is no bound. So the two groups get half of delta each, and
+    their epsilons are added, which holds for any adaptive choice.
+    """
+    if not builds_on:
+        return epsilon_of(own, delta)
+    return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)
+
+
+def event_shape(event: dpa.DpEvent) -> str:
+    """All of an event but its noise: which mechanism, how often, at which sampling rate."""
+
+    def without_noise(data: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: without_noise(value) if isinstance(value, dict) else value
+            for name, value in data.items()
+            if name != "noise_multiplier"
+        }
+
+    return json.dumps(without_noise(event_to_json(event)), sort_keys=True)
 
 
 @lru_cache(maxsize=256)

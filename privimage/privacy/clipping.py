@@ -17,6 +17,9 @@ Parameters = Mapping[str, Tensor]
 LossOfOneImage = Callable[..., Tensor]
 
 
+LARGEST_NORM = 1e18
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClippedSum:
     """A sum of per-image gradients, each of norm at most `max_grad_norm`; it carries its own sensitivity."""
@@ -34,7 +37,7 @@ def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> Tensor:
     """Sum over images of their gradients, each scaled to norm at most `max_grad_norm`.
 
     Guarantee: no image changes the result by more than `max_grad_norm` in L2 norm, for every input; an image with a
-    non-finite entry, or a norm that overflows, counts as zero.
+    non-finite entry, or a norm above 1e18, counts as zero.
 
     Args:
         gradients: one tensor per parameter, (images, *shape of the parameter), float32; changed in place where not
@@ -45,7 +48,8 @@ def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> Tensor:
     """
     rows = [gradient.flatten(1) for gradient in gradients]
     norms = _row_norms(torch.stack([_row_norms(row) for row in rows], dim=1))
-    finite = torch.isfinite(norms)
+    # Beyond, the factor would lose its precision as a subnormal number; no training that works comes near.
+    finite = norms < LARGEST_NORM
     # Shrunk by more than `_row_norms` can err, so that the bound holds for the rounded result too.
     shrink = 1 - 2.0**-14
     factors = (shrink * max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=shrink)

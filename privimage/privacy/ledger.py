@@ -9,9 +9,10 @@ Each entry is created under the next number by a create-only write: of two write
 checks the budget again, and tries again. A reservation counts as spent from the moment it is written. The ledger
 stores events, not epsilons: `privimage.privacy.accounting` turns them into numbers at any later time.
 
-How spending adds up. Reservations of one *plan* (one query and the fine-tuning that was configured with it) compose
-tightly, by their joint privacy loss distribution. Plans are chosen adaptively, after results of earlier ones were
-seen; over plans, epsilons and deltas are added (basic composition, valid as a filter: Rogers et al. 2016).
+How spending adds up. Reservations of one *plan* compose tightly, by their joint privacy loss distribution: one query
+and the fine-tuning that was fixed with it, before the query's result could be seen. Plans are chosen adaptively, after
+results of earlier ones were seen; over plans, epsilons and deltas are added (basic composition, valid as a filter:
+Rogers et al. 2016).
 No torch.
 """
 
@@ -30,7 +31,13 @@ from typing import Any
 import dp_accounting as dpa
 
 from privimage.errors import BudgetExceeded, ConfigError, LedgerBroken, PrivacyRefused, Uncharged
-from privimage.privacy.accounting import epsilon_of, event_from_json, event_to_json
+from privimage.privacy.accounting import (
+    epsilon_of_plan,
+    event_from_json,
+    event_in_words,
+    event_shape,
+    event_to_json,
+)
 from privimage.privacy.mechanisms import RELATION
 from privimage.store.files import Store
 
@@ -40,7 +47,9 @@ FORMAT = 1
 # What the body of each kind of entry holds, at least.
 KINDS: Mapping[str, frozenset[str]] = {
     "grant": frozenset({"epsilon", "delta", "adjacency", "unit", "num_images", "dataset"}),
-    "reserve": frozenset({"stage", "key", "event", "plan", "run", "restart_allowance", "checkpoint_steps"}),
+    "reserve": frozenset(
+        {"stage", "key", "event", "plan", "num_images", "run", "restart_allowance", "checkpoint_steps"}
+    ),
     "resume": frozenset({"reservation", "attempt", "lost_steps"}),
     "settle": frozenset({"reservation", "artifact"}),
     "void": frozenset({"reservation", "reason"}),
@@ -68,11 +77,18 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Events that are accounted together: `id`, the target it must stay within, and paid-for events it builds on."""
+    """Mechanisms that are accounted together, and the target they must stay within.
+
+    Attributes:
+        intends: the mechanisms that were fixed when the plan was opened, as shapes (all but their noise, which follows
+            from the target). Only these compose tightly; the ledger takes no other one into the plan.
+        builds_on: reservations of earlier plans whose results this one was chosen after; their cost is added to its own.
+    """
 
     id: str
     epsilon: float
     delta: float
+    intends: tuple[str, ...]
     builds_on: tuple[str, ...] = ()
 
 
@@ -139,7 +155,7 @@ class Ledger:
         Raises:
             LedgerBroken: a number is missing, an entry was edited, or one is of a newer format.
         """
-        names = self._store.list(self._prefix)
+        names = [name for name in self._store.list(self._prefix) if not name.startswith(f"{self._prefix}/steps/")]
         numbers = sorted(self._number(name) for name in names)
         for expected, found in enumerate(numbers):
             if expected != found:
@@ -230,16 +246,20 @@ class Ledger:
     def spent(self) -> Spent:
         """Upper bound on what the data set has spent, open reservations included."""
         stated: dict[str, Mapping[str, Any]] = {}
-        members: dict[str, set[str]] = {}
+        own: dict[str, list[dpa.DpEvent]] = {}
+        builds_on: dict[str, set[str]] = {}
         reservations = self.reservations()
         for entry in reservations.values():
             plan = entry.body["plan"]
             stated[plan["id"]] = plan
-            members.setdefault(plan["id"], set()).update([entry.id, *plan["builds_on"]])
+            own.setdefault(plan["id"], []).append(entry.event)
+            builds_on.setdefault(plan["id"], set()).update(plan["builds_on"])
         plans = tuple(
             SpentPlan(
                 id=plan,
-                epsilon=epsilon_of([reservations[member].event for member in members[plan]], stated[plan]["delta"]),
+                epsilon=epsilon_of_plan(
+                    own[plan], [reservations[paid].event for paid in builds_on[plan]], stated[plan]["delta"]
+                ),
                 delta=stated[plan]["delta"],
                 target=stated[plan]["epsilon"],
             )
@@ -295,6 +315,7 @@ class Ledger:
         key: str,
         event: dpa.DpEvent,
         plan: Plan,
+        num_images: int,
         run: str,
         restart_allowance: int = 0,
         checkpoint_steps: int = 0,
@@ -313,8 +334,10 @@ class Ledger:
                 "id": plan.id,
                 "epsilon": plan.epsilon,
                 "delta": plan.delta,
+                "intends": list(plan.intends),
                 "builds_on": list(plan.builds_on),
             },
+            "num_images": num_images,
             "run": run,
             "restart_allowance": restart_allowance,
             "checkpoint_steps": checkpoint_steps,
@@ -346,12 +369,18 @@ class Ledger:
         if missing:
             raise Uncharged(f"Ledger {self.dataset_id} does not hold {missing[0]}, on which this run builds.")
         earlier = [entry for entry in reservations.values() if entry.body["plan"]["id"] == plan.id]
-        members = {e.id for e in earlier}.union(plan.builds_on, *(e.body["plan"]["builds_on"] for e in earlier))
-        events = [reservations[member].event for member in members] + ([event] if event else [])
-        own = epsilon_of(events, plan.delta)
-        if own > plan.epsilon * _ROUNDING:
+        intends = earlier[0].body["plan"]["intends"] if earlier else plan.intends
+        if event is not None and event_shape(event) not in intends:
+            raise PrivacyRefused(
+                f"Plan {plan.id} was opened for other mechanisms: {event_in_words(event)} was not fixed before the plan's "
+                "first result could be seen, so it cannot be accounted as if it were. It needs a plan of its own."
+            )
+        paid = set(plan.builds_on).union(*(entry.body["plan"]["builds_on"] for entry in earlier))
+        own = [entry.event for entry in earlier] + ([event] if event else [])
+        cost = epsilon_of_plan(own, [reservations[member].event for member in paid], plan.delta)
+        if cost > plan.epsilon * _ROUNDING:
             raise BudgetExceeded(
-                f"This run would cost epsilon {own:.6g} at delta {plan.delta:g}, above its stated {plan.epsilon:g}."
+                f"This run would cost epsilon {cost:.6g} at delta {plan.delta:g}, above its stated {plan.epsilon:g}."
             )
         # Another plan counts with its whole target: its fine-tuning must not be refused after its query was paid.
         others = [other for other in self.spent().plans if other.id != plan.id]
@@ -403,7 +432,7 @@ class Ledger:
         return max((self._number(name) for name in self._store.list(self._steps(reservation))), default=0)
 
     def _steps(self, reservation: Reservation) -> str:
-        return f"ledger-steps/{self.dataset_id}/{reservation.id}"
+        return f"{self._prefix}/steps/{reservation.id}"
 
     def check_attempt(self, reservation: Reservation, attempt: int) -> None:
         """Raise Uncharged unless `attempt` is the latest one of a live reservation."""
@@ -436,6 +465,10 @@ class Ledger:
                 raise PrivacyRefused(
                     f"Reservation {reservation.id} has been built on: its result exists, it stays spent."
                 )
+            same = (reservation.entry.body["stage"], reservation.entry.body["key"])
+            later = [e for e in entries if e.kind == "reserve" and e.sequence > reservation.entry.sequence]
+            if any((e.body["stage"], e.body["key"]) == same for e in later):
+                raise PrivacyRefused(f"Reservation {reservation.id} is paid with by another process: it stays spent.")
             if any(e.kind == "resume" and e.body["reservation"] == reservation.id for e in entries):
                 raise PrivacyRefused(f"Reservation {reservation.id} was taken over by another attempt: it stays spent.")
 

@@ -10,15 +10,16 @@ import dp_accounting as dpa
 
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
-from privimage.errors import Uncharged
-from privimage.privacy.accounting import epsilon_of, event_in_words, event_to_json
+from privimage.errors import PrivacyRefused, Uncharged
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_in_words, event_to_json
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.store.artifacts import Artifact, canonical_json
 
-__all__ = ["SCHEMA", "build_certificate", "in_words"]
+__all__ = ["SCHEMA", "UNIT", "build_certificate", "in_words"]
 
 SCHEMA = 1
+UNIT = "one image"
 ASSUMPTIONS = (
     "The number of training images is public.",
     "One image is the unit: several images of one person are protected as a group, with a larger epsilon.",
@@ -46,16 +47,17 @@ def build_certificate(
 
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
+        PrivacyRefused: the configuration states another epsilon or delta than was charged.
     """
     held = ledger.reservations()
     mechanisms = []
-    events = []
+    events: dict[str, dpa.DpEvent] = {}
     for stage, artifact in private_artifacts.items():
         for reservation in artifact.manifest.reservations:
             entry = held.get(reservation)
             if entry is None:
                 raise Uncharged(f"The ledger does not hold {reservation}, which paid for stage {stage}.")
-            events.append(entry.event)
+            events[entry.id] = entry.event
             mechanisms.append(
                 {
                     "stage": stage,
@@ -65,7 +67,21 @@ def build_certificate(
                     "ledger_entry": {"sequence": entry.sequence, "id": entry.id, "sha256": entry.digest},
                 }
             )
-    lower, upper = cross_check(events, config.privacy.delta)
+    plan = held[private_artifacts["finetune"].manifest.reservations[-1]].body["plan"]
+    delta = config.privacy.delta
+    builds_on = [events[paid] for paid in plan["builds_on"]]
+    own = [event for paid, event in events.items() if paid not in plan["builds_on"]]
+    computed = epsilon_of_plan(own, builds_on, delta)
+    stated = (config.privacy.epsilon, config.privacy.delta)
+    if (plan["epsilon"], plan["delta"]) != stated or computed > config.privacy.epsilon * (1 + 1e-9):
+        raise PrivacyRefused(
+            f"The configuration states epsilon {stated[0]:g}, delta {stated[1]:g}, but what was made was charged for "
+            f"epsilon {plan['epsilon']:g}, delta {plan['delta']:g} and costs {computed:.6g}: no certificate."
+        )
+    bounds = (
+        [cross_check(own, delta / 2), cross_check(builds_on, delta / 2)] if builds_on else [cross_check(own, delta)]
+    )
+    lower, upper = (sum(bound[side] for bound in bounds) for side in (0, 1))
     spent = ledger.spent()
     return {
         "schema": SCHEMA,
@@ -73,14 +89,15 @@ def build_certificate(
         "guarantee": "differential privacy" if set(guarantees) == {"differential privacy"} else "none",
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
-        "epsilon_computed": epsilon_of(events, config.privacy.delta),
+        "epsilon_computed": computed,
         "epsilon_certified_interval": {"lower": lower, "upper": upper, "accountant": "Opacus PRV"},
         "accountant": "dp_accounting PLD, pessimistic",
         "relation": RELATION.name,
         "relation_in_words": RELATION_IN_WORDS,
-        "unit": "one image",
+        "unit": UNIT,
         "num_training_images": facts.num_train,
         "mechanisms": mechanisms,
+        "plan": {"id": plan["id"], "builds_on": list(plan["builds_on"])},
         "ledger": {
             "dataset": ledger.dataset_id,
             "entries": [

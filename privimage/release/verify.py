@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from privimage.errors import LedgerBroken, StoreError
-from privimage.privacy.accounting import epsilon_of, event_from_json
-from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import RELATION
-from privimage.release.certificate import SCHEMA
+from privimage.errors import LedgerBroken, PrivimageError, StoreError
+from privimage.privacy.accounting import epsilon_of_plan, event_from_json
+from privimage.privacy.ledger import Entry, Ledger
+from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
+from privimage.release.certificate import SCHEMA, UNIT
 from privimage.release.export import SUMS, sums
-from privimage.store.files import Store
+from privimage.store.artifacts import list_artifacts
+from privimage.store.files import Store, check_name
 
 __all__ = ["Check", "read_release", "verify_release"]
 
@@ -35,7 +36,16 @@ def read_release(release: Store) -> dict[str, bytes]:
     names = release.list("")
     if SUMS not in names:
         raise StoreError(f"{release.url} is no release: it has no {SUMS}.")
-    return {name: release.read(name) for name in names}
+    return {name: release.read(name) if _is_readable(name) else b"" for name in names}
+
+
+def _is_readable(name: str) -> bool:
+    """No release holds a file whose name a store refuses; one that was put there shows up as unlisted."""
+    try:
+        check_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 def verify_release(files: Mapping[str, bytes], ledgers: Store | None) -> list[Check]:
@@ -55,8 +65,8 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None) -> list[Ch
             _check_nothing_private(files),
             _check_ledger(certificate, ledgers),
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be read: {error!r}"))
+    except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
+        checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
     return checks
 
 
@@ -88,27 +98,40 @@ def _check_listed(files: Mapping[str, bytes], certificate: Mapping[str, Any]) ->
 
 
 def _check_promise(certificate: Mapping[str, Any]) -> Check:
-    stated = (certificate["schema"], certificate["guarantee"], certificate["relation"])
+    stated = {name: certificate[name] for name in ("schema", "guarantee", "relation", "relation_in_words", "unit")}
+    expected = {
+        "schema": SCHEMA,
+        "guarantee": "differential privacy",
+        "relation": RELATION.name,
+        "relation_in_words": RELATION_IN_WORDS,
+        "unit": UNIT,
+    }
+    other = [f"{name} is {value!r}" for name, value in stated.items() if value != expected[name]]
+    if not 0 < certificate["delta"] < 1 / certificate["num_training_images"]:
+        other.append(f"delta {certificate['delta']} is not below 1 / {certificate['num_training_images']} images")
     return _check(
         "promise",
-        stated == (SCHEMA, "differential privacy", RELATION.name),
-        f"differential privacy under {RELATION.name}",
-        f"schema {stated[0]}, guarantee {stated[1]!r}, relation {stated[2]}: no promise that this version can vouch for",
+        not other,
+        f"differential privacy for {UNIT} of {certificate['num_training_images']}, under {RELATION.name}",
+        f"no promise that this version can vouch for: {'; '.join(other)}",
     )
 
 
 def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
-    events = [event_from_json(mechanism["event"]) for mechanism in certificate["mechanisms"]]
-    found = epsilon_of(events, certificate["delta"])
+    events = {m["ledger_entry"]["id"]: event_from_json(m["event"]) for m in certificate["mechanisms"]}
+    paid_before = certificate["plan"]["builds_on"]
+    own = [event for paid, event in events.items() if paid not in paid_before]
+    found = epsilon_of_plan(own, [events[paid] for paid in paid_before], certificate["delta"])
     lower = certificate["epsilon_certified_interval"]["lower"]
     stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
-    ok = lower <= found <= certificate["epsilon"] * (1 + 1e-9) and {"query", "finetune"} <= stages
+    whole = stages == {"query", "finetune"} and len(events) == len(certificate["mechanisms"])
     return _check(
         "epsilon",
-        ok,
-        f"the mechanisms cost epsilon {found:.6g} at delta {certificate['delta']:g}, within the stated {certificate['epsilon']:g}",
-        f"the mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}, stated is {certificate['epsilon']:g} "
-        f"(certified lower bound {lower:.6g})",
+        whole and lower <= found <= certificate["epsilon"] * (1 + 1e-9),
+        f"the mechanisms cost epsilon {found:.6g} at delta {certificate['delta']:g}, within the stated "
+        f"{certificate['epsilon']:g}",
+        f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
+        f"{certificate['epsilon']:g} (certified lower bound {lower:.6g})",
     )
 
 
@@ -124,25 +147,63 @@ def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
 
 def _check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Check:
     dataset = certificate["ledger"]["dataset"]
-    if ledgers is None or not ledgers.list(f"ledger/{dataset}"):
+    if ledgers is None:
         return Check(
             step="ledger", outcome="skipped", why=f"ledger {dataset} is not at hand (give its store with --store)"
         )
+    if not ledgers.list(f"ledger/{dataset}"):
+        return _check_absent(certificate, ledgers)
     try:
-        entries = {entry.id: entry for entry in Ledger(ledgers, dataset).entries()}
+        ledger = Ledger(ledgers, dataset)
+        entries, counting = ledger.entries(), ledger.reservations()
     except LedgerBroken as error:
         return Check(step="ledger", outcome="failed", why=str(error))
-    listed = [mechanism["ledger_entry"] for mechanism in certificate["mechanisms"]] + certificate["ledger"]["entries"]
-    wrong = [item["id"] for item in listed if item["id"] not in entries or entries[item["id"]].digest != item["sha256"]]
-    other = [
-        mechanism["ledger_entry"]["id"]
-        for mechanism in certificate["mechanisms"]
-        if mechanism["ledger_entry"]["id"] not in wrong
-        and event_from_json(mechanism["event"]) != entries[mechanism["ledger_entry"]["id"]].event
-    ]
+    wrong = _differences(certificate, entries, counting)
     return _check(
         "ledger",
-        not wrong and not other,
-        f"the chain of {len(entries)} entries is whole and holds every mechanism of the certificate",
-        f"the ledger does not hold, or holds otherwise: {', '.join(wrong + other)}",
+        not wrong,
+        f"the chain of {len(entries)} entries is whole, holds every mechanism, and was charged for what is stated",
+        f"the certificate and the ledger differ: {'; '.join(wrong)}",
     )
+
+
+def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
+    """A store that made the release must have its ledger; another one may know nothing of it."""
+    digest = certificate["artifacts"]["finetune"]
+    if any(a.ref.stage == "finetune" and a.ref.digest == digest for a in list_artifacts(ledgers)):
+        why = f"{ledgers.url} made this release, but its ledger {certificate['ledger']['dataset']} is gone"
+        return Check(step="ledger", outcome="failed", why=why)
+    why = f"{ledgers.url} has no ledger {certificate['ledger']['dataset']}: give the store that made the release"
+    return Check(step="ledger", outcome="skipped", why=why)
+
+
+def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
+    """What the certificate says and the ledger does not."""
+    known = {entry.id: entry for entry in entries}
+    settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
+    wrong = [
+        f"entry {item['id']} is unknown or was changed"
+        for item in certificate["ledger"]["entries"]
+        if item["id"] not in known or known[item["id"]].digest != item["sha256"]
+    ]
+    for mechanism in certificate["mechanisms"]:
+        stage, paid = mechanism["stage"], mechanism["ledger_entry"]["id"]
+        entry = counting.get(paid)
+        if entry is None or entry.digest != mechanism["ledger_entry"]["sha256"]:
+            wrong.append(f"{paid} is no reservation that counts")
+            continue
+        plan = entry.body["plan"]
+        facts = {
+            "stage": (entry.body["stage"], stage),
+            "mechanism": (entry.event, event_from_json(mechanism["event"])),
+            "artifact": (settled.get(paid), certificate["artifacts"][stage]),
+            "number of images": (entry.body["num_images"], certificate["num_training_images"]),
+        }
+        if stage == "finetune":
+            facts["epsilon"] = (plan["epsilon"], certificate["epsilon"])
+            facts["delta"] = (plan["delta"], certificate["delta"])
+            facts["plan"] = ({"id": plan["id"], "builds_on": plan["builds_on"]}, certificate["plan"])
+        wrong += [
+            f"{name} of {paid} is {held}, certified {said}" for name, (held, said) in facts.items() if held != said
+        ]
+    return wrong

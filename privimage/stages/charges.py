@@ -11,7 +11,7 @@ from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused, Uncharged
 from privimage.pipeline import Charge
 from privimage.preflight import check_against_data, finetune_mechanism, planned_query
-from privimage.privacy.accounting import calibrate_noise_multiplier
+from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, event_shape
 from privimage.privacy.ledger import Ledger, Plan
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.store.artifacts import Artifact, open_ref
@@ -30,41 +30,49 @@ def charge_query(
     public = open_ref(classifier.store, classifier.manifest.inputs["public"])
     categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
     check_against_data(config, categories, facts)
-    plan = Plan(id=plan_id(key), epsilon=config.privacy.epsilon, delta=config.privacy.delta)
-    ledger.check_fits(plan)
     mechanism = planned_query(config, facts, len(categories.class_names))
+    plan = Plan(
+        id=plan_id(key),
+        epsilon=config.privacy.epsilon,
+        delta=config.privacy.delta,
+        # Fine-tuning is fixed here, before the votes can be seen: this is what lets both be accounted tightly.
+        intends=(event_shape(mechanism.event), _finetune_shape(config, facts)),
+    )
+    ledger.check_fits(plan)
     # Refuses if the query would leave nothing.
-    calibrated_finetune(config, facts, [mechanism.event])
-    return Charge(mechanism=mechanism, plan=plan)
+    calibrated_finetune(config, facts, plan, [mechanism.event])
+    return Charge(mechanism=mechanism, plan=plan, num_images=facts.num_train)
 
 
 def charge_finetune(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
     """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query."""
-    plan, prior = finetune_plan(config, key, inputs["query"].manifest.reservations, ledger)
+    plan, prior = finetune_plan(config, key, inputs["query"].manifest.reservations, facts, ledger)
     left_open = ledger.open_reservations("finetune", key)
     if left_open:
         # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
         mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
     else:
         ledger.check_fits(plan)
-        mechanism = calibrated_finetune(config, facts, prior)
+        mechanism = calibrated_finetune(config, facts, plan, prior)
     return Charge(
         mechanism=mechanism,
         plan=plan,
+        num_images=facts.num_train,
         restart_allowance=config.finetune.restart_allowance,
         checkpoint_steps=config.finetune.checkpoint_steps,
     )
 
 
 def finetune_plan(
-    config: RunConfig, key: str, query_reservations: Sequence[str], ledger: Ledger
+    config: RunConfig, key: str, query_reservations: Sequence[str], facts: SensitiveFacts, ledger: Ledger
 ) -> tuple[Plan, list[dpa.DpEvent]]:
-    """The plan that fine-tuning under `key` belongs to, and the events in it that came before.
+    """The plan that fine-tuning under `key` belongs to, and the events that came before it.
 
-    It joins the query's plan if that has the same target and no other fine-tuning; else it opens a plan of its own,
-    which builds on the query and is charged for it again.
+    It joins the query's plan if it is what that was opened for: the same target, steps and sampling rate, and no other
+    fine-tuning. Else it was chosen after the query's result, and opens a plan of its own, which builds on the query
+    and is charged for it again, with epsilons added.
 
     Raises:
         Uncharged: the ledger does not hold what paid for the query.
@@ -79,11 +87,14 @@ def finetune_plan(
     members = [entry for entry in held.values() if entry.body["plan"]["id"] == stated["id"]]
     rivals = [entry for entry in members if entry.body["stage"] == "finetune" and entry.body["key"] != key]
     target = (config.privacy.epsilon, config.privacy.delta)
-    if (stated["epsilon"], stated["delta"]) == target and not rivals:
+    shape = _finetune_shape(config, facts)
+    if (stated["epsilon"], stated["delta"]) == target and shape in stated["intends"] and not rivals:
         # Queries of the plan whose result was lost, to a crash or a race, were charged as well.
         prior = [entry.event for entry in members if entry.body["stage"] == "query"]
-        return Plan(id=stated["id"], epsilon=target[0], delta=target[1]), prior
-    plan = Plan(id=plan_id(key), epsilon=target[0], delta=target[1], builds_on=tuple(query_reservations))
+        return Plan(id=stated["id"], epsilon=target[0], delta=target[1], intends=tuple(stated["intends"])), prior
+    plan = Plan(
+        id=plan_id(key), epsilon=target[0], delta=target[1], intends=(shape,), builds_on=tuple(query_reservations)
+    )
     return plan, [held[entry].event for entry in query_reservations]
 
 
@@ -92,15 +103,28 @@ def plan_id(key: str) -> str:
     return f"plan-{key[:16]}"
 
 
-def calibrated_finetune(config: RunConfig, facts: SensitiveFacts, prior: Sequence[dpa.DpEvent]) -> DPSGDMechanism:
-    """DP-SGD with the least noise for which it and the query together cost the configured epsilon."""
+def calibrated_finetune(
+    config: RunConfig, facts: SensitiveFacts, plan: Plan, prior: Sequence[dpa.DpEvent]
+) -> DPSGDMechanism:
+    """DP-SGD with the least noise for which it and the query together cost the plan's epsilon (`epsilon_of_plan`)."""
+    epsilon, delta, jointly = plan.epsilon, plan.delta, prior
+    if plan.builds_on:
+        epsilon, delta, jointly = epsilon - epsilon_of(prior, delta / 2), delta / 2, []
+        if epsilon <= 0:
+            raise PrivacyRefused(
+                f"The query that this run builds on costs all of its epsilon {plan.epsilon:g}: make a new one (--draw query=2)."
+            )
     noise_multiplier = calibrate_noise_multiplier(
         lambda value: finetune_mechanism(config, facts, noise_multiplier=value).event,
-        epsilon=config.privacy.epsilon,
-        delta=config.privacy.delta,
-        prior=prior,
+        epsilon=epsilon,
+        delta=delta,
+        prior=jointly,
     )
     return finetune_mechanism(config, facts, noise_multiplier=noise_multiplier)
+
+
+def _finetune_shape(config: RunConfig, facts: SensitiveFacts) -> str:
+    return event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
 
 
 def _noise_multiplier(event: dpa.DpEvent) -> float:

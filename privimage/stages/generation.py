@@ -96,10 +96,12 @@ def run_finetune(context: StageContext) -> Outcome:
     denoiser, facts = open_denoiser(context.inputs["pretrain"], choose_device(context.config.performance.device))
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = checkpoints.latest()
+    guarantee = paid.random.guarantee  # of all attempts: one with reproducible noise voids it for good
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("A checkpoint of this stage vanished while it was resumed; run again.")
     if saved:
         tensors, about = unpack(saved.data)
+        guarantee = guarantee and about["guarantee"]
         if about["reservation"] != paid.reservations[-1]:
             raise Uncharged(
                 "The checkpoint of this stage was paid for by another reservation; remove it, or restore the ledger."
@@ -112,7 +114,8 @@ def run_finetune(context: StageContext) -> Outcome:
 
         def on_step(state: FinetuneState) -> None:
             if state.step % config.checkpoint_steps == 0 or state.step == mechanism.num_steps:
-                data = pack(_grouped(state), {"step": state.step, "reservation": paid.reservations[-1]})
+                reservation = paid.reservations[-1]
+                data = pack(_grouped(state), {"step": state.step, "reservation": reservation, "guarantee": guarantee})
                 if not checkpoints.save(state.step, data):
                     raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
                 paid.record_step(state.step)
@@ -132,7 +135,7 @@ def run_finetune(context: StageContext) -> Outcome:
     save_weights(state.ema, context.folder / "denoiser.safetensors")
     about = {
         **facts,
-        "guarantee": "differential privacy" if paid.random.guarantee else "none",
+        "guarantee": "differential privacy" if guarantee else "none",
         "mechanism": {
             "num_images": mechanism.num_images,
             "expected_batch_size": mechanism.expected_batch_size,

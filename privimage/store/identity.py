@@ -13,6 +13,8 @@ __all__ = ["blind"]
 
 _KEY_NAME = "private/identity.key"
 _KEY_BYTES = 32
+# Tells whether the key is the right one, and nothing about it.
+_CHECK_NAME = "identity.check"
 
 
 def blind(store: Store, text: str) -> str:
@@ -26,7 +28,14 @@ def blind(store: Store, text: str) -> str:
         StoreError: the key is gone though sealed artifacts or ledgers exist, or is no key. A new one would give every
             data set a new name, and so hide what was already spent on it.
     """
-    return hmac.new(_identity_key(store), text.encode(), hashlib.sha256).hexdigest()
+    key = _identity_key(store)
+    check = hmac.new(key, b"privimage: is this the key of this store?", hashlib.sha256).hexdigest().encode()
+    if not store.create(_CHECK_NAME, check):
+        raise StoreError(
+            f"{_KEY_NAME} in {store.url} is not the key that this store was begun with: restore that from a backup; "
+            "another key would rename the sensitive data and lose sight of their spent budget."
+        )
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _identity_key(store: Store) -> bytes:

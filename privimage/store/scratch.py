@@ -14,6 +14,7 @@ from privimage.store.files import Store
 __all__ = ["scratch_folder"]
 
 _LOCK = "lock"
+_MAKING = "."
 
 
 @contextmanager
@@ -32,18 +33,20 @@ def scratch_folder(store: Store) -> Iterator[Path]:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.parent.chmod(0o700)
     _remove_abandoned(place)
-    with tempfile.TemporaryDirectory(dir=place) as name:
-        folder = Path(name)
-        # The lock is held as long as the process lives, whatever becomes of it.
-        with (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            payload = folder / "payload"
-            payload.mkdir()
-            yield payload
+    # Made under a name that nobody clears away, and renamed once it is locked; the lock ends with the process.
+    making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=place))
+    with (making / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (making / "payload").mkdir()
+        folder = making.rename(place / making.name.removeprefix(_MAKING))
+        try:
+            yield folder / "payload"
+        finally:
+            shutil.rmtree(folder)
 
 
 def _remove_abandoned(place: Path) -> None:
-    for folder in place.iterdir():
+    for folder in place.glob(f"[!{_MAKING}]*"):
         try:
             with (folder / _LOCK).open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

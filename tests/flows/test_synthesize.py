@@ -52,8 +52,8 @@ def layout(store: Store) -> set[str]:
                     ]
                 )
             )
-        elif parts[0] == "ledger-steps":
-            shapes.add("/".join([parts[0], "NAME", "RESERVATION", *parts[3:]]))
+        elif "steps" in parts:
+            shapes.add("/".join([parts[0], "NAME", "steps", "RESERVATION", *parts[4:]]))
         elif parts[0] in ("ledger", "releases"):
             shapes.add("/".join([parts[0], "NAME", *parts[2:]]))
         else:

@@ -14,14 +14,15 @@ import dp_accounting as dpa
 import pytest
 
 from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, Uncharged
-from privimage.privacy.accounting import epsilon_of
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_shape
 from privimage.privacy.ledger import Ledger, Plan, Reservation
 from privimage.store.files import Store
 
 DELTA = 1e-6
 QUERY = dpa.GaussianDpEvent(20.0)
 TRAINING = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(30.0), 25)
-PLAN = Plan(id="plan-a", epsilon=2.0, delta=DELTA)
+INTENDS = (event_shape(QUERY), event_shape(TRAINING))
+PLAN = Plan(id="plan-a", epsilon=2.0, delta=DELTA, intends=INTENDS)
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def granted(store: Store, epsilon: float = 5.0, delta: float = 1e-5) -> Ledger:
 def reserve(
     ledger: Ledger, event: dpa.DpEvent = QUERY, plan: Plan = PLAN, stage: str = "query", key: str = "k", **more: int
 ) -> Reservation:
-    return ledger.reserve(stage=stage, key=key, event=event, plan=plan, run="a run", **more)
+    return ledger.reserve(stage=stage, key=key, event=event, plan=plan, num_images=1000, run="a run", **more)
 
 
 def plan(name: str, epsilon: float, *builds_on: str, delta: float = DELTA) -> Plan:
-    return Plan(id=name, epsilon=epsilon, delta=delta, builds_on=builds_on)
+    return Plan(id=name, epsilon=epsilon, delta=delta, intends=INTENDS, builds_on=builds_on)
 
 
 # ---------------------------------------------------------------- the grant
@@ -168,20 +169,42 @@ def test_the_same_mechanism_again_is_charged_again(ledger: Ledger) -> None:
 def test_a_plan_that_builds_on_a_query_pays_for_it_again(ledger: Ledger) -> None:
     query = reserve(ledger, QUERY, plan("first", 2.0))
     reserve(ledger, TRAINING, plan("second", 2.0, query.id), stage="finetune")
-    joint = epsilon_of([QUERY, TRAINING], DELTA)
-    assert ledger.spent().epsilon == epsilon_of([QUERY], DELTA) + joint
-    just_too_little = plan("third", 0.999 * joint, query.id)
+    # It was chosen after the query's result was seen: epsilons and deltas are added, for no joint bound would hold.
+    cost = epsilon_of_plan([TRAINING], [QUERY], DELTA)
+    assert cost == epsilon_of([TRAINING], DELTA / 2) + epsilon_of([QUERY], DELTA / 2)
+    assert cost > epsilon_of([QUERY, TRAINING], DELTA)
+    assert ledger.spent().epsilon == epsilon_of([QUERY], DELTA) + cost
+    just_too_little = plan("third", 0.999 * cost, query.id)
     with pytest.raises(BudgetExceeded, match="above its stated"):
         reserve(ledger, TRAINING, just_too_little, stage="finetune")
-    reserve(ledger, TRAINING, plan("fourth", 0.999 * joint), stage="finetune")
+
+
+def test_a_mechanism_that_was_not_fixed_when_its_plan_was_opened_does_not_enter_it(ledger: Ledger) -> None:
+    reserve(ledger, QUERY, plan("first", 2.0))
+    longer = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(30.0), 26)
+    with pytest.raises(PrivacyRefused, match="needs a plan of its own"):
+        reserve(ledger, longer, plan("first", 2.0), stage="finetune")
+    claims_it_did = Plan(id="first", epsilon=2.0, delta=DELTA, intends=(event_shape(QUERY), event_shape(longer)))
+    with pytest.raises(PrivacyRefused, match="needs a plan of its own"):
+        reserve(ledger, longer, claims_it_did, stage="finetune")
+    less_noise_is_the_target_s_business = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(29.0), 25)
+    reserve(ledger, less_noise_is_the_target_s_business, plan("first", 2.0), stage="finetune")
 
 
 def test_what_a_plan_once_built_on_stays_part_of_it(ledger: Ledger) -> None:
     query = reserve(ledger, QUERY, plan("first", 1.0))
-    target = 1.001 * epsilon_of([QUERY, QUERY], DELTA)
+    target = 1.001 * epsilon_of_plan([QUERY], [QUERY], DELTA)
     reserve(ledger, QUERY, plan("second", target, query.id))
     with pytest.raises(BudgetExceeded, match="above its stated"):
         reserve(ledger, QUERY, plan("second", target))
+
+
+def test_a_reservation_that_another_process_pays_with_is_not_given_back(ledger: Ledger) -> None:
+    first = reserve(ledger)
+    second = reserve(ledger)
+    with pytest.raises(PrivacyRefused, match="paid with by another process"):
+        ledger.void(first, reason="failed early")
+    ledger.void(second, reason="failed early")
 
 
 def test_building_on_what_was_never_paid_is_refused(ledger: Ledger, memory: Store) -> None:

@@ -220,7 +220,20 @@ def test_a_sealed_digest_is_blinded_by_a_key_of_the_store(tmp_path: Path) -> Non
     elsewhere = made(two, tmp_path / "out", FILES, sealed=True).ref.digest
     assert plain != sealed == again != elsewhere
     assert sealed == blind(one, plain)
-    assert all(name.startswith("private/") for name in two.list())
+    assert all(name.startswith("private/") or name == "identity.check" for name in two.list())
+
+
+def test_another_key_than_the_store_was_begun_with_is_refused(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    blind(store, "text")
+    key = tmp_path / "store" / "private" / "identity.key"
+    right = key.read_bytes()
+    key.chmod(0o600)
+    key.write_bytes(bytes(32))
+    with pytest.raises(StoreError, match="not the key that this store was begun with"):
+        blind(store, "text")
+    key.write_bytes(right)
+    blind(store, "text")
 
 
 def test_writers_that_race_for_the_first_blinding_agree(store: Store) -> None:
