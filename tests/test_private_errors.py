@@ -12,7 +12,10 @@ from privimage import pipeline
 from privimage.config import load_config
 from privimage.errors import PrivimageError
 from privimage.pipeline import Outcome, StageContext
+from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, run_all
+from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Place
 
 
@@ -54,3 +57,24 @@ def test_a_charge_under_which_no_image_was_opened_is_given_back(
         run_query(granted_copy)
     assert granted_copy.kinds[-2:] == ["reserve query", "void"]
     assert granted_copy.ledger.spent().epsilon == 0
+
+
+def test_an_attempt_with_reproducible_noise_voids_the_guarantee_of_the_one_that_goes_on(
+    pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(pretrained_copy.config)
+    insecure = Run(
+        config=config, store=pretrained_copy.store, insecure_random_voiding_guarantee=InsecureRandomForTests(0)
+    )
+
+    def killed(*arguments: object) -> None:
+        raise PrivimageError("killed after the first checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "check_attempt", killed)
+        with pytest.raises(PrivimageError, match="killed"):
+            run_all(insecure, "finetune")
+    results = run_all(Run(config=config, store=pretrained_copy.store), "finetune")
+    assert "resume" in pretrained_copy.kinds
+    artifact = open_ref(pretrained_copy.store, results["finetune"].ref)
+    assert artifact.read_json("denoiser.json")["guarantee"] == "none"
