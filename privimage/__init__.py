@@ -6,9 +6,9 @@ Start reading at `privimage.pipeline`, the stages as data.
 
 import os
 
-# OpenMP's idle threads spin by default: beside any other busy process a torch step then takes several times longer.
-# It is read when torch is first imported; what the user has set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's idle threads spin for long by default: beside any other busy process a torch step then takes several times
+# longer. This many turns cost nothing on a quiet machine. Read when torch is first imported; what the user set stays.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 __all__ = ["__version__"]
