@@ -249,14 +249,15 @@ def _costs(costs: Sequence[StageCost]) -> str:
     """Where the time went."""
     rows = [(cost.stage, _duration(cost.seconds), cost.what) for cost in costs]
     foot = ("Total", _duration(sum(cost.seconds for cost in costs)), "")
-    return section("Time", "", table(("Stage", "Time", "What was done"), rows, numbers=(1,), foot=foot))
+    intro = "Of the public stages. How long query and fine-tuning took depends on how many images they drew."
+    return section("Time", intro, table(("Stage", "Time", "What was done"), rows, numbers=(1,), foot=foot))
 
 
 def _accounting(data: ReportData) -> str:
     """What was paid, and where it is written."""
     mechanisms = table(("Mechanism", "What it did", "Epsilon"), data.mechanisms, numbers=(2,))
     entries = table(("Ledger entry", "Kind", "Text"), data.ledger_entries)
-    intro = "Every mechanism that touched the sensitive images. Epsilons do not add up: they are composed tightly."
+    intro = "Every mechanism that touched the sensitive images. They are composed as one: the total is above."
     return section("Privacy accounting", intro, "\n<br>\n".join(part for part in (mechanisms, entries) if part))
 
 

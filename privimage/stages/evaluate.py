@@ -103,7 +103,7 @@ def _report(
         delta=config.privacy.delta,
         relation=RELATION_IN_WORDS,
         num_private_images=facts.num_train,
-        guarantee="none",
+        guarantee=context.inputs["synthesize"].read_json("synthesis.json")["guarantee"],
         samples_png=sample_grid(images, labels, facts.class_names, per_class=12),
         class_names=facts.class_names,
         chosen=[],
@@ -113,6 +113,6 @@ def _report(
         costs=[],
         ledger_entries=[],
         provenance={},
-        verify_command="privimage verify RELEASE_FOLDER",
+        verify_command="",
         confusion=confusion,
     )

@@ -96,7 +96,9 @@ def run_finetune(context: StageContext) -> Outcome:
     denoiser, facts = open_denoiser(context.inputs["pretrain"], choose_device(context.config.performance.device))
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = checkpoints.latest()
-    guarantee = paid.random.guarantee  # of all attempts: one with reproducible noise voids it for good
+    # Of the query and of all attempts: one with reproducible noise voids it for good.
+    query = context.inputs["query"].read_json("query.json")
+    guarantee = paid.random.guarantee and query["guarantee"] == "differential privacy"
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("A checkpoint of this stage vanished while it was resumed; run again.")
     if saved:
@@ -167,6 +169,8 @@ def run_synthesize(context: StageContext) -> Outcome:
             for pixels, label in zip(images, part.tolist(), strict=True):
                 table.add(pixels, label)
             at += len(part)
+    about = {"class_names": facts["class_names"], "guarantee": facts["guarantee"]}
+    (context.folder / "synthesis.json").write_text(json.dumps(about))
     return Outcome(metrics={"num_images": config.num_images})
 
 
