@@ -91,7 +91,7 @@ def test_a_run_that_is_killed_in_fine_tuning_goes_on_from_its_checkpoint_within_
     assert place.kinds == ["grant", "reserve query", "settle", "reserve finetune", "resume", "settle"]
     resume = place.entries[4].body
     assert (resume["attempt"], resume["lost_steps"]) == (2, 5)
-    assert place.ledger.spent().epsilon <= 1.0
+    assert all(plan.epsilon <= plan.target == 1.0 for plan in place.ledger.spent().plans)
     assert not list((place.folder / "private" / "checkpoints").rglob("*.ckpt"))
     verified = privimage("verify", place.release, "--store", place.folder)
     assert verified.code == 0, verified.out
@@ -123,7 +123,7 @@ def test_two_processes_at_once_never_break_the_store_or_the_ledger(
     assert answer.code == 0, (answer.err, ends)
     assert set(place.ledger.states().values()) == {"settled"}
     assert place.kinds.count("reserve finetune") == 1
-    assert place.ledger.spent().epsilon <= 1.0
+    assert all(plan.epsilon <= plan.target == 1.0 for plan in place.ledger.spent().plans)
     verified = privimage("verify", place.release, "--store", place.folder)
     assert verified.code == 0, verified.out
 
