@@ -13,7 +13,15 @@ from torch.nn import functional
 from privimage.config import ClassifierConfig
 from privimage.errors import DataError, TrainingError
 
-__all__ = ["ResNet", "ResidualBlock", "TrainedClassifier", "new_classifier", "predict", "train_classifier"]
+__all__ = [
+    "ResNet",
+    "ResidualBlock",
+    "TrainedClassifier",
+    "new_classifier",
+    "num_training_steps",
+    "predict",
+    "train_classifier",
+]
 
 
 class ResidualBlock(nn.Module):
@@ -97,6 +105,15 @@ def new_classifier(config: ClassifierConfig, *, channels: int, num_categories: i
         return ResNet(config, channels=channels, num_categories=num_categories)
 
 
+def num_training_steps(num_images: int, config: ClassifierConfig) -> int:
+    """Optimizer steps that `train_classifier` takes on so many public images."""
+    return (num_images - _num_held_out(num_images, config)) // config.batch_size * config.epochs
+
+
+def _num_held_out(num_images: int, config: ClassifierConfig) -> int:
+    return max(1, int(num_images * config.validation_fraction))
+
+
 def train_classifier(
     public_images: Tensor,
     categories: Tensor,
@@ -104,12 +121,12 @@ def train_classifier(
     config: ClassifierConfig,
     *,
     device: torch.device,
-    on_step: Callable[[int, int], None] = lambda step, total: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> TrainedClassifier:
     """Train on uint8 NCHW `public_images` by SGD with momentum, cosine schedule and softmax cross-entropy.
 
     A share of the images, the same for a given seed, is held out; accuracy on it is reported, no choice depends on it.
-    `on_step(step, total)` is called after each optimizer step.
+    `on_step(step)` is called after each optimizer step, with its number from 1.
 
     Raises:
         DataError: too few images. TrainingError: the loss is not finite.
@@ -117,14 +134,14 @@ def train_classifier(
     model = new_classifier(config, channels=public_images.shape[1], num_categories=num_categories).to(device)
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(public_images), generator=generator)
-    held_out = max(1, int(len(order) * config.validation_fraction))
+    held_out = _num_held_out(len(order), config)
     validation, training = order[:held_out], order[held_out:]
     if len(training) < config.batch_size:
         raise DataError(
             f"The public set has {len(training)} training images, fewer than classifier.batch_size = {config.batch_size}."
         )
-    per_epoch = len(training) // config.batch_size
-    total = per_epoch * config.epochs
+    total = num_training_steps(len(public_images), config)
+    per_epoch = total // config.epochs
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.learning_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )
@@ -153,7 +170,7 @@ def train_classifier(
                 if not math.isfinite(value):
                     raise TrainingError(f"The classifier diverged at step {step}: lower classifier.learning_rate.")
                 losses.append((step, value))
-            on_step(step + 1, total)
+            on_step(step + 1)
         accuracy = _accuracy(model, public_images[validation], categories[validation], device)
         accuracies.append(((epoch + 1) * per_epoch, accuracy))
     return TrainedClassifier(

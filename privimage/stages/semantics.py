@@ -16,7 +16,7 @@ from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import HistogramQuery
-from privimage.semantics.classifier import predict, train_classifier
+from privimage.semantics.classifier import num_training_steps, predict, train_classifier
 from privimage.semantics.index import rows_of_categories, write_index
 from privimage.semantics.query import add_noise, top_votes, vote_histogram
 from privimage.semantics.selection import assign_categories, cap_rows, classes_of
@@ -34,14 +34,14 @@ def run_classifier(context: StageContext) -> Outcome:
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
     images, labels = read_images(public.files("images-"))
     config = context.config.classifier
-    with context.progress.ticker("classifier", None) as tick:
+    with context.progress.ticker("classifier", num_training_steps(len(images), config)) as tick:
         trained = train_classifier(
             torch.from_numpy(images),
             torch.from_numpy(labels),
             len(facts.class_names),
             config,
             device=choose_device(context.config.performance.device),
-            on_step=lambda step, total: tick(step),
+            on_step=tick,
         )
     save_weights(trained.model.state_dict(), context.folder / "classifier.safetensors")
     about = {
