@@ -8,13 +8,13 @@ The same stages, store and keys as `privimage run`: what either has made, the ot
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from privimage.config import RunConfig, load_config
+from privimage.commands.shared import add_config, open_run
+from privimage.config import RunConfig
 from privimage.errors import PrivimageError
 from tasks import stages
 
@@ -75,17 +75,20 @@ def synthesize(config: RunConfig, store: str = ".privimage", draws: dict[str, in
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the flow for one configuration; exit codes as for `privimage`."""
-    parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=synthesize.__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
-    store = os.environ.get("PRIVIMAGE_STORE", ".privimage")
-    parser.add_argument("--store", default=store, metavar="URL", help=f"root of the store (default: {store})")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
+    about = "Make a differentially private synthetic image set, as a Prefect flow; the same stages as `privimage run`."
+    parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=about)
+    add_config(parser)
     options = parser.parse_args(arguments)
     try:
-        synthesize(load_config(options.config, options.set), store=options.store)
+        run = open_run(options)
+        keys = synthesize(run.config, store=options.store, draws=dict(run.draws))
     except PrivimageError as error:
         print(f"privimage: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("privimage: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 1
+    print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
     return 0
 
 

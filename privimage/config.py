@@ -363,7 +363,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{file} holds {type(data).__name__}, expected a mapping of configuration sections.")
+        found = "is empty" if data is None else f"holds {type(data).__name__}"
+        raise ConfigError(f"{file} {found}, expected a mapping of configuration sections.")
     for override in overrides or []:
         _apply(data, override)
     return parse_config(data, origin=str(file))
@@ -375,11 +376,19 @@ def parse_config(data: dict[str, Any], origin: str = "the configuration") -> Run
         return RunConfig.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: "
-            f"{item['msg'].removeprefix('Value error, ')}{_found(item)}"
+            f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {_problem(item)}{_found(item)}"
             for item in error.errors(include_url=False)
         )
         raise ConfigError(f"{origin}: {problems}") from None
+
+
+def _problem(item: Any) -> str:
+    """What is wrong, in words that do not need pydantic to be known."""
+    if item["type"] == "extra_forbidden":
+        return "this key is unknown"
+    if item["type"] == "missing":
+        return "this key is missing"
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _found(item: Any) -> str:

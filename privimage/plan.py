@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.errors import PrivacyRefused
 from privimage.pipeline import Stage, stages_until
 from privimage.preflight import check_against_data, planned_query
 from privimage.privacy.accounting import epsilon_of
-from privimage.privacy.ledger import Ledger
+from privimage.privacy.ledger import Ledger, Plan
 from privimage.runner import Run, admitted, ledger_of, stage_key
 from privimage.stages.charges import finetune_plan, plan_id
 from privimage.store.artifacts import Artifact, find
@@ -38,7 +39,7 @@ class RunPlan:
     """The rows, the run's total, and the state of the ledger (None: not admitted, or no grant).
 
     `to_set_aside` is what this run would still take from the grant: its whole epsilon where it opens a plan of its
-    own, because it then pays again for a query that another run paid for.
+    own, because it then pays again for a query that another run paid for. `refusal` is what the ledger would say.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -47,6 +48,7 @@ class RunPlan:
     granted: float | None
     set_aside: float | None
     to_set_aside: float | None
+    refusal: str | None
 
 
 def plan_run(run: Run, until: str | None = None) -> RunPlan:
@@ -79,16 +81,23 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
                 key=key,
                 action=_action(stage, key, artifact, ledger),
                 written=artifact.manifest.written if artifact else "",
-                epsilon=_epsilon(stage, run, artifact, facts, ledger, found),
+                epsilon=_epsilon(stage, run, key, artifact, facts, ledger, found),
             )
         )
     public = found.get("public")
     if public and facts:
         check_against_data(run.config, TableFacts.from_json(public.read_bytes("facts.json").decode()), facts)
     grant = ledger.grant_entry if ledger else None
-    to_set_aside = None
+    to_set_aside, refusal = None, None
     if facts and ledger and grant:
-        to_set_aside = _to_set_aside(run, {row.stage: row.key for row in rows}, facts, ledger, found)
+        intended = _intended(run, {row.stage: row.key for row in rows}, facts, ledger, found)
+        opened = {plan.id for plan in ledger.spent().plans}
+        to_set_aside = 0.0 if intended is None or intended.id in opened else intended.epsilon
+        try:
+            if intended:
+                ledger.check_fits(intended)
+        except PrivacyRefused as error:
+            refusal = str(error)
     return RunPlan(
         stages=tuple(rows),
         epsilon=run.config.privacy.epsilon,
@@ -96,6 +105,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         granted=grant.body["epsilon"] if grant else None,
         set_aside=ledger.spent().set_aside if ledger and grant else None,
         to_set_aside=to_set_aside,
+        refusal=refusal,
     )
 
 
@@ -112,6 +122,7 @@ def _action(
 def _epsilon(
     stage: Stage,
     run: Run,
+    key: str | None,
     artifact: Artifact | None,
     facts: SensitiveFacts | None,
     ledger: Ledger | None,
@@ -123,29 +134,24 @@ def _epsilon(
     public, query = found.get("public"), found.get("query")
     if facts is None or ledger is None or public is None:
         return None
-    total = run.config.privacy.epsilon
+    privacy = run.config.privacy
     if stage.name == "query" or query is None:
         names = TableFacts.from_json(public.read_bytes("facts.json").decode()).class_names
-        alone = epsilon_of([planned_query(run.config, facts, len(names)).event], run.config.privacy.delta)
-        return alone if stage.name == "query" else total - alone
-    return total - epsilon_of(
-        [ledger.reservations()[paid].event for paid in query.manifest.reservations], run.config.privacy.delta
-    )
-
-
-def _to_set_aside(
-    run: Run,
-    keys: dict[str, str | None],
-    facts: SensitiveFacts,
-    ledger: Ledger,
-    found: dict[str, Artifact | None],
-) -> float:
-    """What the ledger still has to set aside for this run; 0 where its plan is there already."""
-    if found.get("finetune"):
-        return 0.0
-    query = found.get("query")
-    if query is None:
-        plan = plan_id(keys["query"] or "")
+        alone = epsilon_of([planned_query(run.config, facts, len(names)).event], privacy.delta)
     else:
-        plan = finetune_plan(run.config, keys["finetune"] or "", query.manifest.reservations, facts, ledger)[0].id
-    return 0.0 if any(other.id == plan for other in ledger.spent().plans) else run.config.privacy.epsilon
+        plan, prior = finetune_plan(run.config, key or "", query.manifest.reservations, facts, ledger)
+        alone = epsilon_of(prior, privacy.delta / 2 if plan.builds_on else privacy.delta)
+    return alone if stage.name == "query" else max(privacy.epsilon - alone, 0.0)
+
+
+def _intended(
+    run: Run, keys: dict[str, str | None], facts: SensitiveFacts, ledger: Ledger, found: dict[str, Artifact | None]
+) -> Plan | None:
+    """The plan that the ledger would be asked for; None where fine-tuning is there already."""
+    if found.get("finetune"):
+        return None
+    query = found.get("query")
+    if query:
+        return finetune_plan(run.config, keys["finetune"] or "", query.manifest.reservations, facts, ledger)[0]
+    privacy = run.config.privacy
+    return Plan(id=plan_id(keys["query"] or ""), epsilon=privacy.epsilon, delta=privacy.delta, intends=())

@@ -116,3 +116,18 @@ def test_the_command_prints_a_table_and_json(
     early = privimage("plan", tiny_config, "--store", tmp_path / "new")
     assert early.code == 0
     assert "No grant yet: privimage ledger grant" in early.out
+
+
+def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
+    privimage: Callable[..., Answer], finished: Place
+) -> None:
+    answer = privimage("plan", *finished.options("privacy.epsilon=0.05"), "--json")
+    plan = json.loads(answer.out)
+    assert all(row["epsilon"] is None or row["epsilon"] >= 0 for row in plan["stages"])
+    assert "above its stated 0.05" in plan["refusal"]
+    shown = privimage("plan", *finished.options("privacy.epsilon=0.05"))
+    assert "The run would be refused: This run would cost" in shown.out
+
+
+def test_a_finished_run_foresees_no_refusal(privimage: Callable[..., Answer], finished: Place) -> None:
+    assert json.loads(privimage("plan", *finished.options(), "--json").out)["refusal"] is None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
-from privimage.commands.shared import Commands, add_config, add_json, open_run, print_json, print_table
+from privimage.commands.shared import Commands, add_config, add_json, add_store, open_run, print_json, print_table
+from privimage.errors import InputError
+from privimage.pipeline import stage_named
 from privimage.privacy.accounting import event_in_words
 from privimage.privacy.ledger import Entry, Ledger
-from privimage.runner import admitted, ledger_of, run_all
-from privimage.store.artifacts import open_ref
+from privimage.runner import admitted, ledger_of, run_all, stage_key
+from privimage.store.artifacts import find, open_ref
+from privimage.store.files import Store
 
 __all__ = ["register"]
 
@@ -18,9 +22,8 @@ def register(commands: Commands) -> None:
     """Add the commands."""
     ledger = commands.add_parser("ledger", help="what may be spent on a sensitive set, and what was")
     parts = ledger.add_subparsers(required=True, metavar="COMMAND")
-    show = parts.add_parser("show", help="every entry, what was spent, what is left")
-    add_config(show)
-    add_json(show)
+    show = parts.add_parser("show", help="every entry, what was spent, what is left; without CONFIG: all ledgers")
+    _add_which(show)
     show.set_defaults(command=_show)
     grant = parts.add_parser("grant", help="the owner's lifetime budget for the data set; written once")
     add_config(grant)
@@ -28,21 +31,43 @@ def register(commands: Commands) -> None:
     grant.add_argument("--delta", type=float, required=True, help="lifetime delta over all runs on these images")
     grant.set_defaults(command=_grant)
     verify = parts.add_parser("verify", help="check the chain of entries")
-    add_config(verify)
-    add_json(verify)
+    _add_which(verify)
     verify.set_defaults(command=_verify)
 
 
-def _ledger(options: argparse.Namespace) -> tuple[Ledger, int]:
-    """The ledger of the configuration's sensitive set (admitted if it is not yet), and its number of training images."""
-    run = open_run(options)
-    artifact = open_ref(run.store, run_all(run, "admit")["admit"].ref)
-    facts = admitted(artifact)
-    return ledger_of(run.store, facts), facts.num_train
+def _add_which(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file of a run on the data set")
+    parser.add_argument("--dataset", metavar="ID", help="name of the ledger, as certificates state it; needs no images")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help=argparse.SUPPRESS)
+    parser.set_defaults(draw=[])
+    add_store(parser)
+    add_json(parser)
+
+
+def _existing(options: argparse.Namespace) -> list[Ledger]:
+    """The ledgers asked for. Looking at them admits no images and writes nothing."""
+    store = Store.open(options.store)
+    names = sorted({name.split("/")[1] for name in store.list("ledger")})
+    if options.config and not options.dataset:
+        run = open_run(options)
+        anything = store.list("private/artifacts/admit")
+        artifact = find(store, "admit", stage_key(stage_named("admit"), run, {}), True) if anything else None
+        if artifact is None:
+            raise InputError(
+                f"The images of {options.config} were not admitted in {store.url}: nothing was spent on them here."
+            )
+        return [ledger_of(store, admitted(artifact))]
+    if options.dataset and options.dataset not in names:
+        raise InputError(f"{store.url} has no ledger {options.dataset}; it has {', '.join(names) or 'none'}.")
+    if not names:
+        raise InputError(f"{store.url} has no ledger: nothing was granted or spent here.")
+    return [Ledger(store, name) for name in names if options.dataset in (None, name)]
 
 
 def _grant(options: argparse.Namespace) -> int:
-    ledger, num_images = _ledger(options)
+    run = open_run(options)
+    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+    ledger, num_images = ledger_of(run.store, facts), facts.num_train
     name = options.config.rsplit("/", 1)[-1].removesuffix(".yaml")
     entry = ledger.grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images, name=name)
     print(
@@ -52,50 +77,64 @@ def _grant(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    ledger, _ = _ledger(options)
-    entries = ledger.entries()
-    spent = ledger.spent()
-    grant = ledger.grant_entry
+    ledgers = _existing(options)
     if options.json:
-        print_json(
-            {
-                "dataset": ledger.dataset_id,
-                "granted": dict(grant.body) if grant else None,
-                "spent": {"epsilon": spent.epsilon, "delta": spent.delta, "set_aside": spent.set_aside},
-                "entries": [
-                    {
-                        "sequence": e.sequence,
-                        "kind": e.kind,
-                        "id": e.id,
-                        "written": e.written,
-                        "sha256": e.digest,
-                        "body": dict(e.body),
-                    }
-                    for e in entries
-                ],
-            }
-        )
+        shown = [_as_json(ledger) for ledger in ledgers]
+        print_json(shown[0] if options.config or options.dataset else shown)
         return 0
-    print(f"data set {ledger.dataset_id}\n")
-    states = ledger.states()
+    for ledger in ledgers:
+        _print(ledger, options.store)
+    return 0
+
+
+def _as_json(ledger: Ledger) -> dict[str, Any]:
+    spent, grant = ledger.spent(), ledger.grant_entry
+    return {
+        "dataset": ledger.dataset_id,
+        "granted": dict(grant.body) if grant else None,
+        "spent": {"epsilon": spent.epsilon, "delta": spent.delta, "set_aside": spent.set_aside},
+        "plans": [asdict(plan) for plan in spent.plans],
+        "entries": [
+            {
+                "sequence": e.sequence,
+                "kind": e.kind,
+                "id": e.id,
+                "written": e.written,
+                "sha256": e.digest,
+                "body": dict(e.body),
+            }
+            for e in ledger.entries()
+        ],
+    }
+
+
+def _print(ledger: Ledger, store: str) -> None:
+    entries, states, spent, grant = ledger.entries(), ledger.states(), ledger.spent(), ledger.grant_entry
+    print(f"store {store}, data set {ledger.dataset_id}\n")
+    if grant is None:
+        print("No grant yet: no private stage will run.")
+        return
+    numbers = {entry.id: f"{entry.sequence:06d}" for entry in entries}
     print_table(
         ["entry", "written", "kind", "what"],
-        [[f"{e.sequence:06d}", e.written[:19], e.kind, _what(e, states)] for e in entries],
+        [[numbers[e.id], e.written[:19], e.kind, _what(e, states, numbers)] for e in entries],
     )
-    if grant is None:
-        print("\nNo grant yet: no private stage will run.")
-        return 0
+    runs = {e.body["plan"]["id"]: e.body["run"] for e in entries if e.kind == "reserve"}
+    print()
+    print_table(
+        ["run", "plan", "states epsilon", "spent", "delta"],
+        [[runs.get(p.id, ""), p.id, f"{p.target:g}", f"{p.epsilon:.4g}", f"{p.delta:g}"] for p in spent.plans],
+    )
     body: Any = grant.body
     print(
         f"\nSpent: epsilon {spent.epsilon:.4g}, delta {spent.delta:g} (an upper bound), of a grant of epsilon "
         f"{body['epsilon']:g}, delta {body['delta']:g}.\nSet aside for the runs above: epsilon {spent.set_aside:.4g}; left for others: "
         f"epsilon {max(body['epsilon'] - spent.set_aside, 0):.4g}, delta {max(body['delta'] - spent.delta, 0):.3g}.\n"
-        f"Relation: {body['adjacency']} (zero-out); unit: {body['unit']}."
+        f"Relation: zero-out ({body['adjacency']}); unit: {body['unit']}.\n"
     )
-    return 0
 
 
-def _what(entry: Entry, states: dict[str, str]) -> str:
+def _what(entry: Entry, states: dict[str, str], numbers: dict[str, str]) -> str:
     body: Any = entry.body
     match entry.kind:
         case "grant":
@@ -105,16 +144,17 @@ def _what(entry: Entry, states: dict[str, str]) -> str:
         case "resume":
             return f"attempt {body['attempt']}, up to {body['lost_steps']} steps lost"
         case "settle":
-            return f"of {body['reservation']}: artifact {body['artifact'][:12]}"
+            return f"of {numbers[body['reservation']]}: artifact {body['artifact'][:12]}"
         case _:
             return str(body.get("reason", ""))
 
 
 def _verify(options: argparse.Namespace) -> int:
-    ledger, _ = _ledger(options)
-    entries = ledger.entries()
+    found = [{"dataset": ledger.dataset_id, "entries": len(ledger.entries())} for ledger in _existing(options)]
     if options.json:
-        print_json({"dataset": ledger.dataset_id, "entries": len(entries), "chain": "whole"})
-    else:
-        print(f"Ledger {ledger.dataset_id}: {len(entries)} entries, the chain is whole.")
+        shown = [{**row, "chain": "whole"} for row in found]
+        print_json(shown[0] if options.config or options.dataset else shown)
+        return 0
+    for row in found:
+        print(f"Ledger {row['dataset']}: {row['entries']} entries, the chain is whole.")
     return 0

@@ -56,11 +56,12 @@ def _plan(options: argparse.Namespace) -> int:
     if plan.granted is None or plan.set_aside is None or plan.to_set_aside is None:
         print("No grant yet: privimage ledger grant CONFIG --epsilon E --delta D")
         return 0
-    left = plan.granted - plan.set_aside
+    left = max(plan.granted - plan.set_aside, 0.0)
     print(
-        f"Still to be taken from the grant: epsilon {plan.to_set_aside:.4g}; of its {plan.granted:g} there is left "
-        f"{left:.4g}{'.' if plan.to_set_aside <= left * (1 + 1e-9) else ': the run would be refused.'}"
+        f"Still to be taken from the grant: epsilon {plan.to_set_aside:.4g}; of its {plan.granted:g} there is left {left:.4g}."
     )
+    if plan.refusal:
+        print(f"The run would be refused: {plan.refusal}")
     return 0
 
 

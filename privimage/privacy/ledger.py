@@ -380,7 +380,8 @@ class Ledger:
         cost = epsilon_of_plan(own, [reservations[member].event for member in paid], plan.delta)
         if cost > plan.epsilon * _ROUNDING:
             raise BudgetExceeded(
-                f"This run would cost epsilon {cost:.6g} at delta {plan.delta:g}, above its stated {plan.epsilon:g}."
+                f"This run would cost epsilon {cost:.6g} at delta {plan.delta:g}, above its stated {plan.epsilon:g}: raise "
+                "privacy.epsilon, or make a new query that costs less (a larger privacy.query_error)."
             )
         # Another plan counts with its whole target: its fine-tuning must not be refused after its query was paid.
         others = [other for other in self.spent().plans if other.id != plan.id]
