@@ -85,6 +85,12 @@ def test_the_charge_of_fine_tuning_counts_the_steps_that_a_crash_may_repeat(fini
     assert entry.body["event"]["count"] == 4 + 4
 
 
+def test_no_cell_of_the_stored_histogram_is_an_exact_count(pretrained: Place) -> None:
+    released = json.loads(pretrained.payload("query", "query.json").read_text())
+    cells = [cell for row in released["noisy_histogram"] for cell in row]
+    assert sum(cell == round(cell) for cell in cells) < len(cells) / 10, "noise lies on 1024ths of a vote"
+
+
 # ------------------------------------------------------------------ reuse
 
 
@@ -368,17 +374,17 @@ def test_the_private_side_is_readable_by_its_owner_only(finished: Place) -> None
     assert open_to_others == []
 
 
-def test_sealed_keys_and_digests_are_no_plain_hashes(finished: Place, tmp_path: Path) -> None:
+def test_sealed_keys_and_digests_are_no_plain_hashes(granted: Place, tmp_path: Path) -> None:
     # The same images admitted in another store, with another secret: nothing that is named in public agrees.
-    other = Place(config=finished.config, folder=tmp_path / "other")
-    mine = run_all(finished.run(), "admit")["admit"].ref
+    other = Place(config=granted.config, folder=tmp_path / "other")
+    mine = run_all(granted.run(), "admit")["admit"].ref
     theirs = run_all(other.run(), "admit")["admit"].ref
     assert mine.sealed and theirs.sealed
     assert mine.key != theirs.key and mine.digest != theirs.digest
 
 
-def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(finished: Place) -> None:
-    run = finished.run()
+def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Place) -> None:
+    run = granted.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     for stage in STAGES:
         open_images = Door(stage, [admit], None)
@@ -390,8 +396,8 @@ def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(finished: Pl
                 open_images("test")
 
 
-def test_training_images_open_under_a_live_reservation_only(finished_copy: Place) -> None:
-    run = finished_copy.run()
+def test_training_images_open_under_a_live_reservation_only(granted_copy: Place) -> None:
+    run = granted_copy.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     query = stage_named("query")
     with pytest.raises(Uncharged, match="has no reservation"):
@@ -400,7 +406,7 @@ def test_training_images_open_under_a_live_reservation_only(finished_copy: Place
         Door(stage_named("evaluate"), [admit], None)("train")
     with pytest.raises(Uncharged, match="no sensitive images"):
         Door(query, [], None)("train")
-    ledger = finished_copy.ledger
+    ledger = granted_copy.ledger
     charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
     plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4, intends=(event_shape(charge),))
     live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, num_images=143, run="test")

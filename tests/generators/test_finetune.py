@@ -175,6 +175,43 @@ def test_one_step_is_adam_on_the_noisy_mean_gradient(awake: NewDenoiser) -> None
     run(denoiser, on_step=compare)
 
 
+@pytest.mark.parametrize("draws", [1, 8])
+def test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_draws_it_has(
+    awake: NewDenoiser, draws: int
+) -> None:
+    denoiser = awake()
+    images, labels = bars()
+    alone = replace(
+        MECHANISM, num_images=1, expected_batch_size=1, num_steps=1, max_grad_norm=1e-4, noise_multiplier=1e-9
+    )
+    state = finetune(
+        denoiser,
+        images[:1],
+        labels[:1],
+        alone,
+        CONFIG.model_copy(update={"noise_samples": draws}),
+        state=begin(denoiser),
+        random=SecretRandom(),
+        rows_at_once=64,
+        on_step=lambda state: None,
+    )
+    released = flat(state.exp_avg) / 0.1
+    assert 0.999e-4 <= float(released.double().norm()) <= 1.00001e-4
+
+
+def test_the_average_is_one_of_the_released_weights(awake: NewDenoiser) -> None:
+    denoiser = awake()
+    expected = flat(begin(denoiser).ema)
+
+    def compare(state: FinetuneState) -> None:
+        nonlocal expected
+        decay = min(CONFIG.ema_decay, (1 + state.step) / (10 + state.step))
+        expected = decay * expected + (1 - decay) * flat(state.weights)
+        torch.testing.assert_close(flat(state.ema), expected, rtol=0, atol=1e-6)
+
+    run(denoiser, on_step=compare)
+
+
 def test_two_runs_share_no_noise(awake: NewDenoiser) -> None:
     denoiser = awake()
     quiet = replace(MECHANISM, num_steps=1, noise_multiplier=1000.0)

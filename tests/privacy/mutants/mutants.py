@@ -1,0 +1,804 @@
+"""Seeded privacy bugs: one small change of the real code each, and the test that must notice it.
+
+`old` occurs exactly once in `file`. `test` is the node id, below tests/, of the test that fails once `old` became
+`new`. Whoever moves the code moves `old` along; whoever renames the test renames it here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MUTANTS", "Mutant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One bug; `name` says in a sentence what it does."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+def _of(file: str, tests: str, *bugs: tuple[str, str, str, str]) -> list[Mutant]:
+    """Bugs of one file (name, old, new, test), noticed by the tests of one file."""
+    return [
+        Mutant(name=name, file=f"privimage/{file}", old=old, new=new, test=f"{tests}::{test}")
+        for name, old, new, test in bugs
+    ]
+
+
+_CLIPPING = _of(
+    "privacy/clipping.py",
+    "privacy/test_clipping.py",
+    (
+        "NaN and infinite rows are not zeroed",
+        "        row[~finite] = 0.0\n",
+        "        pass\n",
+        "test_no_float_whatsoever_passes_the_bound",
+    ),
+    (
+        "A row of NaN passes as finite",
+        "finite = norms < LARGEST_NORM",
+        "finite = ~(norms >= LARGEST_NORM)",
+        "test_a_bad_image_counts_as_zero_and_poisons_no_other",
+    ),
+    (
+        "Infinite rows keep a factor that is no number",
+        "torch.where(finite, factors, torch.zeros_like(factors))",
+        "factors",
+        "test_no_float_whatsoever_passes_the_bound",
+    ),
+    (
+        "A row of infinite norm passes as finite",
+        "finite = norms < LARGEST_NORM",
+        "finite = ~norms.isnan()",
+        "test_a_bad_image_counts_as_zero_and_poisons_no_other",
+    ),
+    (
+        "Nothing is clipped",
+        "torch.cat([factors @ row for row in rows])",
+        "torch.cat([row.sum(0) for row in rows])",
+        "test_no_float_whatsoever_passes_the_bound",
+    ),
+    (
+        "The sum is divided by the true number of images",
+        "torch.cat([factors @ row for row in rows])",
+        "torch.cat([factors @ row for row in rows]) / max(1, len(factors))",
+        "test_the_sum_is_that_of_a_plain_loop",
+    ),
+    (
+        "Only the first parameter's gradient counts in the norm",
+        "torch.stack([_row_norms(row) for row in rows], dim=1)",
+        "torch.stack([_row_norms(row) for row in rows[:1]], dim=1)",
+        "test_the_sum_is_that_of_a_plain_loop",
+    ),
+    (
+        "No room is left for rounding, so that the bound is passed by a little",
+        "shrink = 1 - 2.0**-14",
+        "shrink = 1.0",
+        "test_no_float_whatsoever_passes_the_bound",
+    ),
+    (
+        "The norm of a long gradient is added up in float32 at once",
+        "    block = 256\n",
+        "    block = 2**40\n",
+        "test_the_bound_holds_for_long_gradients_too",
+    ),
+    (
+        "Images are clipped to twice the stated norm",
+        "clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)",
+        "clip_and_sum([gradients[name].float() for name in parameters], 2 * max_grad_norm)",
+        "test_removing_any_image_changes_the_sum_by_at_most_the_bound",
+    ),
+    (
+        "A chunk's gradients are summed before they are clipped",
+        "clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)",
+        "clip_and_sum([gradients[name].float().sum(0, keepdim=True) for name in parameters], max_grad_norm)",
+        "test_images_at_once_changes_nothing",
+    ),
+    (
+        "The partial sum of the batch before is left over in the next",
+        "    total = torch.zeros(size, dtype=torch.float32, device=next(iter(parameters.values())).device)\n",
+        '    total = clipped_gradient_sum.__dict__.setdefault("total", torch.zeros(size, dtype=torch.float32))\n',
+        "test_removing_any_image_changes_the_sum_by_at_most_the_bound",
+    ),
+    (
+        "The loss may draw randomness of its own",
+        'randomness="error"',
+        'randomness="different"',
+        "test_randomness_inside_the_loss_is_an_error",
+    ),
+)
+
+_STEP = _of(
+    "privacy/dpsgd.py",
+    "privacy/test_dpsgd.py",
+    (
+        "The noise is not scaled by the sensitivity",
+        "mechanism.noise_stddev * noise",
+        "mechanism.noise_multiplier * noise",
+        "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
+    ),
+    (
+        "The noise is 5 % too small",
+        "mechanism.noise_stddev * noise",
+        "0.95 * mechanism.noise_stddev * noise",
+        "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
+    ),
+    (
+        "The noise is 5 % larger than accounted",
+        "mechanism.noise_stddev * noise",
+        "1.05 * mechanism.noise_stddev * noise",
+        "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
+    ),
+    (
+        "An empty batch gets no noise, and so is told from others",
+        "mechanism.noise_stddev * noise",
+        "mechanism.noise_stddev * noise * bool(clipped.value.any())",
+        "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
+    ),
+    (
+        "Noise is added before clipping, not after",
+        "return (clipped.value + mechanism.noise_stddev * noise) / mechanism.expected_batch_size",
+        "noisy = clipped.value + mechanism.noise_stddev * noise\n"
+        "    return noisy * (mechanism.max_grad_norm / noisy.norm()).clamp(max=1) / mechanism.expected_batch_size",
+        "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
+    ),
+    (
+        "All coordinates share one draw of noise",
+        "random.normal(clipped.value.numel())",
+        "random.normal(1).repeat(clipped.value.numel())",
+        "test_no_two_coordinates_share_noise",
+    ),
+    (
+        "Every step makes the same noise, from a fixed seed",
+        "torch.from_numpy(random.normal(clipped.value.numel()))",
+        "torch.randn(clipped.value.numel(), generator=torch.Generator().manual_seed(0))",
+        "test_two_steps_share_no_noise",
+    ),
+    (
+        "Noise comes from torch's global generator, which a user may seed",
+        "torch.from_numpy(random.normal(clipped.value.numel()))",
+        "torch.randn(clipped.value.numel())",
+        "test_the_divisor_is_the_expected_batch_size_whatever_the_batch_was",
+    ),
+    (
+        "A sum clipped to another norm than is accounted gets the accounted noise",
+        "if clipped.sensitivity != mechanism.sensitivity",
+        "if False",
+        "test_a_sum_clipped_to_another_norm_than_is_accounted_is_refused",
+    ),
+)
+
+_RANDOM = _of(
+    "privacy/entropy.py",
+    "privacy/test_entropy.py",
+    (
+        "All sources share one key",
+        "secrets.token_bytes(32)",
+        "bytes(32)",
+        "test_two_sources_and_two_calls_share_no_draw",
+    ),
+    (
+        "The key comes from numpy's generator, which a user may seed",
+        "secrets.token_bytes(32)",
+        "np.random.bytes(32)",
+        "test_seeding_every_known_generator_does_not_reproduce_it",
+    ),
+    (
+        "A source can be copied, and its noise made twice",
+        'raise TypeError("SecretRandom',
+        'return {} or TypeError("SecretRandom',
+        "test_it_cannot_be_copied_or_stored",
+    ),
+    (
+        "A key is used until its keystream repeats",
+        "if self._used > 1 << 36",
+        "if False",
+        "test_a_key_is_replaced_long_before_its_keystream_would_repeat",
+    ),
+    (
+        "The largest uniform draw is 1, and a coin of rate 1 may fall the wrong way",
+        "(bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52",
+        "(bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53",
+        "test_the_outermost_keystreams_give_neither_0_nor_1_nor_infinite_noise",
+    ),
+    (
+        "Normal draws are 2 % too small",
+        "return np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
+        "return np.asarray(ndtri(self.uniform(count)), dtype=np.float64) * 0.98",
+        "test_the_moments_of_normal_draws_are_those_of_the_standard_normal",
+    ),
+)
+
+_SAMPLER = "test_the_sampler_has_the_property_and_a_wrong_sampler_has_not"
+_POISSON = _of(
+    "privacy/poisson.py",
+    "privacy/test_poisson.py",
+    (
+        "Batches have a fixed size",
+        "np.flatnonzero(random.uniform(num_images) < sample_rate)",
+        "np.sort(random.uniform(num_images).argsort()[: int(num_images * sample_rate)])",
+        f"{_SAMPLER}[binomial_size-fixed_size]",
+    ),
+    (
+        "Batches are slices of a fixed order, as of a shuffled epoch",
+        "np.flatnonzero(random.uniform(num_images) < sample_rate)",
+        "np.sort((np.arange(int(num_images * sample_rate)) + int(random.uniform(1)[0] * num_images)) % num_images)",
+        f"{_SAMPLER}[pairwise_independence-one_coin_for_two_images]",
+    ),
+    (
+        "Images are drawn 5 % more often than accounted",
+        "random.uniform(num_images) < sample_rate",
+        "random.uniform(num_images) < sample_rate * 1.05",
+        f"{_SAMPLER}[binomial_size-fixed_size]",
+    ),
+    (
+        "Two images share one coin",
+        "random.uniform(num_images) < sample_rate",
+        "random.uniform(num_images // 2).repeat(2) < sample_rate",
+        f"{_SAMPLER}[pairwise_independence-one_coin_for_two_images]",
+    ),
+)
+
+_MECHANISMS = _of(
+    "privacy/mechanisms.py",
+    "privacy/test_mechanisms.py",
+    (
+        "One step less is accounted for than may run",
+        "self.num_steps + self.restart_allowance)",
+        "self.num_steps + self.restart_allowance - 1)",
+        "test_dp_sgd_accounts_for_the_noise_the_rate_and_all_steps_that_may_run",
+    ),
+    (
+        "Steps that a crash may repeat are not accounted for",
+        "self.num_steps + self.restart_allowance)",
+        "self.num_steps)",
+        "test_dp_sgd_accounts_for_the_noise_the_rate_and_all_steps_that_may_run",
+    ),
+    (
+        "The sampling rate is that of whole batches of an epoch",
+        "return self.expected_batch_size / self.num_images",
+        "return 1 / math.ceil(self.num_images / self.expected_batch_size)",
+        "test_the_sample_rate_is_exact_not_one_over_the_batches_of_an_epoch",
+    ),
+    (
+        "The sensitivity of several votes is taken for that of one",
+        "return math.sqrt(self.num_votes)",
+        "return 1.0",
+        "test_the_query_accounts_for_the_noise_it_adds",
+    ),
+    (
+        "Epsilon is stated under another relation than is promised",
+        "RELATION = dpa.NeighboringRelation.REPLACE_SPECIAL",
+        "RELATION = dpa.NeighboringRelation.ADD_OR_REMOVE_ONE",
+        "test_the_relation_is_zero_out",
+    ),
+)
+
+_ACCOUNTING = _of(
+    "privacy/accounting.py",
+    "privacy/test_accounting.py",
+    (
+        "Epsilon is optimistic by half a percent",
+        "return float(accountant.get_epsilon(delta))",
+        "return 0.995 * float(accountant.get_epsilon(delta))",
+        "test_one_gaussian_costs_what_the_exact_formula_says_and_never_less",
+    ),
+    (
+        "Epsilon is that of twice the delta",
+        "return float(accountant.get_epsilon(delta))",
+        "return float(accountant.get_epsilon(2 * delta))",
+        "test_one_gaussian_costs_what_the_exact_formula_says_and_never_less",
+    ),
+    (
+        "Only the first event is composed",
+        "    for text in texts:\n",
+        "    for text in texts[:1]:\n",
+        "test_epsilon_of_query_and_dp_sgd_is_the_known_value",
+    ),
+    (
+        "Calibration ignores the query that came before",
+        "    spent = epsilon_of(prior, delta)\n",
+        "    prior = []\n    spent = epsilon_of(prior, delta)\n",
+        "test_calibrated_noise_meets_the_target_and_a_thousandth_less_does_not",
+    ),
+    (
+        "Calibration ends a little below the noise that is needed",
+        "    return tight\n",
+        "    return tight * 0.999\n",
+        "test_calibrated_noise_meets_the_target_and_a_thousandth_less_does_not",
+    ),
+) + _of(
+    "privacy/accounting.py",
+    "privacy/test_ledger.py",
+    (
+        "What was chosen after a result is composed as if it had been fixed before",
+        "return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)",
+        "return epsilon_of([*own, *builds_on], delta)",
+        "test_a_plan_that_builds_on_a_query_pays_for_it_again",
+    ),
+    (
+        "An adaptive choice spends delta twice",
+        "return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)",
+        "return epsilon_of(own, delta) + epsilon_of(builds_on, delta)",
+        "test_a_plan_that_builds_on_a_query_pays_for_it_again",
+    ),
+)
+
+_QUERY = _of(
+    "semantics/query.py",
+    "semantics/test_query.py",
+    (
+        "An image may vote twice for one category",
+        "if twice or not inside",
+        "if not inside",
+        "test_votes_that_would_break_the_sensitivity_are_refused",
+    ),
+    (
+        "The histogram has no noise",
+        "measurement((histogram * LATTICE).ravel().tolist())",
+        "(histogram * LATTICE).ravel().tolist()",
+        "test_released_noise_has_the_accounted_scale_and_no_other",
+    ),
+    (
+        "The histogram's noise is halved",
+        "return noisy.reshape(histogram.shape) / LATTICE",
+        "return (histogram + noisy.reshape(histogram.shape) / LATTICE) / 2",
+        "test_released_noise_has_the_accounted_scale_and_no_other",
+    ),
+    (
+        "The histogram's noise is continuous and of numpy's global generator",
+        "measurement((histogram * LATTICE).ravel().tolist())",
+        "((histogram + mechanism.noise_stddev * np.random.standard_normal(histogram.shape)) * LATTICE).ravel()",
+        "test_noise_lies_on_the_exact_lattice",
+    ),
+    (
+        "The source for tests makes the noise of every release",
+        "if insecure_random is not None",
+        "if (insecure_random := insecure_random or InsecureRandomForTests(0)) is not None",
+        "test_every_cell_has_noise_of_its_own_and_every_release_too",
+    ),
+    (
+        "Noise that OpenDP does not confirm is added all the same",
+        "if rho > 1.000001",
+        "if False and rho > 1.000001",
+        "test_noise_that_opendp_does_not_confirm_is_refused",
+    ),
+)
+
+_ONE_IMAGE = "test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_draws_it_has"
+_DRAWS_OF_A_STEP = "test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many"
+_FINETUNE = _of(
+    "generators/finetune.py",
+    "privacy/test_clipping.py",
+    (
+        "The draws of one image are rows of their own, each clipped separately",
+        "return x, shown, sigma, noise",
+        "return (x.repeat_interleave(draws, 0), shown.repeat_interleave(draws), sigma.reshape(-1, 1), "
+        "noise.flatten(0, 1)[:, None])",
+        "test_one_image_counts_once_however_many_noise_draws_it_has[8]",
+    ),
+    (
+        "The losses of one image's draws are summed, not averaged",
+        "weighted_error(denoised, batch, sigma).mean()",
+        "weighted_error(denoised, batch, sigma).sum()",
+        "test_the_denoisers_clipped_sum_is_that_of_ordinary_backward_passes",
+    ),
+) + _of(
+    "generators/finetune.py",
+    "generators/test_finetune.py",
+    (
+        "Each draw of an image is a batch of its own, and their clipped sums are added",
+        "        flat = noisy_mean_gradient(clipped, mechanism, random)\n",
+        "        singles = [clipped_gradient_sum(loss, state.weights, [*inputs[:2], *(t[:, n : n + 1] for t in inputs[2:])],"
+        " max_grad_norm=mechanism.max_grad_norm, images_at_once=images_at_once) for n in range(config.noise_samples)]\n"
+        "        flat = noisy_mean_gradient(clipped, mechanism, random)\n"
+        "        flat += (sum(one.value for one in singles) - clipped.value) / mechanism.expected_batch_size\n",
+        _ONE_IMAGE,
+    ),
+    (
+        "The noise is divided by the number of draws",
+        "flat = noisy_mean_gradient(clipped, mechanism, random)",
+        "exact = clipped.value / mechanism.expected_batch_size\n"
+        "        flat = exact + (noisy_mean_gradient(clipped, mechanism, random) - exact) / config.noise_samples",
+        "test_an_empty_batch_takes_its_noisy_step",
+    ),
+    (
+        "The divisor is the true size of the batch",
+        "flat = noisy_mean_gradient(clipped, mechanism, random)",
+        "flat = noisy_mean_gradient(clipped, mechanism, random) * mechanism.expected_batch_size / max(1, len(rows))",
+        "test_an_empty_batch_takes_its_noisy_step",
+    ),
+    (
+        "Noise is added once for each chunk",
+        "flat = noisy_mean_gradient(clipped, mechanism, random)",
+        "exact = clipped.value / mechanism.expected_batch_size\n"
+        "        flat = noisy_mean_gradient(clipped, mechanism, random)\n"
+        "        for _ in range(images_at_once, len(rows), images_at_once):\n"
+        "            flat = flat + noisy_mean_gradient(clipped, mechanism, random) - exact",
+        "test_rows_at_once_changes_nothing_beyond_rounding",
+    ),
+    (
+        "Weights follow the sum without noise",
+        "flat.split(sizes)",
+        "(clipped.value / mechanism.expected_batch_size).split(sizes)",
+        "test_an_empty_batch_takes_its_noisy_step",
+    ),
+    (
+        "The averaged weights follow the sum without noise",
+        "ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)",
+        "ema_update(state.ema, {name: state.ema[name] - part.view_as(state.ema[name]) for name, part in "
+        "zip(names, clipped.value.split(sizes), strict=True)}, decay=config.ema_decay, step=state.step)",
+        "test_the_average_is_one_of_the_released_weights",
+    ),
+    (
+        "One step more runs than is accounted for",
+        "while state.step < mechanism.num_steps",
+        "while state.step < mechanism.num_steps + 1",
+        _DRAWS_OF_A_STEP,
+    ),
+    (
+        "Two steps use the same coins",
+        "rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random)",
+        "rows = rows if state.step % 2 else poisson_batch(mechanism.num_images, mechanism.sample_rate, random)",
+        _DRAWS_OF_A_STEP,
+    ),
+    (
+        "A layer that mixes images is not looked for",
+        "    check_layers(denoiser)\n    device",
+        "    device",
+        "test_a_layer_that_mixes_images_is_refused_before_anything_is_drawn",
+    ),
+    (
+        "More images are used than the sampling rate was made for",
+        "if len(private_images) != mechanism.num_images",
+        "if len(private_images) < mechanism.num_images",
+        "test_another_number_of_images_than_is_accounted_is_refused[47]",
+    ),
+)
+
+_SPENDING = _of(
+    "privacy/ledger.py",
+    "privacy/test_ledger.py",
+    (
+        "A reservation is written without a look at the budget",
+        "            self._check_budget(entries, event, plan)\n            return None",
+        "            return None",
+        "test_more_than_is_left_is_refused_with_both_numbers_and_nothing_is_written[memory]",
+    ),
+    (
+        "After a lost race the budget is not checked again",
+        "            existing = check(entries)\n",
+        "            existing = check(entries) if attempt == 0 else None\n",
+        "test_the_budget_is_checked_again_after_a_lost_race",
+    ),
+    (
+        "What is set aside for other plans is given away",
+        "sum(other.target for other in others)",
+        "sum(other.epsilon for other in others)",
+        "test_the_whole_target_of_another_plan_is_set_aside",
+    ),
+    (
+        "Delta never runs out",
+        " or plan.delta > left_delta * _ROUNDING",
+        "",
+        "test_delta_runs_out_too",
+    ),
+    (
+        "A plan may cost more than its target",
+        "if cost > plan.epsilon * _ROUNDING",
+        "if False",
+        "test_a_plan_stays_within_its_own_target",
+    ),
+    (
+        "Building on an earlier query is free",
+        "cost = epsilon_of_plan(own, [reservations[member].event for member in paid], plan.delta)",
+        "cost = epsilon_of_plan(own, [], plan.delta)",
+        "test_a_plan_that_builds_on_a_query_pays_for_it_again",
+    ),
+    (
+        "What a plan built on is forgotten by its next reservation",
+        '.union(*(entry.body["plan"]["builds_on"] for entry in earlier))',
+        "",
+        "test_what_a_plan_once_built_on_stays_part_of_it",
+    ),
+    (
+        "A plan may build on what was never paid",
+        "missing = [paid for paid in plan.builds_on if paid not in reservations]",
+        "missing = []",
+        "test_building_on_what_was_never_paid_is_refused",
+    ),
+    (
+        "Any mechanism may enter a plan later",
+        "if event is not None and event_shape(event) not in intends",
+        "if False",
+        "test_a_mechanism_that_was_not_fixed_when_its_plan_was_opened_does_not_enter_it",
+    ),
+    (
+        "A plan's later reservations say anew what it was opened for",
+        'intends = earlier[0].body["plan"]["intends"] if earlier else plan.intends',
+        "intends = plan.intends",
+        "test_a_mechanism_that_was_not_fixed_when_its_plan_was_opened_does_not_enter_it",
+    ),
+    (
+        "Deltas of several plans are not added",
+        "delta=sum(plan.delta for plan in plans)",
+        "delta=max((plan.delta for plan in plans), default=0.0)",
+        "test_two_plans_add_epsilon_and_delta",
+    ),
+    (
+        "A grant for another relation is taken",
+        'if grant["adjacency"] != RELATION.name',
+        "if False",
+        "test_a_grant_for_another_relation_is_refused",
+    ),
+)
+
+_LIFE = _of(
+    "privacy/ledger.py",
+    "privacy/test_ledger.py",
+    (
+        "A closed reservation still counts as live",
+        'if states.get(self.id) != "open"',
+        "if self.id not in states",
+        "test_a_reservation_lives_until_it_is_settled[memory]",
+    ),
+    (
+        "Settling does not look whether the reservation is closed",
+        'if entry.kind in ("settle", "void") and entry.body["reservation"] == reservation.id',
+        "if False",
+        "test_settling_again_is_no_error_and_with_another_artifact_is",
+    ),
+    (
+        "A settled charge can be voided",
+        "            reservation.check_live()\n            if any(e.kind",
+        "            if any(e.kind",
+        "test_what_was_settled_is_not_given_back",
+    ),
+    (
+        "A charge that was built on can be voided",
+        'if any(e.kind == "reserve" and reservation.id in e.body["plan"]["builds_on"] for e in entries)',
+        "if False",
+        "test_what_has_been_built_on_is_not_given_back",
+    ),
+    (
+        "A charge that another attempt took over can be voided",
+        'if any(e.kind == "resume" and e.body["reservation"] == reservation.id for e in entries)',
+        "if False",
+        "test_what_another_attempt_took_over_is_not_given_back",
+    ),
+    (
+        "Resuming costs none of the restart allowance",
+        '"lost_steps": block}',
+        '"lost_steps": 0}',
+        "test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_up",
+    ),
+    (
+        "The restart allowance may be passed once",
+        "if used + block > allowance",
+        "if used > allowance",
+        "test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_up",
+    ),
+    (
+        "An attempt that was taken over goes on",
+        "if latest != attempt",
+        "if latest < attempt",
+        "test_an_attempt_that_was_taken_over_stops[memory]",
+    ),
+)
+
+_CHAIN = _of(
+    "privacy/ledger.py",
+    "privacy/test_ledger.py",
+    (
+        "The chain of digests is not verified",
+        "if entry.sequence != number or entry.previous != previous",
+        "if entry.sequence != number",
+        "test_an_entry_that_was_edited_is_noticed",
+    ),
+    (
+        "A gap in the ledger is not noticed",
+        "            if expected != found",
+        "            if False",
+        "test_a_missing_entry_is_noticed",
+    ),
+    (
+        "A newest entry that vanishes is not noticed",
+        "if len(numbers) < len(self._entries)",
+        "if False",
+        "test_a_last_entry_that_vanishes_under_a_running_process_is_noticed",
+    ),
+    (
+        "A second grant can be put in by hand",
+        'if (entry.kind == "grant") != (number == 0)',
+        "if False",
+        "test_a_second_grant_put_in_by_hand_is_refused",
+    ),
+)
+
+_CHARGING = _of(
+    "charging.py",
+    "test_runner.py",
+    (
+        "Images are opened before anything was reserved",
+        "elif self._reservation is None:\n"
+        '            raise Uncharged(f"Stage {name} has no reservation: the {split} images stay closed.")\n'
+        "        else:",
+        "elif self._reservation is not None:",
+        "test_training_images_open_under_a_live_reservation_only",
+    ),
+    (
+        "Images are opened under a settled reservation",
+        "            self._reservation.check_live()\n",
+        "            pass\n",
+        "test_training_images_open_under_a_live_reservation_only",
+    ),
+    (
+        "Test images are opened for a stage that is not sealed",
+        "if not self._stage.sealed",
+        "if False",
+        "test_test_images_stay_closed_for_every_stage_that_is_not_sealed",
+    ),
+    (
+        "A private artifact is reused though the ledger never paid for it",
+        'unpaid = [entry for entry in ids if held.get(entry) not in ("open", "settled")]',
+        "unpaid = []",
+        "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
+    ),
+    (
+        "A paid artifact that is gone is made and charged again in silence",
+        "        _check_not_settled(ledger, stage, key)\n",
+        "",
+        "test_a_paid_artifact_that_is_gone_is_not_made_again_in_silence",
+    ),
+    (
+        "A charge whose run was killed does not count in the certificate",
+        "reservations = [*left_open, live]",
+        "reservations = [live]",
+        "test_a_query_that_was_killed_is_charged_again_in_the_same_plan",
+    ),
+) + _of(
+    "charging.py",
+    "test_crash.py",
+    (
+        "A recorded step whose checkpoint is gone is run again unaccounted",
+        "if saved_step < recorded",
+        "if False",
+        "test_a_checkpoint_that_was_deleted_is_no_such_reason_either",
+    ),
+)
+
+_RUNNER = _of(
+    "runner.py",
+    "test_private_errors.py",
+    (
+        "A foreign error leaks what it says of open images",
+        "foreign = isinstance(error, Exception) and not isinstance(error, PrivimageError)",
+        "foreign = False",
+        "test_a_foreign_error_with_open_images_is_told_in_a_private_file_only",
+    ),
+    (
+        "A charge is given back after images were opened under it",
+        "if payment and not door.opened",
+        "if payment",
+        "test_a_foreign_error_with_open_images_is_told_in_a_private_file_only",
+    ),
+) + _of(
+    "runner.py",
+    "test_runner.py",
+    (
+        "A sealed stage's key is a plain hash",
+        "return blind(run.store, key) if stage.sealed else key",
+        "return key",
+        "test_sealed_keys_and_digests_are_no_plain_hashes",
+    ),
+)
+
+_STAGES = (
+    _of(
+        "stages/charges.py",
+        "test_runner.py",
+        (
+            "The query is not composed with fine-tuning",
+            "mechanism = calibrated_finetune(config, facts, plan, prior)",
+            "mechanism = calibrated_finetune(config, facts, plan, [])",
+            "test_learning_settings_may_be_chosen_after_the_votes_were_seen",
+        ),
+    )
+    + _of(
+        "stages/semantics.py",
+        "test_runner.py",
+        (
+            "The exact histogram is stored",
+            '"noisy_histogram": noisy.tolist()',
+            '"noisy_histogram": vote_histogram(votes, private_labels, mechanism).tolist()',
+            "test_no_cell_of_the_stored_histogram_is_an_exact_count",
+        ),
+        (
+            "A query with reproducible noise says that it is private",
+            '"differential privacy" if random.guarantee else "none"',
+            '"differential privacy"',
+            "test_a_query_with_noise_that_can_be_made_again_says_so",
+        ),
+    )
+    + _of(
+        "stages/generation.py",
+        "test_private_errors.py",
+        (
+            "An earlier attempt with reproducible noise is forgotten",
+            '        guarantee = guarantee and about["guarantee"]\n',
+            "",
+            "test_an_attempt_with_reproducible_noise_voids_the_guarantee_of_the_one_that_goes_on",
+        ),
+    )
+)
+
+_DATA = _of(
+    "data/splits.py",
+    "data/test_admission.py",
+    (
+        "The split of an image depends on how many came before it",
+        '    position = int.from_bytes(hashlib.sha256(b"privimage split v1" + digest).digest()[:8], "big") / 2**64\n',
+        '    split_of.__dict__["seen"] = split_of.__dict__.get("seen", 0) + 1\n'
+        '    position = split_of.__dict__["seen"] * 0.618 % 1\n',
+        "test_removing_one_image_moves_no_other",
+    ),
+) + _of(
+    "store/artifacts.py",
+    "store/test_artifacts.py",
+    (
+        "The digest of a sealed artifact is a plain hash",
+        "return blind(store, plain) if sealed else plain",
+        "return plain",
+        "test_a_sealed_digest_is_blinded_by_a_key_of_the_store",
+    ),
+)
+
+_RELEASE = _of(
+    "release/certificate.py",
+    "test_runner.py",
+    (
+        "The certificate ignores what the stages say of their randomness",
+        '"differential privacy" if set(guarantees) == {"differential privacy"} else "none"',
+        '"differential privacy"',
+        "test_noise_that_can_be_made_again_voids_the_guarantee",
+    ),
+) + _of(
+    "release/verify.py",
+    "test_release.py",
+    (
+        "Verification does not compare epsilon",
+        'whole and lower <= found <= certificate["epsilon"] * (1 + 1e-9)',
+        "whole and lower <= found",
+        "test_a_smaller_epsilon_than_the_mechanisms_cost_fails",
+    ),
+    (
+        "Verification does not compare certificate and ledger",
+        "wrong = _differences(certificate, entries, counting)",
+        "wrong = []",
+        "test_a_forged_statement_fails_though_all_sums_fit",
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    *_CLIPPING,
+    *_STEP,
+    *_RANDOM,
+    *_POISSON,
+    *_MECHANISMS,
+    *_ACCOUNTING,
+    *_QUERY,
+    *_FINETUNE,
+    *_SPENDING,
+    *_LIFE,
+    *_CHAIN,
+    *_CHARGING,
+    *_RUNNER,
+    *_STAGES,
+    *_DATA,
+    *_RELEASE,
+)
