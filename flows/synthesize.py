@@ -13,9 +13,8 @@ import sys
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from privimage.commands.shared import add_config, open_run
+from privimage.commands.shared import add_config, exit_code, open_run
 from privimage.config import RunConfig
-from privimage.errors import PrivimageError
 from tasks import stages
 
 __all__ = ["main", "synthesize"]
@@ -79,17 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=about)
     add_config(parser)
     options = parser.parse_args(arguments)
-    try:
+
+    def run_flow() -> int:
         run = open_run(options)
         keys = synthesize(run.config, store=options.store, draws=dict(run.draws))
-    except PrivimageError as error:
-        print(f"privimage: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("privimage: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 1
-    print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
-    return 0
+        print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
+        return 0
+
+    return exit_code(run_flow)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from privimage import __version__
 from privimage.commands import inspect_commands, ledger_commands, run_commands
-from privimage.errors import PrivimageError
+from privimage.commands.shared import exit_code
 
 __all__ = ["build_parser", "main"]
 
@@ -20,13 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors become one line on stderr and an exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        return int(options.command(options))
-    except PrivimageError as error:
-        print(f"privimage: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("privimage: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 1
+        return exit_code(lambda: int(options.command(options)))
     except BrokenPipeError:
         return 1
 

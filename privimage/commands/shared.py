@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from privimage.config import load_config
-from privimage.errors import ConfigError
+from privimage.errors import ConfigError, PrivimageError
 from privimage.progress import Terminal
 from privimage.runner import Run
 from privimage.store.files import Store
 
-__all__ = ["Commands", "add_config", "add_json", "add_store", "open_run", "print_json", "print_table"]
+__all__ = ["Commands", "add_config", "add_json", "add_store", "exit_code", "open_run", "print_json", "print_table"]
 
 DEFAULT_STORE = ".privimage"
 
@@ -50,6 +51,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         help="ask for another, independent run of a stage (of a private stage: charged again); may be repeated",
     )
     add_store(parser)
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; an error becomes one line on stderr and the exit code that its class stands for."""
+    try:
+        return command()
+    except PrivimageError as error:
+        print(f"privimage: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("privimage: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 1
 
 
 def open_run(options: argparse.Namespace) -> Run:

@@ -27,7 +27,8 @@ _MAX_ZIP_FREE = 1 << 30
 _MAX_ZIP_MEMBER = 1 << 30
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-_READING_ERRORS = (OSError, BotoCoreError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+# RuntimeError is how zipfile refuses encrypted members and compressions that it does not know.
+_READING_ERRORS = (OSError, BotoCoreError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
