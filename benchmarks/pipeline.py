@@ -29,7 +29,8 @@ from privimage.evaluation.utility import test, train_on_synthetic
 from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Stage
 from privimage.progress import Terminal
-from privimage.runner import Run, StageResult, admitted, ledger_of, run_all
+from privimage.ledgers import bind_ledger
+from privimage.runner import Run, StageResult, admitted, run_all
 from privimage.stages.models import open_denoiser
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
@@ -45,10 +46,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config=config, store=Store.open(options.store or folder), progress=Terminal())
         facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
-        ledger = ledger_of(run.store, facts)
+        ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
         if ledger.grant_entry is None:
-            delta = min(2.001 * config.privacy.delta, 0.999 / facts.num_train)
-            ledger.grant(epsilon=100.0, delta=delta, num_images=facts.num_train, name="benchmark")
+            ledger.grant(epsilon=100.0, delta=config.privacy.delta, num_images=facts.num_train, name="benchmark")
         seconds: dict[str, float] = {}
 
         def ended(stage: Stage, result: StageResult) -> None:

@@ -125,6 +125,13 @@ class SensitiveConfig(Section):
     test_fraction: float = Field(
         default=0.2, ge=0.0, lt=0.9, description="Share of `train` held out for testing; ignored if `test` is given."
     )
+    shared_ledger: str | None = Field(
+        default=None,
+        max_length=64,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        title="Shared ledger",
+        description="Name of one budget for all data sets that show the same people; none = a budget of its own.",
+    )
 
 
 class PublicConfig(Section):

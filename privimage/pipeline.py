@@ -24,8 +24,9 @@ from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.data.fingerprint import source_fingerprint
 from privimage.errors import ConfigError
+from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import Random
-from privimage.privacy.ledger import Ledger, Plan
+from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.progress import Progress
 from privimage.release.export import export_release

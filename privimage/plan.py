@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused
+from privimage.ledgers import ledger_of
 from privimage.pipeline import Stage, stages_until
-from privimage.preflight import check_against_data, planned_query
+from privimage.preflight import check_against_data
 from privimage.privacy.accounting import epsilon_of
-from privimage.privacy.ledger import Ledger, Plan
-from privimage.runner import Run, admitted, ledger_of, stage_key
-from privimage.stages.charges import finetune_plan, plan_id
+from privimage.privacy.budget import Plan, share_of_grant
+from privimage.privacy.ledger import Ledger
+from privimage.runner import Run, admitted, stage_key
+from privimage.stages.charges import finetune_plan, query_plan
 from privimage.store.artifacts import Artifact, find
 
 __all__ = ["PlannedStage", "RunPlan", "plan_run"]
@@ -38,16 +41,16 @@ class PlannedStage:
 class RunPlan:
     """The rows, the run's total, and the state of the ledger (None: not admitted, or no grant).
 
-    `to_set_aside` is what this run would still take from the grant: its whole epsilon where it opens a plan of its
-    own, because it then pays again for a query that another run paid for. `refusal` is what the ledger would say.
+    `share_taken` of the grant is spent or set aside; `share_asked` is what this run would still take: nothing where its
+    plan was opened before. `refusal` is what the ledger would say.
     """
 
     stages: tuple[PlannedStage, ...]
     epsilon: float
     delta: float
     granted: float | None
-    set_aside: float | None
-    to_set_aside: float | None
+    share_taken: float | None
+    share_asked: float | None
     refusal: str | None
 
 
@@ -59,9 +62,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         ArtifactDamaged: a manifest cannot be read.
     """
     found: dict[str, Artifact | None] = {}
-    rows = []
-    facts: SensitiveFacts | None = None
-    ledger: Ledger | None = None
+    keys: dict[str, str | None] = {}
     for stage in stages_until(until):
         inputs = [found[name] for name in stage.inputs]
         key = None
@@ -70,43 +71,50 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         artifact = find(run.store, stage.name, key, stage.sealed) if key else None
         if artifact:
             artifact.check_sizes()
-        found[stage.name] = artifact
-        if stage.name == "admit" and artifact:
-            facts = admitted(artifact)
-            ledger = ledger_of(run.store, facts)
-        rows.append(
-            PlannedStage(
-                stage=stage.name,
-                about=stage.about,
-                key=key,
-                action=_action(stage, key, artifact, ledger),
-                written=artifact.manifest.written if artifact else "",
-                epsilon=_epsilon(stage, run, key, artifact, facts, ledger, found),
-            )
-        )
-    public = found.get("public")
-    if public and facts:
-        check_against_data(run.config, TableFacts.from_json(public.read_bytes("facts.json").decode()), facts)
-    grant = ledger.grant_entry if ledger else None
-    to_set_aside, refusal = None, None
-    if facts and ledger and grant:
-        intended = _intended(run, {row.stage: row.key for row in rows}, facts, ledger, found)
-        opened = {plan.id for plan in ledger.spent().plans}
-        to_set_aside = 0.0 if intended is None or intended.id in opened else intended.epsilon
+        found[stage.name], keys[stage.name] = artifact, key
+    admit, public = found.get("admit"), found.get("public")
+    facts = admitted(admit) if admit else None
+    ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
+    costs: dict[str, float | None] = {"query": None, "finetune": None}
+    share_taken = share_asked = refusal = None
+    if facts and ledger and public:
+        categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
+        check_against_data(run.config, categories, facts)
         try:
-            if intended:
-                ledger.check_fits(intended)
+            plan, costs = _cost(run, keys, found, facts, ledger, len(categories.class_names))
+            if plan:
+                ledger.check_fits(plan, num_images=facts.num_train)
         except PrivacyRefused as error:
-            refusal = str(error)
+            plan, refusal = None, str(error)
+        grant, spent = ledger.grant_entry, ledger.spent()
+        if grant:
+            share_taken = spent.share
+            opened = plan is None or plan.id in {other.id for other in spent.plans}
+            share_asked = 0.0 if opened or plan is None else share_of_grant(grant.body, plan.intends)
+    rows = tuple(
+        PlannedStage(
+            stage=stage.name,
+            about=stage.about,
+            key=keys[stage.name],
+            action=_action(stage, keys[stage.name], found[stage.name], ledger),
+            written=_written(found[stage.name]),
+            epsilon=0.0 if stage.charge is None or found[stage.name] else costs[stage.name],
+        )
+        for stage in stages_until(until)
+    )
     return RunPlan(
-        stages=tuple(rows),
+        stages=rows,
         epsilon=run.config.privacy.epsilon,
         delta=run.config.privacy.delta,
-        granted=grant.body["epsilon"] if grant else None,
-        set_aside=ledger.spent().set_aside if ledger and grant else None,
-        to_set_aside=to_set_aside,
+        granted=ledger.grant_entry.body["epsilon"] if ledger and ledger.grant_entry else None,
+        share_taken=share_taken,
+        share_asked=share_asked,
         refusal=refusal,
     )
+
+
+def _written(artifact: Artifact | None) -> str:
+    return artifact.manifest.written if artifact else ""
 
 
 def _action(
@@ -119,39 +127,28 @@ def _action(
     return "run"
 
 
-def _epsilon(
-    stage: Stage,
+def _cost(
     run: Run,
-    key: str | None,
-    artifact: Artifact | None,
-    facts: SensitiveFacts | None,
-    ledger: Ledger | None,
-    found: dict[str, Artifact | None],
-) -> float | None:
-    """What the stage adds to the run's total: the query its own cost, fine-tuning the rest; 0 for what is there."""
-    if stage.charge is None or artifact:
-        return 0.0
-    public, query = found.get("public"), found.get("query")
-    if facts is None or ledger is None or public is None:
-        return None
+    keys: Mapping[str, str | None],
+    found: Mapping[str, Artifact | None],
+    facts: SensitiveFacts,
+    ledger: Ledger,
+    num_categories: int,
+) -> tuple[Plan | None, dict[str, float | None]]:
+    """The plan that the ledger would be asked for (None: fine-tuning is there), and what query and fine-tuning add.
+
+    The query costs what it costs alone, fine-tuning the rest of the run's epsilon.
+    """
     privacy = run.config.privacy
-    if stage.name == "query" or query is None:
-        names = TableFacts.from_json(public.read_bytes("facts.json").decode()).class_names
-        alone = epsilon_of([planned_query(run.config, facts, len(names)).event], privacy.delta)
-    else:
-        plan, prior = finetune_plan(run.config, key or "", query.manifest.reservations, facts, ledger)
-        alone = epsilon_of(prior, privacy.delta / 2 if plan.builds_on else privacy.delta)
-    return alone if stage.name == "query" else max(privacy.epsilon - alone, 0.0)
-
-
-def _intended(
-    run: Run, keys: dict[str, str | None], facts: SensitiveFacts, ledger: Ledger, found: dict[str, Artifact | None]
-) -> Plan | None:
-    """The plan that the ledger would be asked for; None where fine-tuning is there already."""
-    if found.get("finetune"):
-        return None
     query = found.get("query")
-    if query:
-        return finetune_plan(run.config, keys["finetune"] or "", query.manifest.reservations, facts, ledger)[0]
-    privacy = run.config.privacy
-    return Plan(id=plan_id(keys["query"] or ""), epsilon=privacy.epsilon, delta=privacy.delta, intends=())
+    if found.get("finetune"):
+        return None, {"query": 0.0, "finetune": 0.0}
+    if query is None:
+        plan, mechanism = query_plan(run.config, keys.get("query") or "", facts, num_categories)
+        alone = epsilon_of([mechanism.event], privacy.delta)
+    else:
+        plan, _ = finetune_plan(run.config, keys.get("finetune") or "", query.manifest.reservations, facts, ledger)
+        held = ledger.reservations()
+        prior = [held[paid].event for paid in plan.builds_on or query.manifest.reservations]
+        alone = epsilon_of(prior, privacy.delta / 2 if plan.builds_on else privacy.delta)
+    return plan, {"query": alone, "finetune": max(privacy.epsilon - alone, 0.0)}

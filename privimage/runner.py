@@ -22,6 +22,7 @@ from privimage.charging import Door, Payment, check_paid, pay
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivimageError, Uncharged
+from privimage.ledgers import bind_ledger, ledger_of
 from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages_until
 from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
@@ -32,7 +33,7 @@ from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
 from privimage.store.scratch import scratch_folder
 
-__all__ = ["Run", "StageResult", "admitted", "check_run", "ledger_of", "run_all", "run_stage", "stage_key"]
+__all__ = ["Run", "StageResult", "admitted", "check_run", "run_all", "run_stage", "stage_key"]
 
 PACKAGES = ("privimage", "torch", "numpy", "pyarrow", "opacus", "dp-accounting", "opendp")
 
@@ -83,12 +84,20 @@ def run_all(
 
 
 def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
-    """Raise InputError if configuration and admitted data contradict each other: before hours of training, not after.
+    """Raise before hours of training, not after: configuration and data contradict each other, or nothing was granted.
 
     The charge of the query checks the same again, before it spends.
+
+    Raises:
+        InputError: configuration and admitted data contradict each other.
+        PrivacyRefused: the owner of the images granted no budget, or they are charged to another ledger.
     """
     facts = TableFacts.from_json(open_ref(run.store, public).read_bytes("facts.json").decode())
-    check_against_data(run.config, facts, admitted(open_ref(run.store, admit)))
+    sensitive = admitted(open_ref(run.store, admit))
+    check_against_data(run.config, facts, sensitive)
+    ledger = ledger_of(run.store, sensitive, run.config.sensitive.shared_ledger)
+    privacy = run.config.privacy
+    ledger.check_granted(epsilon=privacy.epsilon, delta=privacy.delta, num_images=sensitive.num_train)
 
 
 def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
@@ -104,11 +113,6 @@ def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
         draw=run.draws.get(stage.name, 1),
     )
     return blind(run.store, key) if stage.sealed else key
-
-
-def ledger_of(store: Store, facts: SensitiveFacts) -> Ledger:
-    """The ledger of a sensitive data set. Its name is a blinded digest of the images: it tells nothing about them."""
-    return Ledger(store, blind(store, facts.identity)[:32])
 
 
 def admitted(artifact: Artifact) -> SensitiveFacts:
@@ -131,7 +135,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     opened = {source: open_ref(run.store, inputs[source]) for source in stage.inputs}
     sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
     facts = admitted(sealed[0]) if sealed else None
-    ledger = ledger_of(run.store, facts) if facts else None
+    ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
     key = stage_key(stage, run, {source: artifact.ref.digest for source, artifact in opened.items()})
     existing = find(run.store, stage.name, key, stage.sealed)
     if existing is not None:
@@ -200,6 +204,7 @@ def _pay(
         artifact.files()  # verified now, because a damaged input must not be found after the charge
     if stage.charge is None or ledger is None or facts is None:
         raise Uncharged(f"Stage {stage.name} is private but has no admitted images as input.")
+    bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
     return pay(
         stage.name,

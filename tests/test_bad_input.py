@@ -215,7 +215,7 @@ def test_a_query_that_would_use_up_the_run(refused: Refused) -> None:
 def test_a_run_that_is_larger_than_the_grant(refused: Refused) -> None:
     complaint = refused("privacy.epsilon=3.5", code=3)
     assert "asks for epsilon 3.5" in complaint
-    assert "there is left epsilon 3" in complaint
+    assert "the grant is epsilon 3" in complaint
     assert "Nothing was charged." in complaint
 
 
@@ -232,9 +232,18 @@ def test_no_grant_at_all(privimage: Command, granted_copy: Place) -> None:
     assert not (granted_copy.folder / "ledger").exists()
 
 
+def test_a_missing_grant_is_told_before_the_classifier_is_trained(
+    privimage: Command, tiny_config: Path, tmp_path: Path
+) -> None:
+    answer = privimage("run", tiny_config, "--store", tmp_path / "store")
+    assert answer.code == 3
+    assert "has no grant" in answer.complaint
+    assert not (tmp_path / "store" / "artifacts" / "classifier").exists()
+
+
 def test_a_second_grant_that_differs(privimage: Command, granted_copy: Place) -> None:
     before = granted_copy.entries
-    answer = privimage("ledger", "grant", *granted_copy.options(), "--epsilon", "30", "--delta", "3e-4")
+    answer = privimage("ledger", "grant", *granted_copy.options(), "--epsilon", "30", "--delta", "1e-4")
     assert answer.code == 3
     assert "already has a grant of epsilon 3" in answer.complaint
     assert granted_copy.entries == before

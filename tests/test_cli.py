@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,11 +105,11 @@ def test_a_draw_that_makes_no_sense_is_refused(privimage: Command, finished: Pla
 def test_ledger_show_tells_every_entry_and_what_is_left(privimage: Command, finished: Place) -> None:
     answer = privimage("ledger", "show", *finished.options())
     assert answer.code == 0
-    assert "grant of epsilon 3, delta 0.0003" in answer.out
-    assert "Set aside for the runs above: epsilon 1; left for others: epsilon 2" in answer.out
+    assert "Granted: epsilon 3, delta 0.0001 for all runs together, as a Rényi filter of order" in answer.out
+    assert re.search(r"Of it, 1\d\.\d% is spent or set aside for the runs above; 8\d\.\d% is left", answer.out)
     found = json.loads(privimage("ledger", "show", *finished.options(), "--json").out)
     assert [entry["kind"] for entry in found["entries"]] == ["grant", "reserve", "settle", "reserve", "settle"]
-    assert found["spent"]["set_aside"] == 1.0
+    assert 0.1 < found["spent"]["share_of_grant"] < 0.3
     assert 0.99 < found["spent"]["epsilon"] <= 1
     assert found["granted"]["num_images"] == 143
 
@@ -139,15 +140,41 @@ def test_ledger_verify_tells_a_whole_chain_from_a_broken_one(privimage: Command,
     assert "5 entries, the chain is whole" in answer.out
     found = json.loads(privimage("ledger", "verify", *finished_copy.options(), "--json").out)
     assert (found["entries"], found["chain"]) == (5, "whole")
-    (finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "000002.json").unlink()
+    (finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "entries" / "000002.json").unlink()
     broken = privimage("ledger", "verify", *finished_copy.options())
     assert broken.code == 3
     assert "entry 000002 is missing" in broken.complaint
 
 
+def test_an_abandoned_run_gives_back_what_it_had_set_aside(privimage: Command, pretrained_copy: Place) -> None:
+    (plan,) = pretrained_copy.ledger.spent().plans
+    answer = privimage("ledger", "close", plan.id, *pretrained_copy.options(), "--reason", "wrong settings")
+    assert answer.code == 0
+    assert f"Closed {plan.id}; 9" in answer.out
+    shown = privimage("ledger", "show", *pretrained_copy.options())
+    assert f"{plan.id}: wrong settings" in shown.out and "(closed)" in shown.out
+    (closed,) = pretrained_copy.ledger.spent().plans
+    assert closed.share < plan.share / 3
+    assert closed.epsilon == plan.epsilon
+    unknown = privimage("ledger", "close", "plan-x", *pretrained_copy.options())
+    assert unknown.code == 2
+    assert "has a plan plan-x" in unknown.complaint
+
+
+def test_what_is_run_after_its_plan_was_closed_opens_a_plan_of_its_own(
+    privimage: Command, pretrained_copy: Place
+) -> None:
+    (plan,) = pretrained_copy.ledger.spent().plans
+    assert privimage("ledger", "close", plan.id, *pretrained_copy.options()).code == 0
+    assert privimage("run", *pretrained_copy.options(), "--until", "finetune").code == 0
+    query, chosen = (entry for entry in pretrained_copy.entries if entry.kind == "reserve")
+    assert chosen.body["plan"]["id"] != plan.id
+    assert chosen.body["plan"]["builds_on"] == [query.id]
+
+
 def test_the_same_grant_again_changes_nothing(privimage: Command, finished_copy: Place) -> None:
     before = finished_copy.entries
-    answer = privimage("ledger", "grant", *finished_copy.options(), "--epsilon", "3", "--delta", "3e-4")
+    answer = privimage("ledger", "grant", *finished_copy.options(), "--epsilon", "3", "--delta", "1e-4")
     assert answer.code == 0
     assert "Granted: epsilon 3" in answer.out
     assert finished_copy.entries == before

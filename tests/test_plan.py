@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def test_before_anything_is_there_only_the_first_stages_have_keys(tiny_config: P
     assert [row.stage for row in plan.stages if row.key] == ["public", "admit"]
     unknown = {row.stage for row in plan.stages if row.epsilon is None}
     assert unknown == {"query", "finetune"}
-    assert (plan.epsilon, plan.delta, plan.granted, plan.set_aside) == (1.0, 1e-4, None, None)
+    assert (plan.epsilon, plan.delta, plan.granted, plan.share_taken) == (1.0, 1e-4, None, None)
     assert not (place.folder / "ledger").exists()
     assert not (place.folder / "artifacts").exists()
 
@@ -40,7 +41,9 @@ def test_once_admitted_and_granted_it_knows_what_each_private_stage_will_cost(gr
     costs = {row.stage: row.epsilon for row in plan.stages}
     assert 0 < costs["query"] < costs["finetune"] < 1  # type: ignore[operator]
     assert sum(cost or 0 for cost in costs.values()) == pytest.approx(1.0)
-    assert (plan.granted, plan.set_aside) == (GRANT["epsilon"], 0)
+    assert (plan.granted, plan.share_taken) == (GRANT["epsilon"], 0)
+    assert plan.share_asked is not None and 0.1 < plan.share_asked < 0.3
+    assert plan.refusal is None
     assert granted.kinds == ["grant"]
 
 
@@ -49,7 +52,9 @@ def test_after_a_run_all_is_reused_and_nothing_is_left_to_pay(finished: Place) -
     plan = plan_run(finished.run())
     assert {row.action for row in plan.stages} == {"reused"}
     assert all(row.written and row.epsilon == 0 for row in plan.stages)
-    assert (plan.granted, plan.set_aside) == (GRANT["epsilon"], 1.0)
+    assert plan.granted == GRANT["epsilon"]
+    assert plan.share_taken is not None and 0.1 < plan.share_taken < 0.3
+    assert plan.share_asked == 0
     assert finished.kinds == before
 
 
@@ -108,7 +113,9 @@ def test_the_command_prints_a_table_and_json(
     table = privimage("plan", *finished.options())
     assert table.code == 0
     assert "This run states epsilon 1, delta 0.0001 in all." in table.out
-    assert "Still to be taken from the grant: epsilon 0; of its 3 there is left 2." in table.out
+    assert re.search(
+        r"Of the grant of epsilon 3, 1\d\.\d% is spent or set aside; this run still asks for 0\.0%", table.out
+    )
     answer = privimage("plan", *finished.options(), "--json")
     assert answer.code == 0
     plan = json.loads(answer.out)
@@ -124,9 +131,9 @@ def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
     answer = privimage("plan", *finished.options("privacy.epsilon=0.05"), "--json")
     plan = json.loads(answer.out)
     assert all(row["epsilon"] is None or row["epsilon"] >= 0 for row in plan["stages"])
-    assert "above its stated 0.05" in plan["refusal"]
+    assert "costs all of its epsilon 0.05" in plan["refusal"]
     shown = privimage("plan", *finished.options("privacy.epsilon=0.05"))
-    assert "The run would be refused: This run would cost" in shown.out
+    assert "The run would be refused: The query that this run builds on" in shown.out
 
 
 def test_a_finished_run_foresees_no_refusal(privimage: Callable[..., Answer], finished: Place) -> None:

@@ -180,7 +180,7 @@ def test_a_file_with_a_strange_name_fails_and_is_no_crash(release: Path, verify:
 
 
 def test_an_edited_ledger_entry_fails(finished_copy: Place, verify: Verify) -> None:
-    entry = finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "000003.json"
+    entry = finished_copy.folder / "ledger" / finished_copy.ledger.dataset_id / "entries" / "000003.json"
     text = entry.read_text()
     entry.write_text(text.replace('"run": "tiny"', '"run": "tidy"'))
     assert entry.read_text() != text

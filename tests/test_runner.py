@@ -15,9 +15,10 @@ from privimage.charging import Door
 from privimage.data.table import read_images
 from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, TrainingError, Uncharged
 from privimage.pipeline import STAGES, stage_named
-from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_shape, event_to_json
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_to_json
+from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import InsecureRandomForTests
-from privimage.privacy.ledger import Ledger, Plan
+from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.release.verify import read_release, verify_release
 from privimage.runner import StageResult, run_all
@@ -52,7 +53,7 @@ def test_a_run_writes_grant_and_two_charges_and_nothing_else(finished: Place) ->
 def test_a_run_costs_no_more_than_it_states_and_uses_nearly_all_of_it(finished: Place) -> None:
     spent = finished.ledger.spent()
     assert 0.99 < spent.epsilon <= 1.0
-    assert spent.set_aside == 1.0
+    assert [plan.target for plan in spent.plans] == [1.0]
     assert spent.delta == 1e-4
 
 
@@ -163,7 +164,8 @@ def test_two_runs_of_different_epsilon_share_the_query_and_both_name_it(
 
 def test_two_runs_count_together_in_the_ledger(two_runs: tuple[Place, dict[str, StageResult]]) -> None:
     spent = two_runs[0].ledger.spent()
-    assert spent.set_aside == 3.0
+    assert [plan.target for plan in spent.plans] == [1.0, 2.0]
+    assert 0.5 < spent.share < 1.0
     assert spent.delta == pytest.approx(2e-4)
     assert 2.9 < spent.epsilon <= 3.0
 
@@ -174,7 +176,7 @@ def test_a_change_in_fine_tuning_is_refused_once_the_grant_is_used_up(
     place, _ = two_runs
     entries, artifacts = place.entries, published(place)
     with pytest.raises(BudgetExceeded, match="Nothing was charged") as caught:
-        run_all(place.run("finetune.learning_rate=0.01"))
+        run_all(place.run("finetune.learning_rate=0.01", "privacy.epsilon=2.9"))
     assert caught.value.exit_code == 3
     assert place.entries == entries
     assert published(place) == artifacts
@@ -185,7 +187,7 @@ def test_another_draw_of_fine_tuning_is_another_charge(finished_copy: Place) -> 
     results = run_all(finished_copy.run(draws={"finetune": 2}), "synthesize")
     assert anew(results) == ["finetune", "synthesize"]
     assert finished_copy.kinds == [*COMPLETE, "reserve finetune", "settle"]
-    assert finished_copy.ledger.spent().set_aside == 2.0
+    assert len(finished_copy.ledger.spent().plans) == 2
     second = finished_copy.entries[-2]
     assert second.body["plan"]["builds_on"] == [finished_copy.entries[1].id]
     assert 0.99 < epsilon_of_plan([second.event], [finished_copy.entries[1].event], 1e-4) <= 1.0
@@ -214,7 +216,7 @@ def test_learning_settings_may_be_chosen_after_the_votes_were_seen(pretrained_co
 def cut_ledger(place: Place, keep: int) -> None:
     """Lose the newest entries, as a restored backup of last week would."""
     for number in range(keep, len(place.entries)):
-        (place.folder / "ledger" / place.ledger.dataset_id / f"{number:06d}.json").unlink()
+        (place.folder / "ledger" / place.ledger.dataset_id / "entries" / f"{number:06d}.json").unlink()
 
 
 def test_an_artifact_whose_charge_vanished_is_refused_and_not_reused(finished_copy: Place) -> None:
@@ -229,9 +231,9 @@ def test_an_artifact_whose_charge_vanished_is_refused_and_not_reused(finished_co
 def test_a_ledger_that_vanished_as_a_whole_and_was_granted_anew_changes_nothing_of_that(finished_copy: Place) -> None:
     dataset = finished_copy.ledger.dataset_id
     shutil.rmtree(finished_copy.folder / "ledger")
-    with pytest.raises(Uncharged):
+    with pytest.raises(PrivacyRefused, match="has no grant"):
         run_all(finished_copy.run())
-    Ledger(finished_copy.store, dataset).grant(epsilon=9, delta=1e-3, num_images=143, name="again")
+    Ledger(finished_copy.store, dataset).grant(epsilon=9, delta=1e-4, num_images=143, name="again")
     with pytest.raises(Uncharged):
         run_all(finished_copy.run())
     assert finished_copy.kinds == ["grant"]
@@ -408,7 +410,7 @@ def test_training_images_open_under_a_live_reservation_only(granted_copy: Place)
         Door(query, [], None)("train")
     ledger = granted_copy.ledger
     charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
-    plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4, intends=(event_shape(charge),))
+    plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4, intends=(charge,))
     live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, num_images=143, run="test")
     images, labels = Door(query, [admit], live)("train")
     assert len(images) == len(labels) == 143

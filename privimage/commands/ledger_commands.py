@@ -1,4 +1,4 @@
-"""ledger show | grant | verify: the steward's commands."""
+"""ledger show | grant | close | verify: the steward's commands."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from privimage.commands.shared import Commands, add_config, add_json, add_store, open_run, print_json, print_table
 from privimage.errors import InputError
+from privimage.ledgers import bind_ledger, ledger_of
 from privimage.pipeline import stage_named
 from privimage.privacy.accounting import event_in_words
-from privimage.privacy.ledger import Entry, Ledger
-from privimage.runner import admitted, ledger_of, run_all, stage_key
+from privimage.privacy.chain import Entry
+from privimage.privacy.ledger import Ledger, check_grant
+from privimage.runner import admitted, run_all, stage_key
 from privimage.store.artifacts import find, open_ref
 from privimage.store.files import Store
 
@@ -30,6 +32,11 @@ def register(commands: Commands) -> None:
     grant.add_argument("--epsilon", type=float, required=True, help="lifetime epsilon over all runs on these images")
     grant.add_argument("--delta", type=float, required=True, help="lifetime delta over all runs on these images")
     grant.set_defaults(command=_grant)
+    close = parts.add_parser("close", help="give up what an abandoned run has set aside; what it spent stays spent")
+    close.add_argument("plan", metavar="PLAN", help="name of the plan, as `ledger show` lists it")
+    _add_which(close)
+    close.add_argument("--reason", default="abandoned", help="one sentence for the ledger's readers")
+    close.set_defaults(command=_close)
     verify = parts.add_parser("verify", help="check the chain of entries")
     _add_which(verify)
     verify.set_defaults(command=_verify)
@@ -47,7 +54,7 @@ def _add_which(parser: argparse.ArgumentParser) -> None:
 def _existing(options: argparse.Namespace) -> list[Ledger]:
     """The ledgers asked for. Looking at them admits no images and writes nothing."""
     store = Store.open(options.store)
-    names = sorted({name.split("/")[1] for name in store.list("ledger")})
+    names = sorted({name.split("/")[1] for name in store.list("ledger") if "/entries/" in name})
     if options.config and not options.dataset:
         run = open_run(options)
         anything = store.list("private/artifacts/admit")
@@ -56,7 +63,7 @@ def _existing(options: argparse.Namespace) -> list[Ledger]:
             raise InputError(
                 f"The images of {options.config} were not admitted in {store.url}: nothing was spent on them here."
             )
-        return [ledger_of(store, admitted(artifact))]
+        return [ledger_of(store, admitted(artifact), run.config.sensitive.shared_ledger)]
     if options.dataset and options.dataset not in names:
         raise InputError(f"{store.url} has no ledger {options.dataset}; it has {', '.join(names) or 'none'}.")
     if not names:
@@ -67,7 +74,9 @@ def _existing(options: argparse.Namespace) -> list[Ledger]:
 def _grant(options: argparse.Namespace) -> int:
     run = open_run(options)
     facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
-    ledger, num_images = ledger_of(run.store, facts), facts.num_train
+    num_images = facts.num_train
+    check_grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images)
+    ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     name = options.config.rsplit("/", 1)[-1].removesuffix(".yaml")
     entry = ledger.grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images, name=name)
     print(
@@ -92,7 +101,7 @@ def _as_json(ledger: Ledger) -> dict[str, Any]:
     return {
         "dataset": ledger.dataset_id,
         "granted": dict(grant.body) if grant else None,
-        "spent": {"epsilon": spent.epsilon, "delta": spent.delta, "set_aside": spent.set_aside},
+        "spent": {"epsilon": spent.epsilon, "delta": spent.delta, "share_of_grant": spent.share},
         "plans": [asdict(plan) for plan in spent.plans],
         "entries": [
             {
@@ -122,14 +131,24 @@ def _print(ledger: Ledger, store: str) -> None:
     runs = {e.body["plan"]["id"]: e.body["run"] for e in entries if e.kind == "reserve"}
     print()
     print_table(
-        ["run", "plan", "states epsilon", "spent", "delta"],
-        [[runs.get(p.id, ""), p.id, f"{p.target:g}", f"{p.epsilon:.4g}", f"{p.delta:g}"] for p in spent.plans],
+        ["run", "plan", "states epsilon", "spent", "delta", "of the grant"],
+        [
+            [
+                runs.get(p.id, ""),
+                p.id,
+                f"{p.target:g}",
+                f"{p.epsilon:.4g}",
+                f"{p.delta:g}",
+                f"{p.share:.1%}{' (closed)' if p.closed else ''}",
+            ]
+            for p in spent.plans
+        ],
     )
     body: Any = grant.body
     print(
-        f"\nSpent: epsilon {spent.epsilon:.4g}, delta {spent.delta:g} (an upper bound), of a grant of epsilon "
-        f"{body['epsilon']:g}, delta {body['delta']:g}.\nSet aside for the runs above: epsilon {spent.set_aside:.4g}; left for others: "
-        f"epsilon {max(body['epsilon'] - spent.set_aside, 0):.4g}, delta {max(body['delta'] - spent.delta, 0):.3g}.\n"
+        f"\nGranted: epsilon {body['epsilon']:g}, delta {body['delta']:g} for all runs together, as a Rényi filter of order "
+        f"{body['order']}.\nOf it, {spent.share:.1%} is spent or set aside for the runs above; {max(1 - spent.share, 0):.1%} is left.\n"
+        f"Added up, the runs spent at most epsilon {spent.epsilon:.4g}, delta {spent.delta:g}.\n"
         f"Relation: zero-out ({body['adjacency']}); unit: {body['unit']}.\n"
     )
 
@@ -145,8 +164,20 @@ def _what(entry: Entry, states: dict[str, str], numbers: dict[str, str]) -> str:
             return f"attempt {body['attempt']}, up to {body['lost_steps']} steps lost"
         case "settle":
             return f"of {numbers[body['reservation']]}: artifact {body['artifact'][:12]}"
+        case "close":
+            return f"{body['plan']}: {body['reason']}"
         case _:
             return str(body.get("reason", ""))
+
+
+def _close(options: argparse.Namespace) -> int:
+    holders = [ledger for ledger in _existing(options) if options.plan in {plan.id for plan in ledger.spent().plans}]
+    if not holders:
+        raise InputError(f"No ledger in {options.store} has a plan {options.plan}: privimage ledger show lists them.")
+    for ledger in holders:
+        ledger.close(options.plan, reason=options.reason)
+        print(f"Closed {options.plan}; {max(1 - ledger.spent().share, 0):.1%} of the grant is left.")
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -53,12 +53,12 @@ def _plan(options: argparse.Namespace) -> int:
     ]
     print_table(["stage", "action", "key", "epsilon", "what"], rows)
     print(f"\nThis run states epsilon {plan.epsilon:g}, delta {plan.delta:g} in all.")
-    if plan.granted is None or plan.set_aside is None or plan.to_set_aside is None:
+    if plan.granted is None or plan.share_taken is None or plan.share_asked is None:
         print("No grant yet: privimage ledger grant CONFIG --epsilon E --delta D")
         return 0
-    left = max(plan.granted - plan.set_aside, 0.0)
     print(
-        f"Still to be taken from the grant: epsilon {plan.to_set_aside:.4g}; of its {plan.granted:g} there is left {left:.4g}."
+        f"Of the grant of epsilon {plan.granted:g}, {plan.share_taken:.1%} is spent or set aside; this run still asks for "
+        f"{plan.share_asked:.1%}."
     )
     if plan.refusal:
         print(f"The run would be refused: {plan.refusal}")

@@ -1,7 +1,8 @@
 """From mechanisms to epsilon, and from epsilon to noise. No torch.
 
 Epsilon is the privacy loss distribution's (PLD) pessimistic value for the composition of all events of a plan, under
-the one relation of `mechanisms.RELATION`. An upper bound: the discretisation rounds against us.
+the one relation of `mechanisms.RELATION`. An upper bound: the discretisation rounds against us, by about 2e-5 of
+epsilon, because the grid follows from epsilon and the number of events.
 
 >>> import dp_accounting as dpa
 >>> 0.23 < epsilon_of([dpa.GaussianDpEvent(15.0)], delta=1e-5) < 0.25
@@ -11,17 +12,28 @@ True
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import dp_accounting as dpa
-from dp_accounting import pld, rdp
+from dp_accounting import pld
+from scipy.optimize import brentq
 
-from privimage.errors import LedgerBroken, PrivacyRefused
+from privimage.errors import PrivacyRefused
+from privimage.privacy.events import (
+    event_from_json,
+    event_in_words,
+    event_shape,
+    event_to_json,
+    times,
+    without_cap,
+)
 from privimage.privacy.mechanisms import RELATION
+from privimage.privacy.renyi import renyi_epsilon
 
 __all__ = [
+    "LARGEST_EPSILON",
     "calibrate_noise_multiplier",
     "epsilon_of",
     "epsilon_of_plan",
@@ -31,61 +43,22 @@ __all__ = [
     "event_to_json",
 ]
 
-_GRID = 1e-4
-_NOISE_TOLERANCE = 1e-4
-_RENYI_ORDERS = [*range(2, 64), 128, 256, 512, 1024]
-
-
-def event_to_json(event: dpa.DpEvent) -> dict[str, Any]:
-    """A DpEvent as nested JSON, with dp_accounting's class names."""
-    match event:
-        case dpa.GaussianDpEvent():
-            return {"event": "GaussianDpEvent", "noise_multiplier": event.noise_multiplier}
-        case dpa.PoissonSampledDpEvent():
-            return {
-                "event": "PoissonSampledDpEvent",
-                "sampling_probability": event.sampling_probability,
-                "of": event_to_json(event.event),
-            }
-        case dpa.SelfComposedDpEvent():
-            return {"event": "SelfComposedDpEvent", "count": event.count, "of": event_to_json(event.event)}
-        case _:
-            raise PrivacyRefused(f"The mechanism {type(event).__name__} has no place in the ledger's format 1.")
-
-
-def event_from_json(data: Any) -> dpa.DpEvent:
-    """Inverse of `event_to_json`; an event of another version is refused, never skipped."""
-    try:
-        match data["event"]:
-            case "GaussianDpEvent":
-                return dpa.GaussianDpEvent(float(data["noise_multiplier"]))
-            case "PoissonSampledDpEvent":
-                return dpa.PoissonSampledDpEvent(float(data["sampling_probability"]), event_from_json(data["of"]))
-            case "SelfComposedDpEvent":
-                return dpa.SelfComposedDpEvent(event_from_json(data["of"]), int(data["count"]))
-            case other:
-                raise LedgerBroken(
-                    f"The ledger names a mechanism {other!r} that this version does not know: update privimage."
-                )
-    except (KeyError, TypeError, ValueError) as error:
-        raise LedgerBroken(f"The ledger holds a mechanism that cannot be read: {json.dumps(data)[:200]}") from error
-
-
-def event_in_words(event: dpa.DpEvent) -> str:
-    """One line for people."""
-    match event:
-        case dpa.GaussianDpEvent():
-            return f"Gaussian noise, {event.noise_multiplier:.4g} times the sensitivity"
-        case dpa.PoissonSampledDpEvent():
-            return f"{event_in_words(event.event)}, on Poisson samples of rate {event.sampling_probability:.4g}"
-        case dpa.SelfComposedDpEvent():
-            return f"{event.count} steps of: {event_in_words(event.event)}"
-        case _:
-            return str(event)
+LARGEST_EPSILON = 200.0
+# Rounding adds a variance of about grid^2 / 6 per event: this share keeps it near 1e-5 of epsilon, at 1e5 points or so.
+_GRID_SHARE = 4e-3
+# Below this, differences of float64 divergences are noise; it makes epsilon larger, and useless.
+_FINEST_GRID = 2.0**-20
+_MOST_POINTS = 4e5
+_SMALLEST_EPSILON = 1e-2
+_NOISE_TOLERANCE = 2e-5
 
 
 def epsilon_of(events: Sequence[dpa.DpEvent], delta: float) -> float:
-    """Epsilon (upper bound, PLD) of the adaptive composition of `events` at `delta`; 0 for no event."""
+    """Epsilon (upper bound) of the adaptive composition of `events` at `delta`; 0 for no event.
+
+    By the privacy loss distribution. Above `LARGEST_EPSILON`, which is no privacy, by Rényi divergences: a bound too,
+    if a looser one, that needs neither memory nor time at any noise. Infinite where there is no noise.
+    """
     texts = tuple(sorted(json.dumps(event_to_json(event), sort_keys=True) for event in events))
     return _epsilon(texts, delta)
 
@@ -102,26 +75,45 @@ def epsilon_of_plan(own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent]
     return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)
 
 
-def event_shape(event: dpa.DpEvent) -> str:
-    """All of an event but its noise: which mechanism, how often, at which sampling rate."""
-
-    def without_noise(data: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: without_noise(value) if isinstance(value, dict) else value
-            for name, value in data.items()
-            if name != "noise_multiplier"
-        }
-
-    return json.dumps(without_noise(event_to_json(event)), sort_keys=True)
-
-
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _epsilon(texts: tuple[str, ...], delta: float) -> float:
     if not texts:
         return 0.0
-    accountant = pld.PLDAccountant(RELATION, value_discretization_interval=_GRID)
-    for text in texts:
-        accountant.compose(event_from_json(json.loads(text)))
+    events = [event_from_json(json.loads(text)) for text in texts]
+    near = renyi_epsilon([without_cap(event) for event in events], delta)
+    if near > LARGEST_EPSILON:
+        return renyi_epsilon(events, delta)
+    while True:
+        found = _epsilon_on_grid(events, delta, _grid(events, near))
+        # Where Renyi accounting is far off, the grid was made for a larger epsilon than there is.
+        if found > near / 3 or near <= _SMALLEST_EPSILON:
+            return found
+        near = max(found, near / 10, _SMALLEST_EPSILON)
+
+
+def _grid(events: Sequence[dpa.DpEvent], epsilon: float) -> float:
+    """A power of 2, so that platforms agree and losses on the grid are exact."""
+    singles = [times(event) for event in events]
+    wanted = _GRID_SHARE * max(epsilon, _SMALLEST_EPSILON) / math.sqrt(sum(count for _, count in singles))
+    # Of a Gaussian at ten standard deviations; sampling makes it smaller.
+    largest_loss = max(10 / noise + 1 / (2 * noise**2) for noise in (_least_noise(single) for single, _ in singles))
+    return float(2.0 ** math.floor(math.log2(max(wanted, _FINEST_GRID, largest_loss / _MOST_POINTS))))
+
+
+def _least_noise(event: dpa.DpEvent) -> float:
+    match event:
+        case dpa.PoissonSampledDpEvent():
+            return _least_noise(times(event.event)[0])
+        case dpa.TruncatedSubsampledGaussianDpEvent():
+            return float(event.noise_multiplier) / 4
+        case _:
+            return float(event.noise_multiplier)
+
+
+def _epsilon_on_grid(events: Sequence[dpa.DpEvent], delta: float, grid: float) -> float:
+    accountant = pld.PLDAccountant(RELATION, value_discretization_interval=grid)
+    for event in events:
+        accountant.compose(event)
     return float(accountant.get_epsilon(delta))
 
 
@@ -130,7 +122,7 @@ def calibrate_noise_multiplier(
 ) -> float:
     """The least noise multiplier for which `prior` and `make_event(noise_multiplier)` together cost at most `epsilon`.
 
-    Guarantee: `epsilon_of([*prior, make_event(result)], delta) <= epsilon`.
+    Guarantee: `epsilon_of([*prior, make_event(result)], delta) <= epsilon`, and 1e-4 less noise costs more.
 
     Raises:
         PrivacyRefused: `prior` alone costs all of epsilon.
@@ -142,33 +134,18 @@ def calibrate_noise_multiplier(
             "raise privacy.query_error (or query_noise_multiplier) or epsilon."
         )
 
-    def composed(noise_multiplier: float) -> dpa.DpEvent:
-        return dpa.ComposedDpEvent([*prior, make_event(noise_multiplier)])
+    def cost(log_noise: float) -> float:
+        return epsilon_of([*prior, make_event(math.exp(log_noise))], delta)
 
-    def calibrate(make_accountant: Callable[[], dpa.PrivacyAccountant], interval: Any, tolerance: float) -> float:
-        return float(
-            dpa.calibrate_dp_mechanism(
-                make_accountant, composed, epsilon, delta, bracket_interval=interval, tol=tolerance
-            )
-        )
+    def excess(log_noise: float) -> float:
+        return math.log(max(cost(log_noise), 1e-9 * epsilon) / epsilon)
 
-    # Renyi accounting at integer orders is quick at any noise and never below the PLD's answer by more than its grid: it makes the
-    # bracket, so that the PLD is never evaluated at noise so small that its grid would fill the memory.
-    loose = calibrate(
-        lambda: rdp.RdpAccountant(_RENYI_ORDERS, neighboring_relation=RELATION),
-        dpa.LowerEndpointAndGuess(0.05, 2.0),
-        1e-3,
-    )
-    upper = 1.05 * loose
-    lower = 0.8 * loose
-    while epsilon_of([*prior, make_event(lower)], delta) <= epsilon:
-        lower, upper = 0.8 * lower, lower
-    tight = calibrate(
-        lambda: pld.PLDAccountant(RELATION, value_discretization_interval=_GRID),
-        dpa.ExplicitBracketInterval(lower, upper),
-        _NOISE_TOLERANCE * loose,
-    )
-    # The root is found on one composition order and charged on another; their grids may differ in the last digits.
-    while epsilon_of([*prior, make_event(tight)], delta) > epsilon:
-        tight *= 1 + _NOISE_TOLERANCE
-    return tight
+    low = high = 0.0
+    while cost(high) > epsilon:
+        low, high = high, high + 1
+    while cost(low) <= epsilon:
+        low, high = low - 1, low
+    enough = float(brentq(excess, low, high, xtol=_NOISE_TOLERANCE)) + _NOISE_TOLERANCE
+    while cost(enough) > epsilon:
+        enough += _NOISE_TOLERANCE
+    return math.exp(enough)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from privimage.errors import LedgerBroken, PrivimageError, StoreError
 from privimage.privacy.accounting import epsilon_of_plan, event_from_json
-from privimage.privacy.ledger import Entry, Ledger
+from privimage.privacy.chain import Entry
+from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.certificate import SCHEMA, UNIT
 from privimage.release.export import SUMS, sums

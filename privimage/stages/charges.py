@@ -12,17 +12,18 @@ from privimage.errors import PrivacyRefused, Uncharged
 from privimage.pipeline import Charge
 from privimage.preflight import check_against_data, finetune_mechanism, planned_query
 from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, event_shape
-from privimage.privacy.ledger import Ledger, Plan
-from privimage.privacy.mechanisms import DPSGDMechanism
+from privimage.privacy.budget import Plan
+from privimage.privacy.ledger import Ledger
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.store.artifacts import Artifact, open_ref
 
-__all__ = ["calibrated_finetune", "charge_finetune", "charge_query", "finetune_plan", "plan_id"]
+__all__ = ["charge_finetune", "charge_query", "finetune_plan", "plan_id", "query_plan"]
 
 
 def charge_query(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
-    """The query opens a plan with the run's whole target, so that fine-tuning cannot fail for want of budget later.
+    """The query opens a plan for the whole run, so that fine-tuning cannot fail for want of budget later.
 
     Whatever contradicts the data is refused here, before anything is spent.
     """
@@ -30,32 +31,42 @@ def charge_query(
     public = open_ref(classifier.store, classifier.manifest.inputs["public"])
     categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
     check_against_data(config, categories, facts)
-    mechanism = planned_query(config, facts, len(categories.class_names))
+    plan, mechanism = query_plan(config, key, facts, len(categories.class_names))
+    ledger.check_fits(plan, num_images=facts.num_train)
+    return Charge(mechanism=mechanism, plan=plan, num_images=facts.num_train)
+
+
+def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categories: int) -> tuple[Plan, HistogramQuery]:
+    """The plan that the query under `key` opens: itself, and the fine-tuning for which both cost the run's epsilon.
+
+    Fine-tuning is fixed here, before the votes can be seen: this is what lets both be accounted tightly.
+
+    Raises:
+        PrivacyRefused: the query would leave nothing for fine-tuning.
+    """
+    mechanism = planned_query(config, facts, num_categories)
+    finetune = _calibrated(config, facts, [mechanism.event], joined=True)
     plan = Plan(
         id=plan_id(key),
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
-        # Fine-tuning is fixed here, before the votes can be seen: this is what lets both be accounted tightly.
-        intends=(event_shape(mechanism.event), _finetune_shape(config, facts)),
+        intends=(mechanism.event, finetune.event),
     )
-    ledger.check_fits(plan)
-    # Refuses if the query would leave nothing.
-    calibrated_finetune(config, facts, plan, [mechanism.event])
-    return Charge(mechanism=mechanism, plan=plan, num_images=facts.num_train)
+    return plan, mechanism
 
 
 def charge_finetune(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
     """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query."""
-    plan, prior = finetune_plan(config, key, inputs["query"].manifest.reservations, facts, ledger)
     left_open = ledger.open_reservations("finetune", key)
     if left_open:
         # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
+        plan = Plan.from_json(left_open[-1].entry.body["plan"])
         mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
     else:
-        ledger.check_fits(plan)
-        mechanism = calibrated_finetune(config, facts, plan, prior)
+        plan, mechanism = finetune_plan(config, key, inputs["query"].manifest.reservations, facts, ledger)
+        ledger.check_fits(plan, num_images=facts.num_train)
     return Charge(
         mechanism=mechanism,
         plan=plan,
@@ -67,8 +78,8 @@ def charge_finetune(
 
 def finetune_plan(
     config: RunConfig, key: str, query_reservations: Sequence[str], facts: SensitiveFacts, ledger: Ledger
-) -> tuple[Plan, list[dpa.DpEvent]]:
-    """The plan that fine-tuning under `key` belongs to, and the events that came before it.
+) -> tuple[Plan, DPSGDMechanism]:
+    """The plan that fine-tuning under `key` belongs to, and its mechanism.
 
     It joins the query's plan if it is what that was opened for: the same target, steps and sampling rate, and no other
     fine-tuning. Else it was chosen after the query's result, and opens a plan of its own, which builds on the query
@@ -76,6 +87,7 @@ def finetune_plan(
 
     Raises:
         Uncharged: the ledger does not hold what paid for the query.
+        PrivacyRefused: the query costs all of the run's epsilon.
     """
     held = ledger.reservations()
     missing = [entry for entry in query_reservations if entry not in held]
@@ -83,19 +95,27 @@ def finetune_plan(
         raise Uncharged(
             f"The query's artifact was paid for by {missing[0] if missing else 'nothing'}, which the ledger does not hold."
         )
-    stated = held[query_reservations[-1]].body["plan"]
-    members = [entry for entry in held.values() if entry.body["plan"]["id"] == stated["id"]]
+    opened = Plan.from_json(held[query_reservations[-1]].body["plan"])
+    members = [entry for entry in held.values() if entry.body["plan"]["id"] == opened.id]
     rivals = [entry for entry in members if entry.body["stage"] == "finetune" and entry.body["key"] != key]
     target = (config.privacy.epsilon, config.privacy.delta)
-    shape = _finetune_shape(config, facts)
-    if (stated["epsilon"], stated["delta"]) == target and shape in stated["intends"] and not rivals:
+    shape = event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
+    intended = [event for event in opened.intends if event_shape(event) == shape]
+    if (opened.epsilon, opened.delta) == target and intended and not rivals and not ledger.is_closed(opened.id):
         # Queries of the plan whose result was lost, to a crash or a race, were charged as well.
         prior = [entry.event for entry in members if entry.body["stage"] == "query"]
-        return Plan(id=stated["id"], epsilon=target[0], delta=target[1], intends=tuple(stated["intends"])), prior
+        if [*prior, intended[0]] == list(opened.intends):
+            return opened, finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(intended[0]))
+        return opened, _calibrated(config, facts, prior, joined=True)
+    mechanism = _calibrated(config, facts, [held[entry].event for entry in query_reservations], joined=False)
     plan = Plan(
-        id=plan_id(key), epsilon=target[0], delta=target[1], intends=(shape,), builds_on=tuple(query_reservations)
+        id=plan_id(key),
+        epsilon=target[0],
+        delta=target[1],
+        intends=(mechanism.event,),
+        builds_on=tuple(query_reservations),
     )
-    return plan, [held[entry].event for entry in query_reservations]
+    return plan, mechanism
 
 
 def plan_id(key: str) -> str:
@@ -103,16 +123,20 @@ def plan_id(key: str) -> str:
     return f"plan-{key[:16]}"
 
 
-def calibrated_finetune(
-    config: RunConfig, facts: SensitiveFacts, plan: Plan, prior: Sequence[dpa.DpEvent]
+def _calibrated(
+    config: RunConfig, facts: SensitiveFacts, prior: Sequence[dpa.DpEvent], *, joined: bool
 ) -> DPSGDMechanism:
-    """DP-SGD with the least noise for which it and the query together cost the plan's epsilon (`epsilon_of_plan`)."""
-    epsilon, delta, jointly = plan.epsilon, plan.delta, prior
-    if plan.builds_on:
+    """DP-SGD with the least noise for which it and the query together cost the run's epsilon (`epsilon_of_plan`).
+
+    `joined`: they belong to one plan; else DP-SGD's plan builds on the query's.
+    """
+    epsilon, delta, jointly = config.privacy.epsilon, config.privacy.delta, prior
+    if not joined:
         epsilon, delta, jointly = epsilon - epsilon_of(prior, delta / 2), delta / 2, []
         if epsilon <= 0:
             raise PrivacyRefused(
-                f"The query that this run builds on costs all of its epsilon {plan.epsilon:g}: make a new one (--draw query=2)."
+                f"The query that this run builds on costs all of its epsilon {config.privacy.epsilon:g}: make a new one "
+                "(--draw query=2)."
             )
     noise_multiplier = calibrate_noise_multiplier(
         lambda value: finetune_mechanism(config, facts, noise_multiplier=value).event,
@@ -123,15 +147,13 @@ def calibrated_finetune(
     return finetune_mechanism(config, facts, noise_multiplier=noise_multiplier)
 
 
-def _finetune_shape(config: RunConfig, facts: SensitiveFacts) -> str:
-    return event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
-
-
 def _noise_multiplier(event: dpa.DpEvent) -> float:
     """The noise multiplier inside a reserved DP-SGD event."""
     match event:
         case dpa.SelfComposedDpEvent(event=dpa.PoissonSampledDpEvent(event=dpa.GaussianDpEvent() as gaussian)):
             return float(gaussian.noise_multiplier)
+        case dpa.SelfComposedDpEvent(event=dpa.TruncatedSubsampledGaussianDpEvent() as truncated):
+            return float(truncated.noise_multiplier)
         case _:
             raise PrivacyRefused(
                 "The open reservation of fine-tuning holds no DP-SGD event: it was not made by this stage."

@@ -7,21 +7,25 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dp_accounting as dpa
 import pytest
 
-from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, Uncharged
-from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_shape
-from privimage.privacy.ledger import Ledger, Plan, Reservation
+from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, StoreError, Uncharged
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
+from privimage.privacy.budget import Plan
+from privimage.privacy.chain import CLOCK_TOLERANCE
+from privimage.privacy.ledger import Ledger, Reservation
+from privimage.privacy.renyi import best_order, budget_of_order
 from privimage.store.files import Store
 
 DELTA = 1e-6
 QUERY = dpa.GaussianDpEvent(20.0)
 TRAINING = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(30.0), 25)
-INTENDS = (event_shape(QUERY), event_shape(TRAINING))
+INTENDS = (QUERY, TRAINING)
 PLAN = Plan(id="plan-a", epsilon=2.0, delta=DELTA, intends=INTENDS)
 
 
@@ -32,14 +36,24 @@ def memory() -> Store:
 
 @pytest.fixture
 def ledger(memory: Store) -> Ledger:
-    """A ledger in memory with a grant of epsilon 5, delta 1e-5."""
+    """A ledger in memory with a grant of epsilon 5, delta 1e-6."""
     return granted(memory)
 
 
-def granted(store: Store, epsilon: float = 5.0, delta: float = 1e-5) -> Ledger:
+def granted(store: Store, epsilon: float = 5.0, delta: float = DELTA) -> Ledger:
     ledger = Ledger(store, "faces")
     ledger.grant(epsilon=epsilon, delta=delta, num_images=1000, name="faces")
     return ledger
+
+
+def taking(share: float, epsilon: float = 5.0) -> dpa.GaussianDpEvent:
+    """A Gaussian mechanism that takes `share` of the Rényi budget of a grant of `epsilon`, by the closed form."""
+    order = best_order(epsilon, DELTA)
+    return dpa.GaussianDpEvent((order / (2 * share * budget_of_order(epsilon, DELTA, order))) ** 0.5)
+
+
+def plan_of(name: str, *intends: dpa.DpEvent, epsilon: float = 5.0, builds_on: tuple[str, ...] = ()) -> Plan:
+    return Plan(id=name, epsilon=epsilon, delta=DELTA, intends=intends, builds_on=builds_on)
 
 
 def reserve(
@@ -48,8 +62,8 @@ def reserve(
     return ledger.reserve(stage=stage, key=key, event=event, plan=plan, num_images=1000, run="a run", **more)
 
 
-def plan(name: str, epsilon: float, *builds_on: str, delta: float = DELTA) -> Plan:
-    return Plan(id=name, epsilon=epsilon, delta=delta, intends=INTENDS, builds_on=builds_on)
+def plan(name: str, epsilon: float, *builds_on: str) -> Plan:
+    return Plan(id=name, epsilon=epsilon, delta=DELTA, intends=INTENDS, builds_on=builds_on)
 
 
 # ---------------------------------------------------------------- the grant
@@ -63,15 +77,35 @@ def test_a_grant_is_given_once_and_the_same_again_changes_nothing(store: Store) 
 
 
 def test_renaming_the_data_set_is_no_second_grant(ledger: Ledger) -> None:
-    ledger.grant(epsilon=5.0, delta=1e-5, num_images=1000, name="another name")
+    ledger.grant(epsilon=5.0, delta=DELTA, num_images=1000, name="another name")
     assert len(ledger.entries()) == 1
 
 
-@pytest.mark.parametrize(("epsilon", "delta", "num_images"), [(6.0, 1e-5, 1000), (5.0, 2e-5, 1000), (5.0, 1e-5, 999)])
-def test_a_second_grant_is_refused(ledger: Ledger, epsilon: float, delta: float, num_images: int) -> None:
-    with pytest.raises(PrivacyRefused, match="already has a grant of epsilon 5, delta 1e-05"):
-        ledger.grant(epsilon=epsilon, delta=delta, num_images=num_images, name="faces")
+@pytest.mark.parametrize(("epsilon", "delta"), [(6.0, DELTA), (5.0, 2e-6)])
+def test_a_second_grant_is_refused(ledger: Ledger, epsilon: float, delta: float) -> None:
+    with pytest.raises(PrivacyRefused, match="already has a grant of epsilon 5, delta 1e-06"):
+        ledger.grant(epsilon=epsilon, delta=delta, num_images=1000, name="faces")
     assert len(ledger.entries()) == 1
+
+
+def test_a_grant_below_what_is_spent_already_is_refused_with_both_numbers(ledger: Ledger) -> None:
+    reserve(ledger, TRAINING)
+    spent = epsilon_of([TRAINING], DELTA)
+    with pytest.raises(PrivacyRefused, match=f"of which epsilon {spent:.4g} is spent; a second one .epsilon 0.01"):
+        ledger.grant(epsilon=0.01, delta=DELTA, num_images=1000, name="faces")
+    assert len(ledger.entries()) == 2
+    assert spent > 0.01
+
+
+def test_nothing_is_granted_in_a_store_that_ignores_conditions(memory: Store) -> None:
+    class Careless(Store):
+        def create(self, name: str, data: bytes) -> bool:
+            self.backend.delete(name)
+            return super().create(name, data)
+
+    with pytest.raises(StoreError, match="ignores conditional writes"):
+        granted(Careless(url=memory.url, backend=memory.backend))
+    assert memory.list("ledger") == []
 
 
 def test_without_a_grant_nothing_is_reserved(memory: Store) -> None:
@@ -80,7 +114,9 @@ def test_without_a_grant_nothing_is_reserved(memory: Store) -> None:
         reserve(ledger)
     assert caught.value.exit_code == 3
     with pytest.raises(PrivacyRefused, match="has no grant"):
-        ledger.check_fits(PLAN)
+        ledger.check_fits(PLAN, num_images=1000)
+    with pytest.raises(PrivacyRefused, match="has no grant"):
+        ledger.check_granted(epsilon=1.0, delta=DELTA, num_images=1000)
     assert memory.list("") == []
 
 
@@ -100,30 +136,158 @@ def test_what_is_reserved_is_spent_at_once_and_read_back_by_others(store: Store)
     assert seen.states() == {reservation.id: "open"}
     assert seen.reservations()[reservation.id].event == QUERY
     assert seen.spent().epsilon == epsilon_of([QUERY], DELTA)
-    assert seen.spent().set_aside == PLAN.epsilon
+    assert [found.target for found in seen.spent().plans] == [PLAN.epsilon]
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-7])
+def test_a_run_of_another_delta_than_the_grant_s_is_refused(ledger: Ledger, delta: float) -> None:
+    other = Plan(id="other", epsilon=1.0, delta=delta, intends=INTENDS)
+    with pytest.raises(PrivacyRefused, match=f"states delta {delta:g}, the grant delta 1e-06"):
+        reserve(ledger, plan=other)
+    assert len(ledger.entries()) == 1
+
+
+def test_a_run_of_a_larger_epsilon_than_the_grant_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(BudgetExceeded, match=r"asks for epsilon 5\.5; the grant is epsilon 5, .*Nothing was charged"):
+        reserve(ledger, plan=plan("first", 5.5))
+    assert len(ledger.entries()) == 1
+
+
+def test_a_set_so_large_that_the_grant_s_delta_promises_nothing_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(PrivacyRefused, match="not below 1 / 1000000 training images"):
+        ledger.reserve(stage="query", key="k", event=QUERY, plan=PLAN, num_images=1_000_000, run="a run")
+    assert len(ledger.entries()) == 1
+
+
+# ---------------------------------------------------------------- several plans: the filter
 
 
 def test_more_than_is_left_is_refused_with_both_numbers_and_nothing_is_written(store: Store) -> None:
     ledger = granted(store)
-    reserve(ledger, plan=plan("first", 3.5))
+    reserve(ledger, taking(0.7), plan_of("first", taking(0.7)))
     before = store.list("ledger")
+    second = plan_of("second", taking(0.35))
     with pytest.raises(BudgetExceeded) as caught:
-        reserve(ledger, plan=plan("second", 1.75))
-    assert "asks for epsilon 1.75, delta 1e-06" in str(caught.value)
-    assert "there is left epsilon 1.5, delta 9e-06" in str(caught.value)
+        reserve(ledger, taking(0.35), second)
+    assert "second, asks for 35.0% of the grant (epsilon 5, delta 1e-06, as a Rényi filter of order 6)" in str(
+        caught.value
+    )
+    assert "30.0% is left. Nothing was charged." in str(caught.value)
     assert caught.value.exit_code == 3
     with pytest.raises(BudgetExceeded):
-        ledger.check_fits(plan("second", 1.75))
+        ledger.check_fits(second, num_images=1000)
     assert store.list("ledger") == before
-    ledger.check_fits(plan("second", 1.5))
-    reserve(ledger, plan=plan("second", 1.5))
-    assert ledger.spent().set_aside == 5.0
+    fits = plan_of("second", taking(0.3))
+    ledger.check_fits(fits, num_images=1000)
+    reserve(ledger, taking(0.3), fits)
+    assert ledger.spent().share == pytest.approx(1.0)
 
 
-def test_delta_runs_out_too(ledger: Ledger) -> None:
-    reserve(ledger, plan=plan("first", 1.0, delta=6e-6))
-    with pytest.raises(BudgetExceeded, match="delta 4e-06"):
-        reserve(ledger, plan=plan("second", 1.0, delta=5e-6))
+def test_all_that_the_filter_lets_through_together_keeps_the_grant_s_epsilon(ledger: Ledger) -> None:
+    """The point of it: whatever was chosen when, the composition of all is within the grant."""
+    events = [taking(0.4), dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(60.0), 40), taking(0.2), QUERY, taking(0.05)]
+    let_through = []
+    for number, event in enumerate(events * 3):
+        try:
+            reserve(ledger, event, plan_of(f"plan-{number}", event))
+        except BudgetExceeded:
+            continue
+        let_through.append(event)
+    assert len(let_through) > 4
+    assert ledger.spent().share > 0.94
+    assert 3.5 < epsilon_of(let_through, DELTA) <= 5.0
+    assert ledger.spent().epsilon > 5.0  # added up, they would not fit
+
+
+def test_the_filter_lets_through_what_adding_epsilons_would_not(ledger: Ledger) -> None:
+    training = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(30.0), 25)
+    for number in range(6):
+        reserve(ledger, training, plan_of(f"plan-{number}", training, epsilon=1.0))
+    assert epsilon_of([training], DELTA) > 0.6
+    assert ledger.spent().epsilon > 4.0
+    assert ledger.spent().share < 0.5
+
+
+def test_what_a_plan_still_intends_is_set_aside(ledger: Ledger) -> None:
+    large = plan_of("first", QUERY, taking(0.8))
+    reserve(ledger, QUERY, large)
+    assert ledger.spent().epsilon < 0.5
+    assert ledger.spent().share > 0.8
+    with pytest.raises(BudgetExceeded, match=r"asks for 25\.0% of the grant"):
+        reserve(ledger, taking(0.25), plan_of("second", taking(0.25)))
+    reserve(ledger, taking(0.8), large, stage="finetune")
+
+
+def test_a_plan_may_not_take_more_noise_away_than_it_said(ledger: Ledger) -> None:
+    reserve(ledger, taking(0.5), plan_of("first", taking(0.5)))
+    small = plan_of("second", taking(0.1))
+    with pytest.raises(BudgetExceeded, match=r"asks for 60\.0%"):
+        reserve(ledger, taking(0.6), small)
+
+
+def test_a_first_plan_of_nearly_the_whole_grant_has_all_of_it_by_its_joint_bound(ledger: Ledger) -> None:
+    """Its privacy loss distribution is tighter than the filter: a run may state exactly the grant's epsilon."""
+    low, high = 0.5, 5.0
+    for _ in range(40):
+        low, high = (low, mid) if epsilon_of([dpa.GaussianDpEvent(mid := (low + high) / 2)], DELTA) < 5 else (mid, high)
+    event = dpa.GaussianDpEvent(high)
+    assert 4.999 < epsilon_of([event], DELTA) <= 5
+    whole = plan_of("whole", event)
+    reserve(ledger, event, whole)
+    found = ledger.spent()
+    assert found.plans[0].share > 1.0
+    assert found.share == 1.0
+    with pytest.raises(BudgetExceeded, match="Plan whole has the whole grant"):
+        reserve(ledger, taking(0.01), plan_of("second", taking(0.01)))
+    assert len(ledger.entries()) == 2
+
+
+def test_that_is_for_the_first_plan_only(ledger: Ledger) -> None:
+    reserve(ledger, taking(0.01), plan_of("first", taking(0.01)))
+    with pytest.raises(BudgetExceeded, match=r"asks for 95\.0%"):
+        reserve(ledger, taking(0.95), plan_of("second", taking(0.95)))
+
+
+def test_a_plan_that_has_the_whole_grant_keeps_it_when_it_is_closed(ledger: Ledger) -> None:
+    """Else the choice between its own bound and the filter would be made after its query was seen."""
+    reserve(ledger, QUERY, plan_of("whole", QUERY, taking(0.95)))
+    ledger.close("whole", reason="abandoned")
+    with pytest.raises(BudgetExceeded, match="Plan whole has the whole grant"):
+        reserve(ledger, QUERY, plan_of("second", QUERY))
+
+
+def test_a_closed_plan_gives_up_what_it_had_set_aside_and_no_more(ledger: Ledger) -> None:
+    first = plan_of("first", QUERY, taking(0.8))
+    reserve(ledger, QUERY, first)
+    second = plan_of("second", taking(0.7))
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger, taking(0.7), second)
+    ledger.close("first", reason="abandoned")
+    ledger.close("first", reason="again")
+    assert [entry.kind for entry in ledger.entries()] == ["grant", "reserve", "close"]
+    assert ledger.is_closed("first") and not ledger.is_closed("second")
+    assert 0 < ledger.spent().share < 0.02
+    assert ledger.spent().plans[0].closed
+    reserve(ledger, taking(0.7), second)
+    with pytest.raises(PrivacyRefused, match="was closed by entry 000002"):
+        reserve(ledger, taking(0.8), first, stage="finetune")
+
+
+def test_only_a_plan_that_is_there_can_be_closed(ledger: Ledger) -> None:
+    with pytest.raises(PrivacyRefused, match="has no plan 'nonsense'; it has none"):
+        ledger.close("nonsense", reason="abandoned")
+    assert len(ledger.entries()) == 1
+
+
+def test_a_grant_too_small_for_any_order_serves_one_plan_only(memory: Store) -> None:
+    ledger = granted(memory, epsilon=0.001)
+    faint = dpa.GaussianDpEvent(20_000.0)
+    reserve(ledger, faint, plan_of("first", faint, epsilon=0.001))
+    with pytest.raises(BudgetExceeded, match="has the whole grant"):
+        reserve(ledger, faint, plan_of("second", faint, epsilon=0.001))
+
+
+# ---------------------------------------------------------------- one plan
 
 
 def test_within_one_plan_events_compose_tightly(ledger: Ledger) -> None:
@@ -140,15 +304,6 @@ def test_two_plans_add_epsilon_and_delta(ledger: Ledger) -> None:
     reserve(ledger, TRAINING, plan("second", 2.0))
     assert ledger.spent().epsilon == epsilon_of([QUERY], DELTA) + epsilon_of([TRAINING], DELTA)
     assert ledger.spent().delta == 2 * DELTA
-    assert ledger.spent().set_aside == 4.0
-
-
-def test_the_whole_target_of_another_plan_is_set_aside(ledger: Ledger) -> None:
-    reserve(ledger, QUERY, plan("first", 4.0))
-    assert ledger.spent().epsilon < 0.5
-    with pytest.raises(BudgetExceeded, match=r"left epsilon 1,"):
-        reserve(ledger, QUERY, plan("second", 1.01))
-    reserve(ledger, TRAINING, plan("first", 4.0), stage="finetune")
 
 
 def test_a_plan_stays_within_its_own_target(ledger: Ledger) -> None:
@@ -184,7 +339,7 @@ def test_a_mechanism_that_was_not_fixed_when_its_plan_was_opened_does_not_enter_
     longer = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(30.0), 26)
     with pytest.raises(PrivacyRefused, match="needs a plan of its own"):
         reserve(ledger, longer, plan("first", 2.0), stage="finetune")
-    claims_it_did = Plan(id="first", epsilon=2.0, delta=DELTA, intends=(event_shape(QUERY), event_shape(longer)))
+    claims_it_did = Plan(id="first", epsilon=2.0, delta=DELTA, intends=(QUERY, longer))
     with pytest.raises(PrivacyRefused, match="needs a plan of its own"):
         reserve(ledger, longer, claims_it_did, stage="finetune")
     less_noise_is_the_target_s_business = dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(29.0), 25)
@@ -211,7 +366,7 @@ def test_building_on_what_was_never_paid_is_refused(ledger: Ledger, memory: Stor
     with pytest.raises(Uncharged, match="does not hold feedface"):
         reserve(ledger, TRAINING, plan("second", 2.0, "feedface"))
     other = Ledger(memory, "letters")
-    other.grant(epsilon=5.0, delta=1e-5, num_images=1000, name="letters")
+    other.grant(epsilon=5.0, delta=DELTA, num_images=1000, name="letters")
     query = reserve(other)
     with pytest.raises(Uncharged, match=f"does not hold {query.id}"):
         reserve(ledger, TRAINING, plan("second", 2.0, query.id))
@@ -257,12 +412,11 @@ def test_settling_again_is_no_error_and_with_another_artifact_is(ledger: Ledger)
 
 
 def test_a_voided_reservation_frees_its_budget_and_can_do_nothing_more(ledger: Ledger) -> None:
-    big = plan("big", 5.0)
-    reservation = reserve(ledger, TRAINING, big)
+    reservation = reserve(ledger, taking(0.95), plan_of("big", taking(0.95)))
     with pytest.raises(BudgetExceeded):
         reserve(ledger, plan=plan("second", 1.0))
     ledger.void(reservation, reason="stopped before a sensitive image was read")
-    assert ledger.spent().epsilon == ledger.spent().set_aside == 0
+    assert ledger.spent().epsilon == ledger.spent().share == 0
     reserve(ledger, plan=plan("second", 5.0))
     with pytest.raises(Uncharged, match="is void"):
         reservation.check_live()
@@ -293,7 +447,7 @@ def test_what_has_been_built_on_is_not_given_back(ledger: Ledger) -> None:
     reserve(ledger, TRAINING, plan("second", 2.0, query.id))
     with pytest.raises(PrivacyRefused, match="built on"):
         ledger.void(query, reason="regret")
-    assert ledger.spent().set_aside == 4.0
+    assert len(ledger.spent().plans) == 2
 
 
 def test_what_another_attempt_took_over_is_not_given_back(ledger: Ledger) -> None:
@@ -350,7 +504,7 @@ def test_an_attempt_that_was_taken_over_stops(store: Store) -> None:
 
 
 def name_of(number: int) -> str:
-    return f"ledger/faces/{number:06d}.json"
+    return f"ledger/faces/entries/{number:06d}.json"
 
 
 def edit(store: Store, number: int, change: Callable[[Any], object]) -> None:
@@ -418,7 +572,7 @@ def test_entries_in_another_order_are_noticed(long: Store) -> None:
 def test_an_entry_of_another_ledger_is_noticed(long: Store) -> None:
     other = Ledger(long, "letters")
     other.grant(epsilon=50.0, delta=1e-5, num_images=1000, name="letters")
-    replace(long, 0, long.read("ledger/letters/000000.json"))
+    replace(long, 0, long.read("ledger/letters/entries/000000.json"))
     with pytest.raises(LedgerBroken, match="entry 000001"):
         Ledger(long, "faces").entries()
 
@@ -433,8 +587,50 @@ def test_a_last_entry_that_vanishes_under_a_running_process_is_noticed(long: Sto
 
 @pytest.mark.parametrize("name", ["notes.txt", "000004.json.bak", "00000x.json"])
 def test_a_foreign_file_is_noticed(long: Store, name: str) -> None:
-    long.create(f"ledger/faces/{name}", b"{}")
+    long.create(f"ledger/faces/entries/{name}", b"{}")
     with pytest.raises(LedgerBroken, match=name):
+        Ledger(long, "faces").entries()
+
+
+def test_a_mechanism_of_a_newer_version_is_refused_with_the_entry_s_number(long: Store) -> None:
+    edit(long, 3, lambda entry: entry.update(kind="reserve", body=json.loads(long.read(name_of(2)))["body"]))
+    Ledger(long, "faces").entries()
+    edit(long, 3, lambda entry: entry["body"].update(event={"event": "LaplaceDpEvent", "noise_multiplier": 1.0}))
+    with pytest.raises(LedgerBroken, match="entry 000003 cannot be used: .*'LaplaceDpEvent'"):
+        Ledger(long, "faces").entries()
+
+
+def test_a_clock_that_runs_backwards_writes_nothing(long: Store) -> None:
+    later = datetime.now(UTC) + CLOCK_TOLERANCE
+    edit(long, 3, lambda entry: entry.update(written=(later - timedelta(minutes=1)).isoformat()))
+    reserve(Ledger(long, "faces"))
+    before = long.list("ledger")
+    edit(long, 4, lambda entry: entry.update(written=(later + timedelta(minutes=1)).isoformat()))
+    with pytest.raises(LedgerBroken, match=r"entry 000004 was written at .*clock says .*: set the clock"):
+        reserve(Ledger(long, "faces"))
+    assert long.list("ledger") == before
+
+
+def test_a_long_ledger_is_read_at_once_and_an_append_reads_nothing_again(long: Store) -> None:
+    for _ in range(30):
+        reserve(Ledger(long, "faces"))
+    reads: list[str] = []
+
+    class Counting(Store):
+        def read(self, name: str) -> bytes:
+            reads.append(name)
+            return super().read(name)
+
+    ledger = Ledger(Counting(url=long.url, backend=long.backend), "faces")
+    assert len(ledger.entries()) == len(reads) == 34
+    reserve(ledger)
+    assert len(reads) == 34
+
+
+@pytest.mark.parametrize("written", ["yesterday", "2026-01-01T00:00:00"])
+def test_a_time_that_cannot_be_read_is_refused(long: Store, written: str) -> None:
+    edit(long, 3, lambda entry: entry.update(written=written))
+    with pytest.raises(LedgerBroken, match="entry 000003 cannot be read"):
         Ledger(long, "faces").entries()
 
 
@@ -502,17 +698,19 @@ class Overtaken(Store):
 
 
 def test_the_budget_is_checked_again_after_a_lost_race(ledger: Ledger, memory: Store) -> None:
-    overtaken = Ledger(Overtaken.by(memory, lambda: reserve(ledger, plan=plan("faster", 3.0))), "faces")
-    with pytest.raises(BudgetExceeded, match="left epsilon 2,"):
-        reserve(overtaken, plan=plan("slower", 3.0))
+    faster = plan_of("faster", taking(0.6))
+    overtaken = Ledger(Overtaken.by(memory, lambda: reserve(ledger, taking(0.6), faster)), "faces")
+    with pytest.raises(BudgetExceeded, match=r"40\.0% is left"):
+        reserve(overtaken, taking(0.5), plan_of("slower", taking(0.5)))
     assert len(ledger.entries()) == 2
 
 
 def test_a_lost_race_that_leaves_enough_is_tried_again(ledger: Ledger, memory: Store) -> None:
-    overtaken = Ledger(Overtaken.by(memory, lambda: reserve(ledger, plan=plan("faster", 3.0))), "faces")
-    reserve(overtaken, plan=plan("slower", 2.0))
+    faster = plan_of("faster", taking(0.6))
+    overtaken = Ledger(Overtaken.by(memory, lambda: reserve(ledger, taking(0.6), faster)), "faces")
+    reserve(overtaken, taking(0.4), plan_of("slower", taking(0.4)))
     assert [entry.sequence for entry in ledger.entries()] == [0, 1, 2]
-    assert ledger.spent().set_aside == 5.0
+    assert ledger.spent().share == pytest.approx(1.0)
 
 
 def test_two_resumes_that_race_get_two_numbers_and_one_allowance(ledger: Ledger, memory: Store) -> None:
@@ -540,14 +738,14 @@ def test_an_entry_that_arrives_while_the_ledger_is_read_is_no_error(ledger: Ledg
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_eight_threads_racing_for_the_last_of_the_budget_never_overspend(kind: str, tmp_path: Path) -> None:
     store = Store.open(tmp_path.as_uri() if kind == "file" else f"memory://{secrets.token_hex(6)}")
-    granted(store, epsilon=3.0)
+    granted(store)
     start = threading.Barrier(8)
 
     def race(number: int) -> bool:
         ledger = Ledger(store, "faces")
         start.wait()
         try:
-            reserve(ledger, plan=plan(f"plan-{number}", 1.0))
+            reserve(ledger, taking(0.3), plan_of(f"plan-{number}", taking(0.3)))
         except BudgetExceeded:
             return False
         return True
@@ -556,7 +754,7 @@ def test_eight_threads_racing_for_the_last_of_the_budget_never_overspend(kind: s
         won = list(threads.map(race, range(8)))
     ledger = Ledger(store, "faces")
     assert sum(won) == 3
-    assert ledger.spent().set_aside == 3.0
+    assert ledger.spent().share == pytest.approx(0.9)
     assert [entry.sequence for entry in ledger.entries()] == [0, 1, 2, 3]
     assert {found.id for found in ledger.spent().plans} == {f"plan-{number}" for number in range(8) if won[number]}
 
