@@ -49,7 +49,8 @@ class S3Backend:
 
     def read(self, name: str) -> bytes:
         with _botocore_as_oserror():
-            return bytes(self._fs.cat_file(self._path(name)))
+            # One request: with more, s3fs asks for the size first.
+            return bytes(self._fs.cat_file(self._path(name), max_concurrency=1))
 
     def create(self, name: str, data: bytes) -> bool:
         if len(data) >= _LARGEST_PUT:
