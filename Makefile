@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test mutants check lock install clean
+.PHONY: demo test mutants faults check lock install clean
 
 demo: $(READY)
 	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
@@ -21,9 +21,14 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest
 
-# 105 seeded privacy bugs, each of which a named test has to find; minutes
+# Seeded privacy bugs, each of which a named test has to find; minutes
 mutants: $(READY)
 	$(BIN)/python -m tests.privacy.mutants
+
+# Random kill points and concurrent schedules of the ledger, in a folder and on an S3 server; minutes
+FAULTS ?= 2000
+faults: $(READY)
+	$(BIN)/python -m tests.privacy.faults $(FAULTS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

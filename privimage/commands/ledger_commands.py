@@ -162,6 +162,8 @@ def _what(entry: Entry, states: dict[str, str], numbers: dict[str, str]) -> str:
             return f"{body['run']}: {body['stage']} ({states[entry.id]}): {event_in_words(entry.event)}"
         case "resume":
             return f"attempt {body['attempt']}, up to {body['lost_steps']} steps lost"
+        case "pause":
+            return f"attempt {body['attempt']} stopped after step {body['step']}, nothing lost"
         case "settle":
             return f"of {numbers[body['reservation']]}: artifact {body['artifact'][:12]}"
         case "close":

@@ -34,6 +34,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "reserve": frozenset(
         {"stage", "key", "event", "plan", "num_images", "run", "restart_allowance", "checkpoint_steps"}
     ),
+    "pause": frozenset({"reservation", "attempt", "step"}),
     "resume": frozenset({"reservation", "attempt", "lost_steps"}),
     "settle": frozenset({"reservation", "artifact"}),
     "void": frozenset({"reservation", "reason"}),

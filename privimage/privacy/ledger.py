@@ -2,10 +2,11 @@
 
     ledger/<ledger id>/entries/000000.json    grant     the owner's lifetime cap
                                000001.json    reserve   a mechanism, before any touch
-                               000002.json    resume    a crashed attempt goes on; the steps it may have lost
-                               000003.json    settle    the mechanism ran and its artifact is published
-                               000004.json    void      given back: no image was opened under it
-                               000005.json    close     nothing more will be reserved in a plan
+                               000002.json    resume    another attempt goes on; the steps that may be lost
+                               000003.json    pause     an attempt stopped by itself, right after a checkpoint
+                               000004.json    settle    the mechanism ran and its artifact is published
+                               000005.json    void      given back: no image was opened under it
+                               000006.json    close     nothing more will be reserved in a plan
 
 Each entry is created under the next number by a create-only write: of two writers one wins, the other reads again,
 checks the budget again, and tries again (`privimage.privacy.chain`). A reservation counts as spent from the moment it
@@ -202,7 +203,8 @@ class Ledger:
         The attempt before it ran at most `checkpoint_steps` steps past its last checkpoint, whose results are gone;
         they are run again with fresh noise. The restart allowance accounted for them from the start. The order of
         things is what makes this exact: this entry first, then the latest checkpoint is read; an attempt saves a
-        checkpoint first, then looks for such an entry, and stops if there is one.
+        checkpoint first, then looks for such an entry, and stops if there is one. An attempt that paused has lost
+        nothing.
 
         Raises:
             BudgetExceeded: the restart allowance is used up.
@@ -213,15 +215,28 @@ class Ledger:
         def body(entries: Sequence[Entry]) -> dict[str, Any]:
             earlier = _resumes(entries, reservation.id)
             used = sum(e.body["lost_steps"] for e in earlier)
-            if used + block > allowance:
+            lost = 0 if _paused(entries, reservation.id) else block
+            if used + lost > allowance:
                 raise BudgetExceeded(
                     f"Fine-tuning was interrupted before: {used} of its {allowance} restart steps are used, and going on "
-                    f"may repeat {block} more. Start it anew with another draw (--draw), which is charged in full, or "
+                    f"may repeat {lost} more. Start it anew with another draw (--draw), which is charged in full, or "
                     "raise finetune.restart_allowance, which is another run."
                 )
-            return {"reservation": reservation.id, "attempt": len(earlier) + 2, "lost_steps": block}
+            return {"reservation": reservation.id, "attempt": len(earlier) + 2, "lost_steps": lost}
 
         return int(self._chain.append("resume", body, reservation.check_live_in).body["attempt"])
+
+    def pause(self, reservation: Reservation, *, attempt: int, step: int) -> None:
+        """Record that `attempt` saved and noted a checkpoint of `step` and runs no further step.
+
+        Raises:
+            Uncharged: another attempt has taken over.
+        """
+
+        def check(entries: Sequence[Entry]) -> None:
+            _check_attempt(reservation, entries, attempt)
+
+        self._chain.append("pause", {"reservation": reservation.id, "attempt": attempt, "step": step}, check)
 
     def record_step(self, reservation: Reservation, step: int) -> None:
         """Note, beside the entries, that a checkpoint of `step` was saved: should it get lost, a resume will know."""
@@ -246,11 +261,7 @@ class Ledger:
 
     def check_attempt(self, reservation: Reservation, attempt: int) -> None:
         """Raise Uncharged unless `attempt` is the latest one of a live reservation."""
-        entries = self.entries()
-        reservation.check_live_in(entries)
-        latest = 1 + len(_resumes(entries, reservation.id))
-        if latest != attempt:
-            raise Uncharged(f"Attempt {latest} has taken over this stage; attempt {attempt} stops here.")
+        _check_attempt(reservation, self.entries(), attempt)
 
     def settle(self, reservation: Reservation, *, artifact: str) -> None:
         """Record that the mechanism ran and its artifact (content digest) is published; again is no error."""
@@ -304,6 +315,19 @@ class Ledger:
             return None
 
         self._chain.append("close", {"plan": plan, "reason": reason}, check)
+
+
+def _check_attempt(reservation: Reservation, entries: Sequence[Entry], attempt: int) -> None:
+    reservation.check_live_in(entries)
+    latest = 1 + len(_resumes(entries, reservation.id))
+    if latest != attempt:
+        raise Uncharged(f"Attempt {latest} has taken over this stage; attempt {attempt} stops here.")
+
+
+def _paused(entries: Sequence[Entry], reservation: str) -> bool:
+    """Whether the latest attempt stopped by itself."""
+    life = [e for e in entries if e.kind in ("resume", "pause") and e.body["reservation"] == reservation]
+    return bool(life) and life[-1].kind == "pause"
 
 
 def check_grant(*, epsilon: float, delta: float, num_images: int) -> None:

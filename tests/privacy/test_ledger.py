@@ -480,6 +480,30 @@ def test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_
     assert ledger.spent() == spent
 
 
+def test_an_attempt_that_paused_has_lost_nothing(store: Store) -> None:
+    ledger = granted(store)
+    reservation = reserve(ledger, TRAINING, stage="finetune", restart_allowance=10, checkpoint_steps=10)
+    ledger.pause(reservation, attempt=1, step=7)
+    assert ledger.resume(reservation) == 2
+    ledger.pause(reservation, attempt=2, step=12)
+    assert ledger.resume(reservation) == 3
+    assert ledger.resume(reservation) == 4
+    assert [entry.body["lost_steps"] for entry in ledger.resumes(reservation.id)] == [0, 0, 10]
+    with pytest.raises(BudgetExceeded, match="10 of its 10"):
+        ledger.resume(reservation)
+
+
+def test_an_attempt_that_was_taken_over_cannot_say_that_it_paused(ledger: Ledger) -> None:
+    reservation = reserve(ledger, TRAINING, stage="finetune", restart_allowance=20, checkpoint_steps=10)
+    ledger.resume(reservation)
+    with pytest.raises(Uncharged, match="Attempt 2 has taken over"):
+        ledger.pause(reservation, attempt=1, step=7)
+    ledger.settle(reservation, artifact="digest")
+    with pytest.raises(Uncharged, match="is settled"):
+        ledger.pause(reservation, attempt=2, step=7)
+    assert [entry.kind for entry in ledger.entries()] == ["grant", "reserve", "resume", "settle"]
+
+
 def test_without_an_allowance_there_is_no_resume(ledger: Ledger) -> None:
     reservation = reserve(ledger, TRAINING, stage="finetune", restart_allowance=0, checkpoint_steps=10)
     with pytest.raises(BudgetExceeded):
