@@ -88,6 +88,7 @@ def pay(
         reservations=tuple(reservation.id for reservation in reservations),
         from_step=saved_step,
         record_step=record_step,
+        pause=lambda step: ledger.pause(live, attempt=attempt, step=step),
     )
     return Payment(paid=paid, live=live, is_new=attempt == 1)
 

@@ -243,6 +243,13 @@ class FinetuneConfig(Section):
 
     num_steps: int = Field(default=100, ge=1, le=10_000_000, description="DP-SGD steps.")
     expected_batch_size: int = Field(default=256, ge=1, description="Mean of the Poisson batch; at most all images.")
+    largest_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        title="Largest batch size",
+        description="Cap on the images of one step, which bounds memory and time; none = no cap. Nearly free from 6 "
+        "standard deviations (sqrt(expected_batch_size)) above the mean.",
+    )
     noise_samples: int = Field(default=4, ge=1, le=128, description="Noise draws per image, averaged before clipping.")
     max_grad_norm: float = Field(default=1e-3, ge=1e-6, le=1e6, description="Per-image gradient norm bound.")
     learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Learning rate of Adam.")
@@ -346,6 +353,12 @@ class RunConfig(Section):
             )
         if self.image.resolution // 2 ** (len(self.classifier.blocks) - 1) < 1:
             raise ValueError(f"classifier.blocks has more levels than {self.image.resolution} pixels can be halved")
+        largest = self.finetune.largest_batch_size
+        if largest is not None and largest < self.finetune.expected_batch_size:
+            raise ValueError(
+                f"finetune.largest_batch_size ({largest}) is smaller than expected_batch_size "
+                f"({self.finetune.expected_batch_size}): most batches would be cut, at a high price; raise it"
+            )
         if self.finetune.restart_allowance and self.finetune.restart_allowance < self.finetune.checkpoint_steps:
             raise ValueError(
                 f"finetune.restart_allowance ({self.finetune.restart_allowance}) is smaller than checkpoint_steps "

@@ -6,7 +6,8 @@
     │   ├── DataError
     │   └── StoreError
     ├── ArtifactDamaged         exit code 1   a published file is missing or differs from its manifest
-    ├── TrainingError           exit code 1   training on public images diverged or was stopped
+    ├── TrainingError           exit code 1   training on public images diverged
+    ├── Stopped                 exit code 1   somebody asked the run to stop; it goes on when it is run again
     └── PrivacyRefused          exit code 3   the privacy rules say no; nothing was touched
         ├── BudgetExceeded
         ├── LedgerBroken
@@ -25,6 +26,7 @@ __all__ = [
     "LedgerBroken",
     "PrivacyRefused",
     "PrivimageError",
+    "Stopped",
     "StoreError",
     "TrainingError",
     "Uncharged",
@@ -61,6 +63,10 @@ class ArtifactDamaged(PrivimageError):
 
 class TrainingError(PrivimageError):
     """Training on public images cannot go on."""
+
+
+class Stopped(PrivimageError):
+    """The run was asked to stop and did so where nothing is lost."""
 
 
 class PrivacyRefused(PrivimageError):

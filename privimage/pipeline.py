@@ -24,6 +24,7 @@ from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.data.fingerprint import source_fingerprint
 from privimage.errors import ConfigError
+from privimage.interrupts import StopRequest
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import Random
 from privimage.privacy.ledger import Ledger
@@ -73,6 +74,7 @@ class Paid:
         reservations: ids of all entries that pay for the artifact; the last is the live one.
         from_step: no step before this one may be run: an interrupted attempt saved a checkpoint there.
         record_step: to be called after each saved checkpoint; raises Uncharged if another attempt took over.
+        pause: to be called after that by an attempt that stops, with the step; it then lost nothing.
     """
 
     mechanism: HistogramQuery | DPSGDMechanism
@@ -80,6 +82,7 @@ class Paid:
     reservations: tuple[str, ...]
     from_step: int
     record_step: Callable[[int], None]
+    pause: Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class StageContext:
         paid: for private stages, what was charged.
         private_images: opens sensitive images, if the stage may.
         write_private: puts a text where only the private side reads, and returns its place.
+        stop: whether the run was asked to stop; long loops answer.
     """
 
     config: RunConfig
@@ -107,6 +111,7 @@ class StageContext:
     paid: Paid | None
     private_images: PrivateImages
     write_private: Callable[[str, str], str]
+    stop: StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)

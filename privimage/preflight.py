@@ -51,4 +51,5 @@ def finetune_mechanism(config: RunConfig, sensitive: SensitiveFacts, *, noise_mu
         restart_allowance=config.finetune.restart_allowance,
         max_grad_norm=config.finetune.max_grad_norm,
         noise_multiplier=noise_multiplier,
+        largest_batch_size=config.finetune.largest_batch_size,
     )

@@ -22,12 +22,14 @@ from privimage.charging import Door, Payment, check_paid, pay
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivimageError, Uncharged
+from privimage.interrupts import StopRequest
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages_until
 from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
 from privimage.privacy.ledger import Ledger
 from privimage.progress import Progress, Silent
+from privimage.release.code import code_digest
 from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
@@ -46,6 +48,7 @@ class Run:
         draws: stages of which another, independent run is asked for, by number; a private stage is charged again.
         provenance: who runs this (such as Prefect's run id), for the manifests.
         insecure_random_voiding_guarantee: tests only; everything made with it says `guarantee: none`.
+        stop: ask it, and the run stops where nothing is lost, by raising Stopped.
     """
 
     config: RunConfig
@@ -54,6 +57,7 @@ class Run:
     draws: Mapping[str, int] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     insecure_random_voiding_guarantee: InsecureRandomForTests | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def run_all(
     """Run, or reuse, every stage that `until` needs (None: all), in order."""
     results: dict[str, StageResult] = {}
     for stage in stages_until(until):
+        run.stop.check()
         on_start(stage)
         results[stage.name] = run_stage(stage.name, run, {name: results[name].ref for name in stage.inputs})
         on_end(stage, results[stage.name])
@@ -165,6 +170,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             paid=payment.paid if payment else None,
             private_images=door,
             write_private=lambda title, text: _write_private(run.store, title, text),
+            stop=run.stop,
         )
         outcome = _run_guarded(stage, context, door, payment)
         seconds = time.monotonic() - started
@@ -264,5 +270,6 @@ def _provenance(run: Run, begun: str, seconds: float) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count() or 0,
         "packages": {package: version(package) for package in PACKAGES},
+        "code": code_digest(),
         **json.loads(json.dumps(dict(run.provenance))),
     }

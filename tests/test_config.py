@@ -114,6 +114,13 @@ def test_a_restart_allowance_that_allows_no_restart_is_refused_unless_it_is_zero
     assert parse_config(changed("finetune.restart_allowance", 0)).finetune.restart_allowance == 0
 
 
+def test_a_cap_on_the_batch_below_its_mean_is_refused() -> None:
+    with pytest.raises(ConfigError, match="largest_batch_size"):
+        parse_config(changed("finetune.largest_batch_size", 31))
+    assert parse_config(changed("finetune.largest_batch_size", 32)).finetune.largest_batch_size == 32
+    assert parse_config(SETTINGS).finetune.largest_batch_size is None
+
+
 def test_all_problems_are_named_at_once() -> None:
     settings = {**changed("privacy.epsilon", -1), "surprise": 1, "image": {"resolution": 9, "channels": 2}}
     with pytest.raises(ConfigError) as caught:

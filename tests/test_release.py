@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import privimage as package
+from privimage.release.code import code_digest
+from privimage.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
 
 FILES = ["SHA256SUMS", "certificate.json", "report.html", "samples.png", "synthetic.parquet"]
@@ -49,7 +53,7 @@ def test_it_is_verified_in_every_step_with_the_ledger_at_hand(finished: Place, v
     code, steps = verify(finished.release, finished.folder)
     assert code == 0
     assert set(steps.values()) == {"passed"}
-    assert {"files", "certified files", "promise", "epsilon", "ledger"} <= set(steps)
+    assert {"files", "certified files", "promise", "epsilon", "second accountant", "ledger", "code"} <= set(steps)
 
 
 def test_without_the_ledger_that_step_is_skipped_and_said_to_be(release: Path, verify: Verify, tmp_path: Path) -> None:
@@ -152,6 +156,108 @@ def test_a_forged_statement_fails_though_all_sums_fit(
     assert steps[step] == "failed"
 
 
+@pytest.mark.parametrize("side", ["lower", "upper"])
+@pytest.mark.parametrize("factor", [0.99, 1.01, None])
+def test_an_interval_that_the_second_accountant_does_not_find_fails(
+    release: Path, verify: Verify, side: str, factor: float | None
+) -> None:
+    def forged(certificate: dict[str, Any]) -> None:
+        interval = certificate["epsilon_certified_interval"]
+        interval[side] = interval[side] * factor if factor else None
+
+    rewritten(release, forged)
+    code, steps = verify(release)
+    assert code == 1
+    assert steps["second accountant"] == "failed"
+
+
+def test_a_computed_epsilon_that_is_not_the_mechanisms_fails(release: Path, verify: Verify) -> None:
+    rewritten(release, lambda certificate: certificate.update(epsilon_computed=0.99 * certificate["epsilon_computed"]))
+    assert verify(release)[1]["epsilon"] == "failed"
+
+
+def test_without_opacus_the_second_accountant_is_skipped_and_said_to_be(
+    release: Path, privimage: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "privimage.privacy.crosscheck", None)
+    answer = privimage("verify", release, "--store", tmp_path / NO_STORE)
+    assert answer.code == 0
+    assert "skipped  second accountant: the independent accountant (Opacus) cannot be loaded here" in answer.out
+
+
+def test_the_certificate_names_the_code_that_wrote_it_and_that_made_the_artifacts(finished: Place) -> None:
+    code = json.loads((finished.release / "certificate.json").read_text())["code"]
+    assert (code["privimage"], code["sha256"]) == (package.__version__, code_digest())
+    assert code["stages"] == {"query": code_digest(), "finetune": code_digest()}
+
+
+def test_other_code_is_told_and_not_failed(
+    release: Path, privimage: Callable[..., Answer], verify: Verify, tmp_path: Path
+) -> None:
+    def older(certificate: dict[str, Any]) -> None:
+        certificate["code"] = {**certificate["code"], "privimage": "0.0.9", "sha256": "ab" * 32}
+
+    assert "the code that checks it now" in privimage("verify", release, "--store", tmp_path / NO_STORE).out
+    rewritten(release, older)
+    assert verify(release)[1]["code"] == "passed"
+    told = privimage("verify", release, "--store", tmp_path / NO_STORE).out
+    assert "written by privimage 0.0.9 (code sha256 abababababababab…)" in told
+    assert f"checked by {package.__version__} ({code_digest()[:16]}…); other code ran finetune, query" in told
+
+
+def test_the_digest_of_the_code_changes_with_every_file_its_bytes_and_its_name(tmp_path: Path) -> None:
+    def copied(name: str) -> Path:
+        ignored = shutil.ignore_patterns("__pycache__")
+        return Path(shutil.copytree(Path(package.__file__).parent, tmp_path / name, ignore=ignored))
+
+    assert code_digest(copied("same")) == code_digest()
+    changes: list[Callable[[Path], object]] = [
+        lambda folder: (folder / "privacy" / "poisson.py").write_text("# changed"),
+        lambda folder: (folder / "privacy" / "poisson.py").rename(folder / "privacy" / "coins.py"),
+        lambda folder: (folder / "privacy" / "poisson.py").unlink(),
+        lambda folder: (folder / "more.py").write_text(""),
+    ]
+    digests = {code_digest()}
+    for number, change in enumerate(changes):
+        folder = copied(f"changed-{number}")
+        change(folder)
+        digests.add(code_digest(folder))
+    assert len(digests) == len(changes) + 1
+
+
+def test_a_release_with_often_cut_batches_has_no_interval_and_says_why_at_every_place(
+    pretrained_copy: Place, verify: Verify, privimage: Callable[..., Answer]
+) -> None:
+    place = pretrained_copy
+    run_all(place.run("finetune.largest_batch_size=36"))
+    certificate = json.loads((place.release / "certificate.json").read_text())
+    interval = certificate["epsilon_certified_interval"]
+    assert (interval["lower"], interval["upper"]) == (None, None)
+    assert "does not know batches with a cap" in interval["absent_because"]
+    assert certificate["epsilon_computed"] <= certificate["epsilon"]
+    assert any("cut to a random subset" in assumption for assumption in certificate["assumptions"])
+    assert "cut at random to at most 36 of 143 images" in certificate["mechanisms"][1]["in_words"]
+    assert "does not know batches with a cap" in (place.release / "report.html").read_text()
+    code, steps = verify(place.release, place.folder)
+    assert code == 0
+    assert steps.pop("second accountant") == "skipped"
+    assert set(steps.values()) == {"passed"}
+    told = privimage("verify", place.release, "--store", place.folder).out
+    assert "epsilon rests on the first accountant alone" in told
+
+
+def test_a_release_whose_cap_is_hardly_ever_reached_is_verified_in_every_step(
+    pretrained_copy: Place, verify: Verify
+) -> None:
+    place = pretrained_copy
+    run_all(place.run("finetune.largest_batch_size=90"))
+    interval = json.loads((place.release / "certificate.json").read_text())["epsilon_certified_interval"]
+    assert interval["lower"] < interval["upper"]
+    code, steps = verify(place.release, place.folder)
+    assert code == 0
+    assert set(steps.values()) == {"passed"}
+
+
 def test_the_query_s_entry_in_the_place_of_fine_tuning_s_fails(release: Path, finished: Place, verify: Verify) -> None:
     def cheaper(certificate: dict[str, Any]) -> None:
         query = certificate["mechanisms"][0]
@@ -198,6 +304,8 @@ def test_the_certificate_states_the_configured_promise_and_both_mechanisms(finis
     assert [mechanism["stage"] for mechanism in certificate["mechanisms"]] == ["query", "finetune"]
     interval = certificate["epsilon_certified_interval"]
     assert interval["lower"] <= certificate["epsilon_computed"] <= certificate["epsilon"]
+    assert certificate["epsilon_computed"] <= interval["upper"] <= 1.002 * interval["lower"]
+    assert any("Poisson sampling" in assumption for assumption in certificate["assumptions"])
     assert certificate["num_training_images"] == 143
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from privimage.commands.shared import Commands, add_config, add_json, open_run, print_json, print_table
 from privimage.errors import ConfigError
+from privimage.interrupts import stop_on_signals
 from privimage.pipeline import STAGES, Stage
 from privimage.plan import plan_run
 from privimage.release.export import release_name
@@ -87,7 +88,8 @@ def _execute(run: Run, until: str | None) -> int:
         how = f"reused, made {result.written}" if result.reused else f"done in {result.seconds:.1f} s"
         print(f"{stage.name:<11} {how}  [{result.ref.key[:12]}]", file=sys.stderr, flush=True)
 
-    results = run_all(run, until, start, end)
+    with stop_on_signals(run.stop):
+        results = run_all(run, until, start, end)
     artifacts = {name: open_ref(run.store, result.ref) for name, result in results.items()}
     if "evaluate" in artifacts:
         private = artifacts["evaluate"]

@@ -1,5 +1,7 @@
 """Images in and out: sources of every kind become the canonical Parquet image table, which the stages read."""
 
+import logging
+
 from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.data.sources import Source, SourceImage, open_source
@@ -18,3 +20,6 @@ __all__ = [
     "open_source",
     "read_images",
 ]
+
+# At DEBUG, Pillow logs what it decodes: EXIF values, sizes of compressed pixels.
+logging.getLogger("PIL").setLevel(logging.INFO)

@@ -101,7 +101,7 @@ def finetune(
     loss = _loss_of_one_image(denoiser)
     images_at_once = max(1, rows_at_once // config.noise_samples)
     while state.step < mechanism.num_steps:
-        rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random)
+        rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random, mechanism.largest_batch_size)
         inputs = _draws(private_images[rows], private_labels[rows], denoiser.num_classes, config, random.seed())
         clipped = clipped_gradient_sum(
             loss,

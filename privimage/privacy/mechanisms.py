@@ -97,6 +97,9 @@ class DPSGDMechanism:
     Guarantee: each step includes each image independently with `sample_rate`, an included image adds a vector of
     norm at most `max_grad_norm` to the sum, and N(0, noise_stddev^2) is added to each coordinate of the sum.
     Everything computed from the noisy sums is post-processing. Source: Abadi et al. (2016), Algorithm 1.
+
+    With `largest_batch_size`, a batch of more images is cut to a uniformly random subset of that many. That an image
+    displaces another one is part of what is accounted (arXiv 2508.15089, as in dp_accounting).
     """
 
     num_images: int
@@ -105,6 +108,7 @@ class DPSGDMechanism:
     restart_allowance: int
     max_grad_norm: float
     noise_multiplier: float
+    largest_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
@@ -113,6 +117,13 @@ class DPSGDMechanism:
             raise ConfigError(
                 f"finetune.expected_batch_size is {self.expected_batch_size}, but there are {self.num_images} training "
                 "images: choose at most that many."
+            )
+        cap = self.largest_batch_size
+        if cap is not None and not self.expected_batch_size <= cap <= self.num_images:
+            raise ConfigError(
+                f"finetune.largest_batch_size is {cap}, but must lie between expected_batch_size = "
+                f"{self.expected_batch_size} and the {self.num_images} training images: choose a number between them, or "
+                "none for no cap."
             )
 
     @property
@@ -133,5 +144,15 @@ class DPSGDMechanism:
     @property
     def event(self) -> dpa.DpEvent:
         """What is accounted: all steps that may ever run, lost ones included."""
-        step = dpa.PoissonSampledDpEvent(self.sample_rate, dpa.GaussianDpEvent(self.noise_multiplier))
-        return dpa.SelfComposedDpEvent(step, self.num_steps + self.restart_allowance)
+        return dpa.SelfComposedDpEvent(self._step, self.num_steps + self.restart_allowance)
+
+    @property
+    def _step(self) -> dpa.DpEvent:
+        if self.largest_batch_size is None:
+            return dpa.PoissonSampledDpEvent(self.sample_rate, dpa.GaussianDpEvent(self.noise_multiplier))
+        return dpa.TruncatedSubsampledGaussianDpEvent(
+            dataset_size=self.num_images,
+            sampling_probability=self.sample_rate,
+            truncated_batch_size=self.largest_batch_size,
+            noise_multiplier=self.noise_multiplier,
+        )

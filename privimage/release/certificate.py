@@ -8,24 +8,37 @@ from typing import Any
 
 import dp_accounting as dpa
 
+from privimage import __version__
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
-from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_in_words, event_to_json
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
+from privimage.privacy.events import event_in_words, event_to_json, without_cap
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
+from privimage.release.code import code_digest
 from privimage.store.artifacts import Artifact, canonical_json
 
-__all__ = ["SCHEMA", "UNIT", "build_certificate", "in_words"]
+__all__ = ["SCHEMA", "UNIT", "CrossCheck", "build_certificate", "certified_interval", "in_words", "interval_in_words"]
+
+CrossCheck = Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]]
 
 SCHEMA = 1
 UNIT = "one image"
-ASSUMPTIONS = (
+_ASSUMPTIONS = (
     "The number of training images is public.",
     "One image is the unit: several images of one person are protected as a group, with a larger epsilon.",
     "Settings were chosen without looking at these images, or what was looked at is charged in the ledger.",
     "Whoever reads the release does not also read the private side of the store or the memory of the computation.",
+    "The noise and the choice of batches are secret: they came from the operating system's entropy, and nobody kept them.",
+    "The public images are public, and none of the sensitive images is among them.",
 )
+_UNCUT = "Every step of fine-tuning drew each image by an independent coin (Poisson sampling), as accounted; batches had no cap."
+_CUT = (
+    "Every step of fine-tuning drew each image by an independent coin (Poisson sampling); larger batches than the cap were "
+    "cut to a random subset, as accounted."
+)
+_COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
 
 
 def build_certificate(
@@ -35,7 +48,7 @@ def build_certificate(
     private_artifacts: Mapping[str, Artifact],
     guarantees: Sequence[str],
     files: Mapping[str, bytes],
-    cross_check: Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]],
+    cross_check: CrossCheck,
 ) -> dict[str, Any]:
     """The certificate as JSON.
 
@@ -43,7 +56,8 @@ def build_certificate(
         private_artifacts: the artifacts of the private stages, by stage.
         guarantees: what each of them says of its own randomness.
         files: the other files of the release, by name.
-        cross_check: a second accountant: certified lower and upper bound on epsilon of events at a delta.
+        cross_check: a second accountant: certified lower and upper bound on epsilon of events at a delta, or
+            PrivacyRefused where it can certify none.
 
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
@@ -78,10 +92,6 @@ def build_certificate(
             f"The configuration states epsilon {stated[0]:g}, delta {stated[1]:g}, but what was made was charged for "
             f"epsilon {plan['epsilon']:g}, delta {plan['delta']:g} and costs {computed:.6g}: no certificate."
         )
-    bounds = (
-        [cross_check(own, delta / 2), cross_check(builds_on, delta / 2)] if builds_on else [cross_check(own, delta)]
-    )
-    lower, upper = (sum(bound[side] for bound in bounds) for side in (0, 1))
     spent = ledger.spent()
     return {
         "schema": SCHEMA,
@@ -90,7 +100,7 @@ def build_certificate(
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
         "epsilon_computed": computed,
-        "epsilon_certified_interval": {"lower": lower, "upper": upper, "accountant": "Opacus PRV"},
+        "epsilon_certified_interval": certified_interval(own, builds_on, delta, cross_check),
         "accountant": "dp_accounting PLD, pessimistic",
         "relation": RELATION.name,
         "relation_in_words": RELATION_IN_WORDS,
@@ -105,14 +115,53 @@ def build_certificate(
                 for entry in ledger.entries()
             ],
             "spent_in_all": {"epsilon": spent.epsilon, "delta": spent.delta},
+            "granted_in_all": {name: ledger.entries()[0].body[name] for name in ("epsilon", "delta", "order")},
         },
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": [
+            *_ASSUMPTIONS,
+            _UNCUT if all(without_cap(event) == event for event in events.values()) else _CUT,
+        ],
+        "code": _code(private_artifacts),
         "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
         "config_sha256": hashlib.sha256(
             canonical_json(config.model_dump(mode="json", exclude={"performance"}))
         ).hexdigest(),
         "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+
+
+def certified_interval(
+    own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent], delta: float, cross_check: CrossCheck
+) -> dict[str, Any]:
+    """What the second accountant certifies of a plan's epsilon; both bounds None, and why, where it can certify none.
+
+    Groups are added at half of delta each, as in `accounting.epsilon_of_plan`.
+    """
+    groups = [(own, delta / 2), (builds_on, delta / 2)] if builds_on else [(own, delta)]
+    try:
+        bounds = [cross_check(events, share) for events, share in groups]
+    except PrivacyRefused as error:
+        return {"lower": None, "upper": None, "accountant": "Opacus PRV", "absent_because": str(error)}
+    lower, upper = (sum(bound[side] for bound in bounds) for side in (0, 1))
+    return {"lower": lower, "upper": upper, "accountant": "Opacus PRV", "absent_because": None}
+
+
+def interval_in_words(interval: Mapping[str, Any]) -> str:
+    """The second accountant's statement for people."""
+    if interval["lower"] is None or interval["upper"] is None:
+        return f"none by {interval['accountant']}: {interval['absent_because']}"
+    return f"{interval['lower']:.6g} to {interval['upper']:.6g} ({interval['accountant']})"
+
+
+def _code(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What wrote the certificate, and what made the artifacts, where their manifests say so."""
+    made_by = {stage: artifact.manifest.provenance.get("code") for stage, artifact in artifacts.items()}
+    return {
+        "privimage": __version__,
+        "sha256": code_digest(),
+        "covers": _COVERED,
+        "stages": {stage: digest for stage, digest in made_by.items() if digest is not None},
     }
 
 

@@ -1,25 +1,37 @@
-"""Verification of a release, step by step, in plain words; anybody can run it, the ledger makes it stronger."""
+"""Verification of a release, step by step, in plain words; anybody can run it, the ledger makes it stronger.
+
+Each step says what it found out, for a data steward who reads no code. Epsilon is computed anew from the listed
+mechanisms, by two accountants that share no code. The files' and the ledger's digests are compared, not believed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import dp_accounting as dpa
+
+from privimage import __version__
 from privimage.errors import LedgerBroken, PrivimageError, StoreError
-from privimage.privacy.accounting import epsilon_of_plan, event_from_json
+from privimage.privacy.accounting import epsilon_of_plan
 from privimage.privacy.chain import Entry
+from privimage.privacy.events import event_from_json
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
-from privimage.release.certificate import SCHEMA, UNIT
+from privimage.release.certificate import SCHEMA, UNIT, certified_interval, interval_in_words
+from privimage.release.code import code_digest
 from privimage.release.export import SUMS, sums
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
 __all__ = ["Check", "read_release", "verify_release"]
 
+# Other versions of the accountants may round otherwise; figures that were made up differ by more.
+_SAME_EPSILON, _SAME_BOUND = 1e-4, 2e-3
 REQUIRED = ("certificate.json", "report.html", "samples.png", "synthetic.parquet")
 
 
@@ -63,8 +75,10 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None) -> list[Ch
             _check_listed(files, certificate),
             _check_promise(certificate),
             _check_epsilon(certificate),
+            _check_second_accountant(certificate),
             _check_nothing_private(files),
             _check_ledger(certificate, ledgers),
+            _check_code(certificate),
         ]
     except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
@@ -77,8 +91,9 @@ def _check(step: str, ok: bool, good: str, bad: str) -> Check:
 
 def _check_files(files: Mapping[str, bytes]) -> Check:
     others = {name: data for name, data in files.items() if name != SUMS}
+    good = f"nothing was changed, lost or added since the release was written ({len(others)} files, by {SUMS})"
     if files.get(SUMS) == sums(others) and all(name in others for name in REQUIRED):
-        return Check(step="files", outcome="passed", why=f"{len(others)} files have the digests that {SUMS} lists")
+        return Check(step="files", outcome="passed", why=good)
     lines = files.get(SUMS, b"").decode(errors="replace").splitlines()
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     wrong = [name for name in others if stated.get(name) != hashlib.sha256(others[name]).hexdigest()]
@@ -93,7 +108,7 @@ def _check_listed(files: Mapping[str, bytes], certificate: Mapping[str, Any]) ->
     return _check(
         "certified files",
         not wrong and set(listed) == set(files) - {SUMS, "certificate.json"},
-        "the certificate was made for exactly these files",
+        "the certificate was made for exactly these files, not for another release",
         f"the certificate was made for other files: {', '.join(wrong) or 'the lists differ'}",
     )
 
@@ -113,27 +128,71 @@ def _check_promise(certificate: Mapping[str, Any]) -> Check:
     return _check(
         "promise",
         not other,
-        f"differential privacy for {UNIT} of {certificate['num_training_images']}, under {RELATION.name}",
+        f"differential privacy for {UNIT} of {certificate['num_training_images']}, under {RELATION.name}: what is released "
+        "would be about as likely without any one of them; epsilon and delta say how nearly so",
         f"no promise that this version can vouch for: {'; '.join(other)}",
     )
 
 
 def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
+    own, builds_on = _events(certificate)
+    found = epsilon_of_plan(own, builds_on, certificate["delta"])
+    stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
+    whole = stages == {"query", "finetune"} and len(own) + len(builds_on) == len(certificate["mechanisms"])
+    same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON)
+    return _check(
+        "epsilon",
+        whole and same and found <= certificate["epsilon"] * (1 + 1e-9),
+        f"computed anew from the {len(certificate['mechanisms'])} mechanisms that are listed, privacy costs epsilon "
+        f"{found:.6g} at delta {certificate['delta']:g}, within the stated {certificate['epsilon']:g}",
+        f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
+        f"{certificate['epsilon']:g}, and {certificate['epsilon_computed']:.6g} as computed",
+    )
+
+
+def _events(certificate: Mapping[str, Any]) -> tuple[list[dpa.DpEvent], list[dpa.DpEvent]]:
+    """The plan's own events, and those that it builds on."""
     events = {m["ledger_entry"]["id"]: event_from_json(m["event"]) for m in certificate["mechanisms"]}
     paid_before = certificate["plan"]["builds_on"]
     own = [event for paid, event in events.items() if paid not in paid_before]
-    found = epsilon_of_plan(own, [events[paid] for paid in paid_before], certificate["delta"])
-    lower = certificate["epsilon_certified_interval"]["lower"]
-    stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
-    whole = stages == {"query", "finetune"} and len(events) == len(certificate["mechanisms"])
-    return _check(
-        "epsilon",
-        whole and lower <= found <= certificate["epsilon"] * (1 + 1e-9),
-        f"the mechanisms cost epsilon {found:.6g} at delta {certificate['delta']:g}, within the stated "
-        f"{certificate['epsilon']:g}",
-        f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
-        f"{certificate['epsilon']:g} (certified lower bound {lower:.6g})",
+    return own, [events[paid] for paid in paid_before]
+
+
+def _check_second_accountant(certificate: Mapping[str, Any]) -> Check:
+    step = "second accountant"
+    try:
+        # Here, because it loads torch, which the other steps do without.
+        from privimage.privacy.crosscheck import prv_interval
+    except ImportError as error:
+        why = f"the independent accountant (Opacus) cannot be loaded here ({error}): epsilon rests on the first one"
+        return Check(step=step, outcome="skipped", why=why)
+    own, builds_on = _events(certificate)
+    stated = certificate["epsilon_certified_interval"]
+    interval = certified_interval(own, builds_on, certificate["delta"], prv_interval)
+    if interval["lower"] is None and stated["lower"] is None:
+        why = f"epsilon rests on the first accountant alone. {interval['absent_because']}"
+        return Check(step=step, outcome="skipped", why=why)
+    differ = any((stated[side] is None) != (interval[side] is None) for side in ("lower", "upper")) or any(
+        abs(stated[side] - interval[side]) > _SAME_BOUND * interval[side] for side in ("lower", "upper")
     )
+    found = epsilon_of_plan(own, builds_on, certificate["delta"])
+    computed = f"computed anew, the bounds on epsilon of an independent accountant are {interval_in_words(interval)}"
+    return _check(
+        step,
+        not differ and interval["lower"] <= found <= interval["upper"] * (1 + _SAME_BOUND),
+        f"{computed}: {found:.6g} is no understatement",
+        f"{computed}; the certificate states {interval_in_words(stated)}, and the first accountant finds {found:.6g}",
+    )
+
+
+def _check_code(certificate: Mapping[str, Any]) -> Check:
+    """Told, never failed: a later version may well check what an earlier one made."""
+    code, here = certificate["code"], code_digest()
+    made = f"the certificate was written by privimage {code['privimage']} (code sha256 {code['sha256'][:16]}…)"
+    same = "the code that checks it now" if code["sha256"] == here else f"checked by {__version__} ({here[:16]}…)"
+    others = sorted(stage for stage, digest in code["stages"].items() if digest != code["sha256"])
+    apart = f"; other code ran {', '.join(others)}" if others else ""
+    return Check(step="code", outcome="passed", why=f"{made}, {same}{apart}")
 
 
 def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
@@ -141,7 +200,7 @@ def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
     return _check(
         "private side",
         not named,
-        "no file refers to the private side of the store",
+        "no file points into the private side of the store, where the images are",
         f"{', '.join(named)} refers to the private side",
     )
 
@@ -163,7 +222,8 @@ def _check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Chec
     return _check(
         "ledger",
         not wrong,
-        f"the chain of {len(entries)} entries is whole, holds every mechanism, and was charged for what is stated",
+        f"the record of the images' owner agrees: its chain of {len(entries)} entries is whole, and holds every mechanism "
+        "as it is stated, charged before the images were read",
         f"the certificate and the ledger differ: {'; '.join(wrong)}",
     )
 

@@ -13,7 +13,7 @@ from privimage.data.table import read_images
 from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.crosscheck import prv_interval
-from privimage.release.certificate import build_certificate
+from privimage.release.certificate import build_certificate, interval_in_words
 from privimage.release.pictures import sample_grid, thumbnail_strip
 from privimage.release.report import ChosenCategory, ChosenClass, Figure, ReportData, StageCost, render_report
 from privimage.store.artifacts import Artifact
@@ -122,11 +122,12 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             "data set (blinded name)": certificate["ledger"]["dataset"],
             "configuration": certificate["config_sha256"],
             "computed epsilon": f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})",
-            "independent check": "{lower:.6g} to {upper:.6g} ({accountant})".format(
-                **certificate["epsilon_certified_interval"]
-            ),
-            "spent on this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}".format(
+            "independent check": interval_in_words(certificate["epsilon_certified_interval"]),
+            "spent on this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}, added up".format(
                 **certificate["ledger"]["spent_in_all"]
+            ),
+            "granted for this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}".format(
+                **certificate["ledger"]["granted_in_all"]
             ),
             **{name: str(value) for name, value in certificate["packages"].items()},
         },

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import chi2, kstest
 
+from privimage.config import DenoiserConfig, FinetuneConfig
 from privimage.errors import PrivacyRefused
+from privimage.generators.denoiser import Denoiser, new_denoiser
+from privimage.generators.finetune import FinetuneState, finetune, start_state
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.dpsgd import noisy_mean_gradient
-from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
+from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
 
 ALARM = 1e-9
@@ -70,3 +75,95 @@ def test_the_divisor_is_the_expected_batch_size_whatever_the_batch_was() -> None
 def test_a_sum_clipped_to_another_norm_than_is_accounted_is_refused() -> None:
     with pytest.raises(PrivacyRefused, match=r"sensitivity 0\.01, the accounted mechanism 0\.005"):
         noisy_mean_gradient(clipped(torch.zeros(3)), replace(MECHANISM, max_grad_norm=0.005), SecretRandom())
+
+
+# ------------------------------------------------------------------------- the noise of whole calls of `finetune`
+
+QUIET = replace(MECHANISM, num_images=2, expected_batch_size=1, num_steps=40, max_grad_norm=1e-3, noise_multiplier=1e4)
+"""So much noise that the gradients are nothing beside it: what is released is the noise."""
+
+
+def new_small_denoiser() -> Denoiser:
+    return new_denoiser(DenoiserConfig(base_channels=8, channel_multipliers=(1,)), channels=1, num_classes=2, seed=0)
+
+
+def saved_after_two_steps() -> FinetuneState:
+    """A state such as a checkpoint holds."""
+    return replace(start_state({n: t.detach() for n, t in new_small_denoiser().named_parameters()}), step=2)
+
+
+def noise_of_a_run(
+    random: Random, start: FinetuneState | None = None, num_steps: int = QUIET.num_steps
+) -> list[dict[str, torch.Tensor]]:
+    """Fine-tune; per step and tensor, what was released, in units of the accounted noise."""
+    denoiser = new_small_denoiser()
+    mechanism = replace(QUIET, num_steps=num_steps)
+    accounted = mechanism.event.event.event.noise_multiplier * mechanism.max_grad_norm
+    before = start or start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()})
+    moments = [before.exp_avg]
+    noise = []
+
+    def on_step(state: FinetuneState) -> None:
+        released = {name: (now - 0.9 * moments[-1][name]) / 0.1 for name, now in state.exp_avg.items()}
+        noise.append({name: tensor * mechanism.expected_batch_size / accounted for name, tensor in released.items()})
+        moments.append(copy.deepcopy(state.exp_avg))
+
+    images = np.random.default_rng(0).integers(0, 256, (QUIET.num_images, 1, 8, 8), dtype=np.uint8)
+    finetune(
+        denoiser,
+        images,
+        np.arange(QUIET.num_images) % 2,
+        mechanism,
+        FinetuneConfig(noise_samples=1),
+        state=copy.deepcopy(before),
+        random=random,
+        rows_at_once=64,
+        on_step=on_step,
+    )
+    return noise
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[dict[str, torch.Tensor]]:
+    return noise_of_a_run(SecretRandom())
+
+
+def of_unit_variance(draws: torch.Tensor) -> bool:
+    """Two-sided chi-square test at ALARM."""
+    total = float((draws.double() ** 2).sum())
+    return bool(min(chi2.cdf(total, draws.numel()), chi2.sf(total, draws.numel())) > ALARM)
+
+
+def test_every_tensor_gets_noise_of_the_accounted_scale_and_no_other(noise: list[dict[str, torch.Tensor]]) -> None:
+    for name in noise[0]:
+        draws = torch.cat([step[name].flatten() for step in noise])
+        assert of_unit_variance(draws), name
+        if len(draws) >= 320:  # fewer cannot tell at this level of certainty
+            assert not of_unit_variance(draws * 2 / 3) and not of_unit_variance(draws * 3 / 2), name
+        assert abs(float(draws.mean())) < 7 / len(draws) ** 0.5, name
+    together = torch.cat([tensor.flatten() for step in noise for tensor in step.values()]).numpy()[:SIZE]
+    assert kstest(together, "norm").pvalue > ALARM
+    assert kstest(together * 2 / 3, "norm").pvalue < ALARM
+    assert kstest(together * 3 / 2, "norm").pvalue < ALARM
+
+
+def unrelated(noise: list[dict[str, torch.Tensor]]) -> bool:
+    """No two of them correlate, as wholes or moved against each other by one coordinate."""
+    rows = torch.stack([torch.cat([tensor.flatten() for tensor in step.values()]) for step in noise]).double()
+    count = rows.shape[1]
+    products = torch.cat([rows @ rows.T, rows[:, 1:] @ rows[:, :-1].T], dim=1) / count**0.5
+    products[:, : len(rows)].fill_diagonal_(0)
+    return bool((products.abs() < 7).all())
+
+
+def test_no_two_steps_share_noise_nor_do_two_attempts_of_one_step() -> None:
+    first = noise_of_a_run(SecretRandom(), num_steps=4)
+    state = saved_after_two_steps()
+    again = noise_of_a_run(SecretRandom(), start=state, num_steps=4)
+    assert len(first) == 4 and len(again) == 2
+    assert unrelated([*first, *again])
+    # The same check finds attempts that repeat their noise, and steps that do.
+    repeated = [noise_of_a_run(InsecureRandomForTests(0), start=state, num_steps=4) for _ in range(2)]
+    assert unrelated(repeated[0])
+    assert not unrelated([*repeated[0], *repeated[1]])
+    assert not unrelated([first[0], first[0]])

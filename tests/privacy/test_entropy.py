@@ -12,6 +12,7 @@ import random as python_random
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtri
 from scipy.stats import kstest
 
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
@@ -134,3 +135,30 @@ def test_the_source_for_tests_repeats_itself() -> None:
     assert (draws == again.normal(10)).all()
     assert not (draws == other.normal(10)).any()
     assert one.seed() == again.seed()
+
+
+def test_coins_seeds_and_noise_of_one_step_are_unrelated() -> None:
+    random = SecretRandom()
+    coins, seeds, noise = [], [], []
+    for _ in range(4000):
+        coins.append(random.uniform(20))
+        seeds.append(random.seed() / 2**63)
+        noise.append(random.normal(20))
+    drawn = np.column_stack([ndtri(np.stack(coins)), ndtri(np.array(seeds)), np.stack(noise)])
+    same_step = np.corrcoef(drawn, rowvar=False)[np.triu_indices(41, 1)]
+    next_step = (drawn[:-1].T @ drawn[1:]) / (len(drawn) - 1)
+    for correlations in (same_step, next_step):
+        assert np.abs(correlations).max() < 7.5 / len(drawn) ** 0.5
+    copied = np.column_stack([drawn[:, :40], drawn[:, 3]])
+    assert np.abs(np.corrcoef(copied, rowvar=False)[np.triu_indices(41, 1)]).max() > 0.99
+
+
+def test_every_bit_of_a_seed_is_a_fair_coin_and_the_bits_are_unrelated() -> None:
+    random, count = SecretRandom(), 20_000
+    seeds = np.array([random.seed() for _ in range(count)])
+    bits = (seeds[:, None] >> np.arange(64)) & 1
+    assert not bits[:, 63].any(), "63 bits: torch takes no more"
+    signs = 2.0 * bits[:, :63] - 1
+    assert np.abs(signs.mean(0)).max() < 7 / count**0.5
+    assert np.abs((signs.T @ signs / count)[np.triu_indices(63, 1)]).max() < 7.5 / count**0.5
+    assert len(np.unique(seeds)) == count

@@ -9,6 +9,7 @@ import dp_accounting as dpa
 import pytest
 
 from privimage.errors import ConfigError
+from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.mechanisms import RELATION, DPSGDMechanism, HistogramQuery, query_mechanism
 
 QUERY = HistogramQuery(num_votes=4, num_classes=10, num_categories=62, noise_multiplier=7.5)
@@ -35,6 +36,26 @@ def test_dp_sgd_accounts_for_the_noise_the_rate_and_all_steps_that_may_run() -> 
     assert DP_SGD.sensitivity == DP_SGD.max_grad_norm
     step = dpa.PoissonSampledDpEvent(0.3, dpa.GaussianDpEvent(DP_SGD.noise_stddev / DP_SGD.sensitivity))
     assert DP_SGD.event == dpa.SelfComposedDpEvent(step, 120)
+
+
+def test_dp_sgd_with_a_cap_accounts_for_the_cap() -> None:
+    mechanism = replace(DP_SGD, largest_batch_size=350)
+    step = dpa.TruncatedSubsampledGaussianDpEvent(
+        dataset_size=1000,
+        sampling_probability=0.3,
+        truncated_batch_size=350,
+        noise_multiplier=DP_SGD.noise_stddev / DP_SGD.sensitivity,
+    )
+    assert mechanism.event == dpa.SelfComposedDpEvent(step, 120)
+    assert epsilon_of([mechanism.event], 1e-5) > 1.001 * epsilon_of([DP_SGD.event], 1e-5)
+
+
+@pytest.mark.parametrize("largest_batch_size", [0, 299, 1001])
+def test_a_cap_below_the_mean_or_above_all_images_is_refused(largest_batch_size: int) -> None:
+    with pytest.raises(ConfigError, match="between expected_batch_size = 300 and the 1000 training images"):
+        replace(DP_SGD, largest_batch_size=largest_batch_size)
+    for fits in (300, 1000):
+        assert replace(DP_SGD, largest_batch_size=fits).largest_batch_size == fits
 
 
 def test_the_sample_rate_is_exact_not_one_over_the_batches_of_an_epoch() -> None:

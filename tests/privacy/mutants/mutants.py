@@ -244,6 +244,149 @@ _POISSON = _of(
     ),
 )
 
+_CAP = (
+    _of(
+        "privacy/poisson.py",
+        "privacy/test_poisson.py",
+        (
+            "Batches above the cap are not cut",
+            "    if largest is None:\n",
+            "    if True:\n",
+            "test_a_capped_sampler_has_the_property_and_a_wrong_one_has_not[is_cut_at_the_cap-never_cut]",
+        ),
+        (
+            "Batches above the cap keep their first images",
+            "np.sort(rows[places.argsort()[:largest]])",
+            "rows[:largest]",
+            "test_a_capped_sampler_has_the_property_and_a_wrong_one_has_not"
+            "[keeps_each_image_equally_often-first_rows_kept]",
+        ),
+        (
+            "Batches above the cap keep neighbours",
+            "np.sort(rows[places.argsort()[:largest]])",
+            "np.sort(np.roll(rows, int(places[:1].sum() * rows.size))[:largest])",
+            "test_the_kept_images_are_independent_of_their_places",
+        ),
+        (
+            "How much is drawn shows whether a batch was cut",
+            "    if largest is None:\n",
+            "    if largest is None or rows.size <= largest:\n",
+            "test_how_much_is_drawn_does_not_depend_on_the_batch[5]",
+        ),
+    )
+    + _of(
+        "privacy/mechanisms.py",
+        "privacy/test_mechanisms.py",
+        (
+            "Batches are cut, and accounted for as if they were not",
+            "        if self.largest_batch_size is None:\n",
+            "        if True:\n",
+            "test_dp_sgd_with_a_cap_accounts_for_the_cap",
+        ),
+        (
+            "The cap is accounted for as one that is never reached",
+            "truncated_batch_size=self.largest_batch_size,",
+            "truncated_batch_size=self.num_images,",
+            "test_dp_sgd_with_a_cap_accounts_for_the_cap",
+        ),
+    )
+    + _of(
+        "generators/finetune.py",
+        "generators/test_capped_batches.py",
+        (
+            "Fine-tuning ignores the cap",
+            "random, mechanism.largest_batch_size)",
+            "random)",
+            "test_no_step_reads_more_images_than_the_cap[30-30]",
+        ),
+    )
+    + _of(
+        "preflight.py",
+        "test_release.py",
+        (
+            "The configured cap does not reach the mechanism",
+            "        largest_batch_size=config.finetune.largest_batch_size,\n",
+            "",
+            "test_a_release_with_often_cut_batches_has_no_interval_and_says_why_at_every_place",
+        ),
+    )
+    + _of(
+        "privacy/crosscheck.py",
+        "privacy/test_crosscheck.py",
+        (
+            "The lower bound takes a run with cut batches for one without",
+            "compute_epsilon(delta + slack,",
+            "compute_epsilon(delta,",
+            "test_a_cap_that_is_hardly_ever_reached_leaves_the_interval_valid",
+        ),
+        (
+            "The upper bound takes a run with cut batches for one without",
+            "compute_epsilon(delta - slack,",
+            "compute_epsilon(delta,",
+            "test_a_cap_that_is_hardly_ever_reached_leaves_the_interval_valid",
+        ),
+        (
+            "An interval is stated however often batches are cut",
+            "if slack > delta / 10:",
+            "if False:",
+            "test_batches_that_are_cut_often_have_no_interval_and_the_reason_is_said",
+        ),
+        (
+            "Privacy losses of many steps are folded back into too small a domain",
+            "_tail(singles, delta_error / 12)",
+            "0.2 * _tail(singles, delta_error / 12)",
+            "test_epsilon_is_not_below_the_certified_bound_and_at_most_a_thousandth_above",
+        ),
+    )
+)
+
+_RENYI = _of(
+    "privacy/renyi.py",
+    "privacy/test_renyi.py",
+    (
+        "A Rényi budget forgets what delta costs",
+        " + math.log(delta * order) / (order - 1)",
+        "",
+        "test_a_budget_is_what_the_conversion_turns_into_epsilon",
+    ),
+    (
+        "A Rényi budget is that of the next order",
+        " + math.log(delta * order) / (order - 1)",
+        " + math.log(delta * order) / order",
+        "test_a_budget_is_what_the_conversion_turns_into_epsilon",
+    ),
+    (
+        "The Rényi bound counts repeated steps once",
+        "return int(event.count) * _bound(event.event, order)",
+        "return _bound(event.event, order)",
+        "test_a_gaussian_costs_the_closed_form_and_repetitions_add_up",
+    ),
+    (
+        "The Rényi bound takes batches with a cap for batches without",
+        "    return max(untruncated, (larger",
+        "    return min(untruncated, (larger",
+        "test_a_truncated_batch_costs_at_least_the_integral_for_all_pairs_it_has_to_cover",
+    ),
+    (
+        "The Rényi bound forgets that an image displaces another",
+        "event.noise_multiplier / 2",
+        "event.noise_multiplier * 1",
+        "test_a_truncated_batch_costs_at_least_the_integral_for_all_pairs_it_has_to_cover",
+    ),
+    (
+        "The Rényi bound forgets that the other data set is a mixture too",
+        " - math.log1p(-kept)) * exponent",
+        ") * exponent",
+        "test_a_truncated_batch_costs_at_least_the_integral_for_all_pairs_it_has_to_cover",
+    ),
+    (
+        "A cap that is reached too seldom for a float is never reached",
+        "    return -others * (share",
+        "    return -math.inf * (share",
+        "test_a_cap_too_rare_for_a_float_is_bounded_not_forgotten",
+    ),
+)
+
 _MECHANISMS = _of(
     "privacy/mechanisms.py",
     "privacy/test_mechanisms.py",
@@ -296,8 +439,8 @@ _ACCOUNTING = _of(
     ),
     (
         "Only the first event is composed",
-        "    for text in texts:\n",
-        "    for text in texts[:1]:\n",
+        "    for event in events:\n",
+        "    for event in events[:1]:\n",
         "test_epsilon_of_query_and_dp_sgd_is_the_known_value",
     ),
     (
@@ -308,9 +451,15 @@ _ACCOUNTING = _of(
     ),
     (
         "Calibration ends a little below the noise that is needed",
-        "    return tight\n",
-        "    return tight * 0.999\n",
+        "    return math.exp(enough)\n",
+        "    return math.exp(enough) * 0.999\n",
         "test_calibrated_noise_meets_the_target_and_a_thousandth_less_does_not",
+    ),
+    (
+        "The grid of epsilon does not get finer with more steps",
+        "max(epsilon, _SMALLEST_EPSILON) / math.sqrt(count)",
+        "max(epsilon, _SMALLEST_EPSILON)",
+        "test_epsilon_of_query_and_dp_sgd_is_the_known_value",
     ),
 ) + _of(
     "privacy/accounting.py",
@@ -443,8 +592,8 @@ _FINETUNE = _of(
     ),
     (
         "Two steps use the same coins",
-        "rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random)",
-        "rows = rows if state.step % 2 else poisson_batch(mechanism.num_images, mechanism.sample_rate, random)",
+        "rows = poisson_batch(",
+        "rows = rows if state.step % 2 else poisson_batch(",
         _DRAWS_OF_A_STEP,
     ),
     (
@@ -630,15 +779,27 @@ _LIFE = _of(
     ),
     (
         "Resuming costs none of the restart allowance",
-        '"lost_steps": block}',
+        '"lost_steps": lost}',
         '"lost_steps": 0}',
         "test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_up",
     ),
     (
         "The restart allowance may be passed once",
-        "if used + block > allowance",
+        "if used + lost > allowance",
         "if used > allowance",
         "test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_up",
+    ),
+    (
+        "A resume after any pause loses nothing",
+        'return bool(life) and life[-1].kind == "pause"',
+        'return any(e.kind == "pause" for e in life)',
+        "test_an_attempt_that_paused_has_lost_nothing[memory]",
+    ),
+    (
+        "An attempt that was taken over may say that it paused",
+        "            _check_attempt(reservation, entries, attempt)\n\n        self",
+        "            pass\n\n        self",
+        "test_an_attempt_that_was_taken_over_cannot_say_that_it_paused",
     ),
     (
         "An attempt that was taken over goes on",
@@ -872,9 +1033,21 @@ _RELEASE = _of(
     "test_release.py",
     (
         "Verification does not compare epsilon",
-        'whole and lower <= found <= certificate["epsilon"] * (1 + 1e-9)',
-        "whole and lower <= found",
+        'whole and same and found <= certificate["epsilon"] * (1 + 1e-9)',
+        "whole and same",
         "test_a_smaller_epsilon_than_the_mechanisms_cost_fails",
+    ),
+    (
+        "Verification believes the epsilon that the certificate computed",
+        'whole and same and found <= certificate["epsilon"] * (1 + 1e-9)',
+        'whole and found <= certificate["epsilon"] * (1 + 1e-9)',
+        "test_a_computed_epsilon_that_is_not_the_mechanisms_fails",
+    ),
+    (
+        "Verification believes the second accountant's interval",
+        'not differ and interval["lower"] <= found',
+        'interval["lower"] <= found',
+        "test_an_interval_that_the_second_accountant_does_not_find_fails[0.99-lower]",
     ),
     (
         "Verification does not compare certificate and ledger",
@@ -889,6 +1062,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *_STEP,
     *_RANDOM,
     *_POISSON,
+    *_CAP,
+    *_RENYI,
     *_MECHANISMS,
     *_ACCOUNTING,
     *_QUERY,
