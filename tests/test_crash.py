@@ -23,12 +23,12 @@ LONG_FINETUNING = ("finetune.num_steps=60", "finetune.checkpoint_steps=5", "fine
 LONG_PRETRAINING = ("pretrain.num_steps=120",)
 PATIENCE = 90.0
 
-# Pre-training saves on a clock, once a minute; here after each step.
+# Training saves on a clock; here after each step.
 EAGER = """
 import sys
 import privimage.stages.generation as generation
 from privimage.cli import main
-generation.PRETRAIN_CHECKPOINT_SECONDS = 0.0
+generation.CHECKPOINT_SECONDS = 0.0
 sys.exit(main(sys.argv[1:]))
 """
 
