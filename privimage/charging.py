@@ -76,7 +76,9 @@ def pay(
             checkpoint_steps=charge.checkpoint_steps,
         )
         attempt = 1
-        reservations = [*left_open, live]
+        # Read again: until `live` was written an earlier one could still be given back, and now none can.
+        earlier = [paid for paid in ledger.open_reservations(stage, key) if paid.entry.sequence < live.entry.sequence]
+        reservations = [*earlier, live]
 
     def record_step(step: int) -> None:
         ledger.record_step(live, step)
@@ -115,9 +117,9 @@ def _check_resumable(
 
 
 def _check_not_settled(ledger: Ledger, stage: str, key: str) -> None:
-    states = ledger.states()
+    settled = {entry for entry, state in ledger.states().items() if state == "settled"}
     for entry in ledger.reservations().values():
-        if (entry.body["stage"], entry.body["key"]) == (stage, key) and states[entry.id] == "settled":
+        if (entry.body["stage"], entry.body["key"]) == (stage, key) and entry.id in settled:
             raise Uncharged(
                 f"Stage {stage} was paid for by entry {entry.id} and published, but its artifact is gone: restore it from "
                 f"a backup, or ask for another draw (--draw {stage}=2), which is charged in full."

@@ -21,7 +21,7 @@ from typing import Any
 from privimage.charging import Door, Payment, check_paid, pay
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.errors import PrivimageError, Uncharged
+from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
 from privimage.interrupts import StopRequest
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages_until
@@ -142,21 +142,22 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     facts = admitted(sealed[0]) if sealed else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
     key = stage_key(stage, run, {source: artifact.ref.digest for source, artifact in opened.items()})
-    existing = find(run.store, stage.name, key, stage.sealed)
+    existing = _reused(run, stage, key, ledger)
     if existing is not None:
-        existing.check_sizes()
-        if stage.charge:
-            check_paid(existing, ledger)
-        if stage.finish:
-            stage.finish(run.config, run.store, existing)
-        _clear_checkpoints(run.store, stage, key)
-        return StageResult(ref=existing.ref, reused=True, written=existing.manifest.written, seconds=0.0)
+        return existing
 
     started = time.monotonic()
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
     with scratch_folder(run.store) as folder:
-        payment = _pay(stage, key, run, opened, facts, ledger) if stage.charge else None
+        try:
+            payment = _pay(stage, key, run, opened, facts, ledger) if stage.charge else None
+        except PrivacyRefused:
+            # Another process may have published it since: then there is nothing to refuse.
+            existing = _reused(run, stage, key, ledger)
+            if existing is not None:
+                return existing
+            raise
         door = Door(stage, sealed, payment.live if payment else None)
         context = StageContext(
             config=run.config,
@@ -194,6 +195,20 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
         stage.finish(run.config, run.store, artifact)
     _clear_checkpoints(run.store, stage, key)
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
+
+
+def _reused(run: Run, stage: Stage, key: str, ledger: Ledger | None) -> StageResult | None:
+    """The artifact, if it is there and paid for."""
+    existing = find(run.store, stage.name, key, stage.sealed)
+    if existing is None:
+        return None
+    existing.check_sizes()
+    if stage.charge:
+        check_paid(existing, ledger)
+    if stage.finish:
+        stage.finish(run.config, run.store, existing)
+    _clear_checkpoints(run.store, stage, key)
+    return StageResult(ref=existing.ref, reused=True, written=existing.manifest.written, seconds=0.0)
 
 
 def _pay(

@@ -22,7 +22,7 @@ from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.release.verify import read_release, verify_release
 from privimage.runner import StageResult, run_all
-from privimage.store.artifacts import find, list_artifacts, open_ref
+from privimage.store.artifacts import Artifact, find, list_artifacts, open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import NAME_ON_FILES, Place
 
@@ -208,6 +208,22 @@ def test_learning_settings_may_be_chosen_after_the_votes_were_seen(pretrained_co
     query, _, chosen = pretrained_copy.entries[1:4]
     assert chosen.body["plan"]["id"] == query.body["plan"]["id"]
     assert 0.99 < epsilon_of([query.event, chosen.event], 1e-4) <= 1.0
+
+
+def test_what_another_process_published_meanwhile_is_reused_and_nobody_is_told_to_pay_again(
+    finished_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: dict[str, int] = {}
+
+    def late(store: Store, stage: str, key: str, sealed: bool) -> Artifact | None:
+        looks[stage] = looks.get(stage, 0) + 1
+        return None if stage == "finetune" and looks[stage] == 1 else find(store, stage, key, sealed)
+
+    before = finished_copy.entries
+    monkeypatch.setattr("privimage.runner.find", late)
+    assert anew(run_all(finished_copy.run())) == []
+    assert looks["finetune"] == 2
+    assert finished_copy.entries == before
 
 
 # ------------------------------------------------------------------ damage

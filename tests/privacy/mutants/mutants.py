@@ -918,7 +918,7 @@ _CHARGING = _of(
     ),
     (
         "A charge whose run was killed does not count in the certificate",
-        "reservations = [*left_open, live]",
+        "reservations = [*earlier, live]",
         "reservations = [live]",
         "test_a_query_that_was_killed_is_charged_again_in_the_same_plan",
     ),
@@ -930,6 +930,17 @@ _CHARGING = _of(
         "if saved_step < recorded",
         "if False",
         "test_a_checkpoint_that_was_deleted_is_no_such_reason_either",
+    ),
+)
+
+_GIVEN_BACK = _of(
+    "charging.py",
+    "privacy/test_faults.py",
+    (
+        "What was given back meanwhile pays for an artifact",
+        "reservations = [*earlier, live]",
+        "reservations = [*left_open, live]",
+        "test_a_reservation_that_is_given_back_meanwhile_pays_for_nothing",
     ),
 )
 
@@ -1073,6 +1084,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_CHAIN,
     *_LEDGERS,
     *_CHARGING,
+    *_GIVEN_BACK,
     *_RUNNER,
     *_STAGES,
     *_DATA,
