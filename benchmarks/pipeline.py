@@ -27,9 +27,9 @@ from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.evaluation.utility import test, train_on_synthetic
 from privimage.generators.sampler import synthesize_images
+from privimage.ledgers import bind_ledger
 from privimage.pipeline import Stage
 from privimage.progress import Terminal
-from privimage.ledgers import bind_ledger
 from privimage.runner import Run, StageResult, admitted, run_all
 from privimage.stages.models import open_denoiser
 from privimage.store.artifacts import open_ref

@@ -218,7 +218,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="index",
-        version=1,
+        version=2,
         about="Parquet index of the public images",
         inputs=("public", "classifier"),
         fields=_section(),
@@ -235,7 +235,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="select",
-        version=1,
+        version=2,
         about="public images of the chosen categories",
         inputs=("query", "index"),
         fields=_section("selection"),

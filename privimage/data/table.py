@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +28,7 @@ from privimage.data.facts import TableFacts
 from privimage.errors import DataError
 
 __all__ = [
+    "MEMORY_LIMIT",
     "ROW_GROUP_ROWS",
     "TableFacts",
     "TableWriter",
@@ -34,7 +39,14 @@ __all__ = [
 ]
 
 ROW_GROUP_ROWS = 1000
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of pixels that `read_images` keeps in memory where it may also keep them in a file."""
+
 _PARTIAL = ".part"
+# Of a PNG file: signature and header; length and name of a chunk; its checksum, and the empty chunk at the end.
+_HEADER, _CHUNK, _END = 33, 8, 16
+
+T = TypeVar("T")
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -134,21 +146,30 @@ class TableWriter:
 
 
 def read_images(
-    files: Sequence[Path], rows: NDArray[np.int64] | None = None
+    files: Sequence[Path],
+    rows: NDArray[np.int64] | None = None,
+    *,
+    spill: Path | None = None,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (N, channels, height, width) and labels (N,) of a table, or of its given row numbers, in that order.
 
-    Only the row groups that hold one of the rows are read; a row may be asked for more than once.
+    Only the row groups that hold one of the rows are read; a row may be asked for more than once. Each image is
+    decoded once.
+
+    Args:
+        spill: a folder, for images that nobody has to protect. Pixels of more than `memory_limit` bytes then lie in a
+            file without a name there, mapped into memory, which goes when the array does. Its content is the same.
 
     Raises:
-        DataError: a file is missing or no image table, or a row number is out of range.
+        DataError: a file is missing or no image table, a row number is out of range, or `spill` has no room.
     """
     groups = [(file, group, count) for file in files for group, count in enumerate(_group_rows(file))]
     starts = np.concatenate([[0], np.cumsum([count for *_, count in groups], dtype=np.int64)])
     wanted = np.arange(starts[-1]) if rows is None else np.asarray(rows, dtype=np.int64)
     if wanted.size and (wanted.min() < 0 or wanted.max() >= starts[-1]):
         raise DataError(f"Rows {wanted.min()} to {wanted.max()} were asked for, but the table holds {starts[-1]} rows.")
-    images = np.empty((len(wanted), *_image_shape(files)), dtype=np.uint8)
+    images = _empty((len(wanted), *_image_shape(files)), spill, memory_limit)
     labels = np.empty(len(wanted), dtype=np.int64)
     owner = np.searchsorted(starts, wanted, side="right") - 1
     by_group = np.argsort(owner, kind="stable")
@@ -159,8 +180,7 @@ def read_images(
         local = wanted[places] - starts[index]
         labels[places] = table.column("label").to_numpy()[local]
         encoded = table.column("image").combine_chunks().field("bytes").take(pa.array(local))
-        for place, data in zip(places, encoded.to_pylist(), strict=True):
-            images[place] = decode_png(data)
+        images[places] = _decode_all(encoded.to_pylist(), images.shape[1:])
     return images, labels
 
 
@@ -169,15 +189,68 @@ def iterate_images(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
     """Images, labels and ids in row order, at most `batch_size` at a time; the last batch of a shard may be smaller.
 
+    While the caller works on a batch, a thread decodes the next: two batches are held at most.
+
     Raises:
         DataError: a file is missing or no image table.
     """
+    yield from _one_ahead(_batches(files, batch_size))
+
+
+def _batches(
+    files: Sequence[Path], batch_size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
+    shape = _image_shape(files)
     for file in files:
         with _open_table(file) as parquet:
             for batch in parquet.iter_batches(batch_size=batch_size, columns=["id", "label", "image"]):
-                encoded = batch.column("image").field("bytes").to_pylist()
-                images = np.stack([decode_png(data) for data in encoded])
+                images = _decode_all(batch.column("image").field("bytes").to_pylist(), shape)
                 yield images, batch.column("label").to_numpy(), batch.column("id").to_numpy()
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _decode_all(encoded: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The images of PNG files that `encode_png` wrote, (N, *shape).
+
+    Where a file is as `encode_png` writes small images, with all pixels in one chunk, the chunk goes to Pillow's
+    decoder at once: for images so small, taking note of what a file holds takes longer than decoding it.
+    """
+    header = encode_png(np.zeros(shape, dtype=np.uint8))[:_HEADER]
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    start = _HEADER + _CHUNK
+    images = np.empty((len(encoded), *shape), dtype=np.uint8)
+    for place, png in enumerate(encoded):
+        chunk = (len(png) - start - _END).to_bytes(4, "big", signed=True) + b"IDAT"
+        if png[:start] == header + chunk:
+            pixels = Image.frombytes(mode, (width, height), png[start:-_END], "zip", mode, False)
+            images[place] = np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
+        else:
+            images[place] = decode_png(png)
+    return images
+
+
+def _empty(shape: tuple[int, ...], spill: Path | None, memory_limit: int) -> NDArray[np.uint8]:
+    size = math.prod(shape)
+    if spill is None or size <= memory_limit:
+        return np.empty(shape, dtype=np.uint8)
+    with tempfile.TemporaryFile(dir=spill) as file:
+        if hasattr(os, "posix_fallocate"):
+            # Taken now, because a disk that turns out to be full while mapped memory is written kills the process.
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise DataError(
+                    f"{spill} has no room for {size / 2**30:.1f} GiB of decoded images ({error.strerror}): free some."
+                ) from None
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
 
 
 def _schema(class_names: Sequence[str], shape: tuple[int, int, int]) -> pa.Schema:

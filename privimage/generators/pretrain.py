@@ -51,33 +51,25 @@ def pretrain(
     """Train `denoiser` (changed in place) on uint8 NCHW `public_images`; the result's `ema` are the weights to use.
 
     Each step draws its batch, noise levels and noise from a generator seeded by (seed, step): resuming from `state`
-    continues exactly as if nothing had happened. `on_step(state, loss)` is called after every step.
+    continues exactly as if nothing had happened. `on_step(state, loss)` is called after every step. `public_images`
+    may be mapped from a file: a batch at a time is read.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: a loss, or a weight after the last step, is not finite.
     """
     device = next(denoiser.parameters()).device
     parameters = dict(denoiser.named_parameters())
     optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
     state = _start(parameters, optimizer, state)
+    batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step)
     while state.step < config.num_steps:
-        # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
-        mixed = np.random.SeedSequence([config.seed, state.step]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
-        rows = torch.randint(len(public_images), (config.batch_size,), generator=generator)
-        images = from_pixels(public_images[rows])
-        if config.horizontal_flip:
-            mirrored = torch.rand(len(rows), generator=generator) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        hidden = torch.rand(len(rows), generator=generator) < config.label_dropout
-        shown = torch.where(hidden, denoiser.num_classes, labels[rows])
-        sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(len(rows), generator=generator))
-        noise = torch.randn(images.shape, generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(state.step, config)
-        loss = denoiser.loss(images.to(device), noise.to(device), sigma.to(device), shown.to(device)).mean()
+        loss = denoiser.loss(*(tensor.to(device) for tensor in batch)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        # Drawn here, while a GPU still computes: it is waited for when the loss is asked for.
+        batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step + 1)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -87,7 +79,30 @@ def pretrain(
         state.step += 1
         ema_update(state.ema, parameters, decay=config.ema_decay, step=state.step)
         on_step(state, value)
+    if not all(bool(tensor.isfinite().all()) for tensor in state.ema.values()):
+        raise TrainingError(
+            f"Pre-training diverged at step {state.step - 1}: a weight is not finite; lower pretrain.learning_rate."
+        )
     return state
+
+
+def _draw_batch(
+    public_images: Tensor, labels: Tensor, num_classes: int, config: PretrainConfig, step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, noise, noise levels and shown labels of one step, from that step's own generator."""
+    # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
+    mixed = np.random.SeedSequence([config.seed, step]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(mixed[0]))
+    rows = torch.randint(len(public_images), (config.batch_size,), generator=generator)
+    images = from_pixels(public_images[rows])
+    if config.horizontal_flip:
+        mirrored = torch.rand(len(rows), generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    hidden = torch.rand(len(rows), generator=generator) < config.label_dropout
+    shown = torch.where(hidden, num_classes, labels[rows])
+    sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(len(rows), generator=generator))
+    noise = torch.randn(images.shape, generator=generator)
+    return images, noise, sigma, shown
 
 
 def _start(

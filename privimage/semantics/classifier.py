@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -126,10 +126,11 @@ def train_classifier(
     """Train on uint8 NCHW `public_images` by SGD with momentum, cosine schedule and softmax cross-entropy.
 
     A share of the images, the same for a given seed, is held out; accuracy on it is reported, no choice depends on it.
-    `on_step(step)` is called after each optimizer step, with its number from 1.
+    `on_step(step)` is called after each optimizer step, with its number from 1. `public_images` may be mapped from a
+    file: a batch at a time is read.
 
     Raises:
-        DataError: too few images. TrainingError: the loss is not finite.
+        DataError: too few images. TrainingError: a loss, or a weight after the last step, is not finite.
     """
     model = new_classifier(config, channels=public_images.shape[1], num_categories=num_categories).to(device)
     generator = torch.Generator().manual_seed(config.seed)
@@ -147,32 +148,28 @@ def train_classifier(
     )
     losses: list[tuple[int, float]] = []
     accuracies: list[tuple[int, float]] = []
-    for epoch in range(config.epochs):
+    batches = _batches(public_images, categories, training, config, generator)
+    batch = next(batches)
+    for step in range(total):
         model.train()
-        shuffled = training[torch.randperm(len(training), generator=generator)]
-        for number in range(per_epoch):
-            step = epoch * per_epoch + number
-            rows = shuffled[number * config.batch_size : (number + 1) * config.batch_size]
-            images = public_images[rows].to(device).float() / 127.5 - 1
-            if config.augment:
-                images = _augment(images, generator)
-            if config.horizontal_flip:
-                mirrored = (torch.rand(len(rows), generator=generator) < 0.5).to(device)
-                images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
-            loss = functional.cross_entropy(model(images), categories[rows].to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if step % 20 == 0 or step + 1 == total:
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise TrainingError(f"The classifier diverged at step {step}: lower classifier.learning_rate.")
-                losses.append((step, value))
-            on_step(step + 1)
-        accuracy = _accuracy(model, public_images[validation], categories[validation], device)
-        accuracies.append(((epoch + 1) * per_epoch, accuracy))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
+        loss = functional.cross_entropy(model(_pixels(batch, device)), batch.categories.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # Gathered here, while a GPU still computes: it is waited for when the loss is asked for.
+        batch = next(batches, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _diverged(step)
+        optimizer.step()
+        if step % 20 == 0 or step + 1 == total:
+            losses.append((step, value))
+        on_step(step + 1)
+        if (step + 1) % per_epoch == 0:
+            accuracies.append((step + 1, _accuracy(model, public_images, categories, validation, device)))
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise _diverged(total - 1)
     return TrainedClassifier(
         model=model.eval(), validation_accuracy=accuracies[-1][1], loss_curve=losses, accuracy_curve=accuracies
     )
@@ -186,22 +183,59 @@ def predict(model: ResNet, images: Tensor, device: torch.device) -> tuple[Tensor
     return model.head(embeddings).float().cpu(), embeddings.float().cpu()
 
 
-def _accuracy(model: ResNet, images: Tensor, categories: Tensor, device: torch.device) -> float:
-    predicted = [predict(model, batch, device)[0].argmax(1) for batch in images.split(1024)]
-    return float((torch.cat(predicted) == categories).float().mean())
+def _accuracy(model: ResNet, images: Tensor, categories: Tensor, rows: Tensor, device: torch.device) -> float:
+    predicted = [predict(model, images[some], device)[0].argmax(1) for some in rows.split(1024)]
+    return float((torch.cat(predicted) == categories[rows]).float().mean())
 
 
-def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift by up to an eighth of the size, rotate by up to 10 degrees, scale by up to 10 %: one map per image."""
-    count = len(images)
+def _diverged(step: int) -> TrainingError:
+    return TrainingError(f"The classifier diverged at step {step}: lower classifier.learning_rate.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """One step's uint8 images and categories, and what was drawn for them: an affine map each, which are mirrored."""
+
+    images: Tensor
+    categories: Tensor
+    maps: Tensor | None
+    mirrored: Tensor | None
+
+
+def _batches(
+    images: Tensor, categories: Tensor, training: Tensor, config: ClassifierConfig, generator: torch.Generator
+) -> Iterator[_Batch]:
+    for _ in range(config.epochs):
+        shuffled = training[torch.randperm(len(training), generator=generator)]
+        for number in range(len(training) // config.batch_size):
+            rows = shuffled[number * config.batch_size : (number + 1) * config.batch_size]
+            yield _Batch(
+                images=images[rows],
+                categories=categories[rows],
+                maps=_random_maps(len(rows), generator) if config.augment else None,
+                mirrored=torch.rand(len(rows), generator=generator) < 0.5 if config.horizontal_flip else None,
+            )
+
+
+def _random_maps(count: int, generator: torch.Generator) -> Tensor:
+    """Shift by up to an eighth of the size, rotate by up to 10 degrees, scale by up to 10 %: (count, 2, 3)."""
     draws = 2 * torch.rand(count, 4, generator=generator) - 1
     angle, scale = draws[:, 0] * math.radians(10), 1 + 0.1 * draws[:, 1]
-    theta = torch.stack(
+    return torch.stack(
         [
             torch.stack([scale * angle.cos(), -scale * angle.sin(), draws[:, 2] / 4], dim=1),
             torch.stack([scale * angle.sin(), scale * angle.cos(), draws[:, 3] / 4], dim=1),
         ],
         dim=1,
-    ).to(images.device)
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    )
+
+
+def _pixels(batch: _Batch, device: torch.device) -> Tensor:
+    """The batch as the network sees it: in [-1, 1], moved and mirrored, on the device."""
+    images = batch.images.to(device).float() / 127.5 - 1
+    if batch.maps is not None:
+        grid = functional.affine_grid(batch.maps.to(device), list(images.shape), align_corners=False)
+        images = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if batch.mirrored is not None:
+        images = torch.where(batch.mirrored.to(device)[:, None, None, None], images.flip(3), images)
+    return images

@@ -6,14 +6,13 @@ import json
 import time
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from privimage.config import ImageConfig
 from privimage.data.facts import TableFacts
-from privimage.data.table import TableWriter, read_images
+from privimage.data.table import TableWriter
 from privimage.device import choose_device
 from privimage.errors import Uncharged
 from privimage.generators.denoiser import new_denoiser
@@ -22,26 +21,32 @@ from privimage.generators.pretrain import PretrainState, pretrain
 from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import DPSGDMechanism
+from privimage.semantics.index import require_table
+from privimage.semantics.selection import read_selected
 from privimage.stages.models import open_denoiser, save_weights
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.tensors import pack, unpack
 
 __all__ = ["run_finetune", "run_pretrain", "run_synthesize"]
 
-PRETRAIN_CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 120.0
 CURVE_POINTS = 200
 _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
 
 def run_pretrain(context: StageContext) -> Outcome:
-    """Writes denoiser.safetensors (averaged weights) and denoiser.json; checkpoints on a clock, resumes exactly."""
+    """Writes denoiser.safetensors (averaged weights) and denoiser.json.
+
+    Checkpoints on a clock and when it is asked to stop; resumes exactly.
+    """
     config = context.config
     public, select = context.inputs["public"], context.inputs["select"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
     class_names = [row["class"] for row in select.read_json("selection.json")]
-    selected = pq.read_table(select.local("selected.parquet"))
-    images, _ = read_images(public.files("images-"), selected["id"].to_numpy())
-    labels = selected["class"].to_numpy().astype(np.int64)
+    selected = pq.read_table(select.local("selected.parquet"), columns=["shard", "row", "class"])
+    require_table("The selection", selected.schema, digest=public.ref.digest, num_images=facts.num_images)
+    shards = [name for name in public.names if name.startswith("images-")]
+    images, labels = read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
     denoiser = new_denoiser(
         config.denoiser, channels=facts.channels, num_classes=len(class_names), seed=config.pretrain.seed
     ).to(choose_device(config.performance.device))
@@ -56,16 +61,18 @@ def run_pretrain(context: StageContext) -> Outcome:
         )
     last_save = time.monotonic()
     every = max(1, config.pretrain.num_steps // CURVE_POINTS)
-    with context.progress.ticker("pretrain", config.pretrain.num_steps) as tick:
+    ticker = context.progress.ticker("pretrain", config.pretrain.num_steps)
+    with context.stop.answered_between_steps(), ticker as tick:
 
         def on_step(state: PretrainState, loss: float) -> None:
             nonlocal last_save
             if state.step % every == 0 or state.step == 1:
                 state.curve.append((state.step, loss))
-            if time.monotonic() - last_save > PRETRAIN_CHECKPOINT_SECONDS:
+            if context.stop.asked or time.monotonic() - last_save > CHECKPOINT_SECONDS:
                 checkpoints.save(state.step, pack(_grouped(state), {"step": state.step, "curve": state.curve}))
                 last_save = time.monotonic()
             tick(state.step)
+            context.stop.check()
 
         state = pretrain(
             denoiser, torch.from_numpy(images), torch.from_numpy(labels), config.pretrain, state=state, on_step=on_step
@@ -87,7 +94,8 @@ def run_pretrain(context: StageContext) -> Outcome:
 def run_finetune(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors (averaged weights) and denoiser.json with the mechanism that ran.
 
-    Checkpoints lie below `private/`, one every `checkpoint_steps`: no attempt runs further than that past one.
+    Checkpoints lie below `private/`, one at least every `checkpoint_steps`: no attempt runs further than that past
+    one. Where it is asked to stop it saves one more and says so in the ledger, and has lost nothing.
     """
     paid = context.paid
     if paid is None or not isinstance(paid.mechanism, DPSGDMechanism):
@@ -112,16 +120,25 @@ def run_finetune(context: StageContext) -> Outcome:
     else:
         state = start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()})
     private_images, private_labels = context.private_images("train")
-    with context.progress.ticker("finetune", mechanism.num_steps) as tick:
+    last_save = time.monotonic()
+    ticker = context.progress.ticker("finetune", mechanism.num_steps)
+    with context.stop.answered_between_steps(), ticker as tick:
 
         def on_step(state: FinetuneState) -> None:
-            if state.step % config.checkpoint_steps == 0 or state.step == mechanism.num_steps:
+            nonlocal last_save
+            done, stopping = state.step == mechanism.num_steps, context.stop.asked
+            due = state.step % config.checkpoint_steps == 0 or time.monotonic() - last_save > CHECKPOINT_SECONDS
+            if due or done or stopping:
                 reservation = paid.reservations[-1]
                 data = pack(_grouped(state), {"step": state.step, "reservation": reservation, "guarantee": guarantee})
                 if not checkpoints.save(state.step, data):
                     raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
                 paid.record_step(state.step)
+                last_save = time.monotonic()
             tick(state.step)
+            if stopping and not done:
+                paid.pause(state.step)
+                context.stop.check()
 
         state = finetune(
             denoiser,
@@ -146,6 +163,7 @@ def run_finetune(context: StageContext) -> Outcome:
             "restart_allowance": mechanism.restart_allowance,
             "max_grad_norm": mechanism.max_grad_norm,
             "noise_multiplier": mechanism.noise_multiplier,
+            "largest_batch_size": mechanism.largest_batch_size,
         },
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))

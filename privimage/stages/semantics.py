@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -17,9 +16,9 @@ from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import HistogramQuery
 from privimage.semantics.classifier import num_training_steps, predict, train_classifier
-from privimage.semantics.index import rows_of_categories, write_index
+from privimage.semantics.index import INDEX_FILE, ROW_ENCODING, open_index, require_table, table_metadata, write_index
 from privimage.semantics.query import add_noise, top_votes, vote_histogram
-from privimage.semantics.selection import assign_categories, cap_rows, classes_of
+from privimage.semantics.selection import assign_categories, select_rows
 from privimage.stages.models import open_classifier, save_weights
 
 __all__ = ["run_classifier", "run_index", "run_query", "run_select"]
@@ -32,7 +31,7 @@ def run_classifier(context: StageContext) -> Outcome:
     """Writes classifier.safetensors and classifier.json (settings, accuracy, curves)."""
     public = context.inputs["public"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
-    images, labels = read_images(public.files("images-"))
+    images, labels = read_images(public.files("images-"), spill=context.folder)
     config = context.config.classifier
     with context.progress.ticker("classifier", num_training_steps(len(images), config)) as tick:
         trained = train_classifier(
@@ -58,7 +57,7 @@ def run_classifier(context: StageContext) -> Outcome:
 
 
 def run_index(context: StageContext) -> Outcome:
-    """Writes index.parquet, streamed."""
+    """Writes index.parquet and predictions-*.parquet, streamed."""
     public = context.inputs["public"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
     device = choose_device(context.config.performance.device)
@@ -66,10 +65,11 @@ def run_index(context: StageContext) -> Outcome:
     files = public.files("images-")
     batches = iterate_images(files, INDEX_BATCH)
     count = write_index(
-        context.folder / "index.parquet",
+        context.folder,
         context.progress.track(batches, "index (batches)", -(-facts.num_images // INDEX_BATCH)),
         model,
         category_names=names,
+        table_digest=public.ref.digest,
         shard_sizes=[pq.read_metadata(file).num_rows for file in files],
         device=device,
     )
@@ -111,23 +111,24 @@ def run_query(context: StageContext) -> Outcome:
 
 
 def run_select(context: StageContext) -> Outcome:
-    """Writes selected.parquet (id, label = category, class) and selection.json (categories of each class)."""
+    """Writes selected.parquet (the chosen rows of the index, with their class) and selection.json (categories)."""
     released = context.inputs["query"].read_json("query.json")
     histogram = np.asarray(released["noisy_histogram"])
     config = context.config.selection
     picks = assign_categories(histogram, config.categories_per_class)
-    index = context.inputs["index"].local("index.parquet")
-    ids, labels = rows_of_categories([index], [category for chosen in picks for category in chosen])
-    classes = classes_of(labels, picks, histogram.shape[1])
-    if config.max_fraction is not None:
-        limit = max(1, int(config.max_fraction * pq.read_metadata(index).num_rows))
-        kept = cap_rows(classes, limit, config.seed)
-        ids, labels, classes = ids[kept], labels[kept], classes[kept]
-    pq.write_table(
-        pa.table({"id": ids, "label": labels, "class": classes}),
-        context.folder / "selected.parquet",
-        compression="zstd",
-    )
+    artifact = context.inputs["index"]
+    index = open_index(artifact.local(INDEX_FILE))
+    table, num_images = artifact.manifest.inputs["public"].digest, index.count_rows()
+    require_table("The index", index.schema, digest=table, num_images=num_images)
+    share = config.max_fraction
+    rows = select_rows(
+        index,
+        picks,
+        num_categories=histogram.shape[1],
+        max_rows=None if share is None else max(1, int(share * num_images)),
+        seed=config.seed,
+    ).replace_schema_metadata(table_metadata(table, num_images))
+    pq.write_table(rows, context.folder / "selected.parquet", **ROW_ENCODING)
     chosen = [
         {
             "class": name,
@@ -139,4 +140,4 @@ def run_select(context: StageContext) -> Outcome:
         for number, name in enumerate(released["class_names"])
     ]
     (context.folder / "selection.json").write_text(json.dumps(chosen, indent=1))
-    return Outcome(metrics={"num_images": len(ids), "num_categories": sum(map(len, picks))})
+    return Outcome(metrics={"num_images": len(rows), "num_categories": sum(map(len, picks))})

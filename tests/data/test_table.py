@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,48 @@ def test_given_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     assert nothing.shape == (0, 1, 8, 8) and no_labels.shape == (0,)
 
 
+def test_what_exceeds_the_memory_limit_lies_in_a_file_without_a_name(tmp_path: Path) -> None:
+    images = some_images(2700)
+    files = write(tmp_path, images, shard_rows=1300)
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    rows = np.array([2699, 0, 1299, 1300, 5, 5, 2000])
+    for wanted in (None, rows):
+        found, labels = read_images(files, wanted, spill=spill, memory_limit=100)
+        assert isinstance(found, np.memmap) and found.flags.writeable
+        in_memory, same_labels = read_images(files, wanted, spill=spill)
+        assert not isinstance(in_memory, np.memmap)
+        np.testing.assert_array_equal(found, in_memory)
+        np.testing.assert_array_equal(labels, same_labels)
+    assert not list(spill.iterdir())
+    assert not isinstance(read_images(files, memory_limit=100)[0], np.memmap), "nobody allowed a file"
+
+
+def test_a_folder_without_room_for_the_images_is_named(tmp_path: Path) -> None:
+    files = write(tmp_path, some_images(100))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            DataError, match=r"has no room for 0\.0 GiB of decoded images \(File too large\): free some"
+        ):
+            read_images(files, spill=tmp_path, memory_limit=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_whose_png_has_several_chunks_come_back_too(tmp_path: Path, channels: int) -> None:
+    shape = (channels, 256, 256)
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    images[1] = 7
+    assert [encode_png(pixels).count(b"IDAT") > 1 for pixels in images] == [True, False]
+    with TableWriter(tmp_path, "images", NAMES, ImageConfig(resolution=256, channels=channels)) as table:
+        for pixels in images:
+            table.add(pixels, 0)
+    np.testing.assert_array_equal(read_images([tmp_path / table.files[0]])[0], images)
+
+
 def test_rows_beyond_the_table_are_refused(tmp_path: Path) -> None:
     files = write(tmp_path, some_images(3))
     for row in (3, -1):
@@ -73,6 +117,13 @@ def test_iterating_yields_every_image_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([batch for batch, _, _ in batches]), images)
     np.testing.assert_array_equal(np.concatenate([ids for _, _, ids in batches]), np.arange(2500))
     np.testing.assert_array_equal(np.concatenate([labels for _, labels, _ in batches]), np.arange(2500) % 2)
+
+
+def test_iterating_may_end_early(tmp_path: Path) -> None:
+    batches = iterate_images(write(tmp_path, some_images(2500)), batch_size=100)
+    assert len(next(batches)[0]) == 100
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 
 def test_the_parquet_is_what_other_tools_expect(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -118,6 +120,31 @@ def test_a_learning_rate_that_diverges_is_an_error_with_advice() -> None:
         TrainingError, match=r"diverged at step \d+: the loss is (nan|inf); lower pretrain\.learning_rate"
     ):
         train(CONFIG.model_copy(update={"learning_rate": 1e30}))
+
+
+def test_it_stops_at_the_step_whose_loss_is_not_finite() -> None:
+    told: list[int] = []
+    with pytest.raises(TrainingError, match="diverged at step 1: the loss is"):
+        train(CONFIG.model_copy(update={"learning_rate": 1e30}), on_step=lambda state, _: told.append(state.step))
+    assert told == [1]
+
+
+def test_a_last_step_that_spoils_the_weights_is_found() -> None:
+    def spoil(state: PretrainState, loss: float) -> None:
+        if state.step == CONFIG.num_steps:
+            next(iter(state.ema.values()))[0] = float("inf")
+
+    with pytest.raises(TrainingError, match=r"diverged at step 7: a weight is not finite; lower pretrain\.learning"):
+        train(on_step=spoil)
+
+
+def test_images_mapped_from_a_file_train_the_same_denoiser() -> None:
+    images, labels = bars()
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=tuple(images.shape))
+    mapped[:] = images.numpy()
+    again = pretrain(denoiser(), torch.from_numpy(mapped), labels, CONFIG, state=None, on_step=lambda state, loss: None)
+    assert same(train(), again)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:

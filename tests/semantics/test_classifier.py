@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -108,9 +111,30 @@ def test_fewer_images_than_a_batch_are_refused() -> None:
         train(num=30)
 
 
-def test_a_diverging_training_says_so() -> None:
-    with pytest.raises(TrainingError, match=r"diverged at step \d+: lower classifier\.learning_rate"):
-        train(CONFIG.model_copy(update={"learning_rate": 1e30}))
+def test_a_diverging_training_stops_at_the_step_whose_loss_is_not_finite() -> None:
+    told: list[int] = []
+    with pytest.raises(TrainingError, match=r"diverged at step 1: lower classifier\.learning_rate"):
+        train_classifier(
+            *bars(400), 3, CONFIG.model_copy(update={"learning_rate": 1e30}), device=CPU, on_step=told.append
+        )
+    assert told == [1]
+
+
+def test_a_last_step_that_spoils_the_weights_is_found() -> None:
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "weight_decay": 1e30, "epochs": 1})
+    with pytest.raises(TrainingError, match=r"diverged at step 0: lower classifier\.learning_rate"):
+        train(config, num=36)
+
+
+def test_images_mapped_from_a_file_train_the_same_classifier(trained: TrainedClassifier) -> None:
+    images, labels = bars(400)
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=tuple(images.shape))
+    mapped[:] = images.numpy()
+    again = train_classifier(torch.from_numpy(mapped), labels, 3, CONFIG, device=CPU)
+    states = trained.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert trained.loss_curve == again.loss_curve and trained.accuracy_curve == again.accuracy_curve
 
 
 def test_the_network_is_the_one_the_seed_makes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from privimage.config import ImageConfig
+from privimage.data.table import TableWriter
 from privimage.errors import ConfigError
-from privimage.semantics.selection import assign_categories, cap_rows, classes_of
+from privimage.semantics.index import INDEX_FILE, IndexWriter, open_index
+from privimage.semantics.selection import assign_categories, cap_rows, classes_of, read_selected, select_rows
 
 
 def shares(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,3 +113,55 @@ def test_a_cap_repeats_itself_for_a_seed_and_differs_for_another() -> None:
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.max() > 100, "the first rows of each class are no random choice"
+
+
+@given(st.lists(st.integers(0, 4), max_size=60), st.integers(0, 70), st.integers(0, 2**31))
+@settings(max_examples=80, deadline=None)
+def test_a_cap_takes_one_of_each_class_in_turn_in_one_random_order(labels: list[int], max_rows: int, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    taken: list[int] = []
+    waiting = list(order)
+    while waiting:
+        first_of_class = {labels[row]: row for row in reversed(waiting)}
+        taken += [row for row in waiting if first_of_class[labels[row]] == row]
+        waiting = [row for row in waiting if first_of_class[labels[row]] != row]
+    expected = sorted(taken[:max_rows])
+    assert cap_rows(np.array(labels, dtype=np.int64), max_rows, seed).tolist() == expected
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """An index of 60 images of 6 categories, in 3 shards; image i of the table is i everywhere."""
+    names = [str(number) for number in range(6)]
+    with TableWriter(tmp_path, "images", names, ImageConfig(resolution=8, channels=1), shard_rows=25) as table:
+        for number in range(60):
+            table.add(np.full((1, 8, 8), number, dtype=np.uint8), number // 10)
+    with IndexWriter(
+        tmp_path, category_names=names, table_digest="d" * 64, shard_sizes=[25, 25, 10], embedding_size=1
+    ) as writer:
+        ids, nothing = np.arange(60), np.zeros((60, 1), dtype=np.float32)
+        writer.add(ids, ids // 10, nothing.astype(np.int64), nothing[:, 0], nothing)
+    return tmp_path / INDEX_FILE
+
+
+def test_selected_rows_are_those_of_the_categories_with_their_class(index: Path) -> None:
+    rows = select_rows(open_index(index), [[5], [0, 2]], num_categories=6, max_rows=None, seed=0)
+    assert rows["id"].to_pylist() == [*range(10), *range(20, 30), *range(50, 60)]
+    assert rows["class"].to_pylist() == [1] * 20 + [0] * 10
+    capped = select_rows(open_index(index), [[5], [0, 2]], num_categories=6, max_rows=8, seed=0)
+    assert np.bincount(capped["class"].to_numpy()).tolist() == [4, 4]
+    assert set(capped["id"].to_pylist()) <= set(rows["id"].to_pylist())
+
+
+def test_of_the_table_only_the_shards_with_a_selected_image_are_opened(index: Path) -> None:
+    opened: list[int] = []
+
+    def open_shard(number: int) -> Path:
+        opened.append(number)
+        return index.with_name(f"images-{number:05d}.parquet")
+
+    rows = select_rows(open_index(index), [[5], [0]], num_categories=6, max_rows=None, seed=0)
+    images, classes = read_selected(rows, open_shard, spill=index.parent)
+    assert images[:, 0, 0, 0].tolist() == rows["id"].to_pylist() == [*range(10), *range(50, 60)]
+    assert classes.tolist() == [1] * 10 + [0] * 10
+    assert opened == [0, 2]
