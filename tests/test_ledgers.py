@@ -28,7 +28,13 @@ def memory() -> Store:
 
 def facts(identity: str) -> SensitiveFacts:
     return SensitiveFacts(
-        identity=identity, num_train=100, num_validation=0, num_test=20, class_names=("a", "b"), resolution=8, channels=1
+        identity=identity,
+        num_train=100,
+        num_validation=0,
+        num_test=20,
+        class_names=("a", "b"),
+        resolution=8,
+        channels=1,
     )
 
 
