@@ -303,10 +303,38 @@ class Performance(Section):
     """Settings that change speed and memory only, never a result."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="Where to compute.")
-    physical_batch_size: int = Field(
-        default=256,
+    num_devices: int | None = Field(
+        default=None,
         ge=1,
-        description="Rows (images x noise draws) computed at once in fine-tuning, sampling and scoring.",
+        le=64,
+        title="Number of devices",
+        description="Devices that share pre-training, fine-tuning and sampling; none = every GPU of the machine if `device` is "
+        "auto or cuda, else one. On a CPU it is the number of processes.",
+    )
+    physical_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        title="Physical batch size",
+        description="Rows (images x noise draws) computed at once in fine-tuning, sampling and scoring; none = as many as "
+        "suit the device and fit `memory_gb`.",
+    )
+    memory_gb: float | None = Field(
+        default=None,
+        gt=0,
+        title="Memory in GB",
+        description="Memory for one physical batch of fine-tuning; none = half of what is free on the device.",
+    )
+    per_image_gradients: Literal["bookkeeping", "vmap", "opacus"] = Field(
+        default="bookkeeping",
+        title="Per-image gradients",
+        description="How fine-tuning computes them; bookkeeping is the fastest, the others are for comparison.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of forward and backward passes in training; clipping, sums, noise and weights are float32 always.",
+    )
+    checkpoint_seconds: float = Field(
+        default=120.0, ge=0, le=86_400, title="Checkpoint seconds", description="Time between checkpoints of training."
     )
 
 

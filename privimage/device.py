@@ -1,12 +1,16 @@
-"""Which device to compute on."""
+"""Which devices to compute on."""
 
 from __future__ import annotations
 
 import torch
 
+from privimage.config import Performance
 from privimage.errors import ConfigError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "choose_devices", "rows_without_gradients"]
+
+# With fewer a GPU waits for the next call; with more a CPU's activations leave the cache.
+_ROWS_ON_A_CPU, _ROWS_ON_A_GPU = 256, 2048
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -28,3 +32,29 @@ def choose_device(wanted: str) -> torch.device:
     if not there.get(device.type, False):
         raise ConfigError(f"performance.device is {wanted!r}, which this machine does not have; use 'auto' or 'cpu'.")
     return device
+
+
+def choose_devices(performance: Performance) -> list[torch.device]:
+    """The devices that share a stage's work; the first is the stage's own. On a CPU, one entry per process.
+
+    Raises:
+        ConfigError: the machine has fewer, or the device was given by number and more than one is asked for.
+    """
+    device, wanted = choose_device(performance.device), performance.num_devices
+    if device.type != "cuda" or device.index is not None:
+        several = wanted or 1
+        if several > 1 and device.type != "cpu":
+            raise ConfigError(
+                f"performance.num_devices is {several}, but performance.device = {performance.device!r} is a single one: "
+                "set the device to 'cuda' for several GPUs, or num_devices to 1."
+            )
+        return [device] * several
+    found = torch.cuda.device_count()
+    if wanted is not None and wanted > found:
+        raise ConfigError(f"performance.num_devices is {wanted}, but this machine has {found} GPUs; lower it.")
+    return [torch.device("cuda", number) for number in range(wanted or found)]
+
+
+def rows_without_gradients(performance: Performance, device: torch.device) -> int:
+    """Rows to compute at once where no gradients are taken, as in sampling and scoring."""
+    return performance.physical_batch_size or (_ROWS_ON_A_CPU if device.type == "cpu" else _ROWS_ON_A_GPU)

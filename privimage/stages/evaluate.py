@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from privimage.data.table import read_images
-from privimage.device import choose_device
+from privimage.device import choose_device, rows_without_gradients
 from privimage.errors import DataError, Uncharged
 from privimage.evaluation.features import FeatureExtractor, inception_extractor, network_extractor
 from privimage.evaluation.fidelity import fid, kid
@@ -39,7 +39,9 @@ def run(context: StageContext) -> Outcome:
     utility = test(model, torch.from_numpy(private_images), torch.from_numpy(private_labels), classes)
     classifier, _ = open_classifier(context.inputs["classifier"], device)
     extractors: list[FeatureExtractor] = [
-        network_extractor("public-classifier", classifier.embed, device, config.performance.physical_batch_size)
+        network_extractor(
+            "public-classifier", classifier.embed, device, rows_without_gradients(config.performance, device)
+        )
     ]
     notes = {}
     try:

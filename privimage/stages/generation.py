@@ -13,7 +13,7 @@ from torch import Tensor
 from privimage.config import ImageConfig
 from privimage.data.facts import TableFacts
 from privimage.data.table import TableWriter
-from privimage.device import choose_device
+from privimage.device import choose_device, rows_without_gradients
 from privimage.errors import Uncharged
 from privimage.generators.denoiser import new_denoiser
 from privimage.generators.finetune import FinetuneState, check_layers, finetune, start_state
@@ -148,7 +148,7 @@ def run_finetune(context: StageContext) -> Outcome:
             config,
             state=state,
             random=paid.random,
-            rows_at_once=context.config.performance.physical_batch_size,
+            rows_at_once=context.config.performance.physical_batch_size or 256,
             on_step=on_step,
         )
     save_weights(state.ema, context.folder / "denoiser.safetensors")
@@ -173,13 +173,14 @@ def run_finetune(context: StageContext) -> Outcome:
 def run_synthesize(context: StageContext) -> Outcome:
     """Writes images-*.parquet: synthetic images, classes in turn, one seed an image."""
     config = context.config.synthesize
-    denoiser, facts = open_denoiser(context.inputs["finetune"], choose_device(context.config.performance.device))
+    device = choose_device(context.config.performance.device)
+    denoiser, facts = open_denoiser(context.inputs["finetune"], device)
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     classes = len(facts["class_names"])
     shape = (image.channels, image.resolution, image.resolution)
     numbers = torch.arange(config.num_images)
     labels, seeds = numbers % classes, numbers + (config.seed << 32)
-    parts = labels.split(context.config.performance.physical_batch_size)
+    parts = labels.split(rows_without_gradients(context.config.performance, device))
     with TableWriter(context.folder, "images", facts["class_names"], image) as table:
         at = 0
         for part in context.progress.track(parts, "synthesize (batches)", len(parts)):
