@@ -52,15 +52,17 @@ def pay(
         latest_checkpoint: looks up the step of the latest checkpoint of this stage and key; 0 without one.
 
     Raises:
-        PrivacyRefused: no grant, too small a grant, an artifact that was paid for and is gone, checkpoints that are
-            gone, or a restart allowance that is used up. Nothing was charged.
+        PrivacyRefused: no grant, too small a grant, an artifact that was paid for and is gone, or a restart allowance
+            that does not hold what would be repeated. Nothing was charged.
     """
     left_open = ledger.open_reservations(stage, key)
-    saved_step = 0
+    from_step = 0
     if left_open and charge.checkpoint_steps:
         live = left_open[-1]
-        saved_step = _check_resumable(live, charge, ledger, stage, latest_checkpoint)
-        attempt = ledger.resume(live)
+        repeated = _steps_to_repeat(live, charge, ledger, stage, latest_checkpoint)
+        attempt = ledger.resume(live, repeated=repeated)
+        # Read again: until the entry was written, the attempt before could still note a step.
+        from_step = ledger.recorded_step(live) - repeated
         reservations = left_open
     else:
         _check_not_settled(ledger, stage, key)
@@ -88,32 +90,25 @@ def pay(
         mechanism=charge.mechanism,
         random=random,
         reservations=tuple(reservation.id for reservation in reservations),
-        from_step=saved_step,
+        from_step=from_step,
         record_step=record_step,
         pause=lambda step: ledger.pause(live, attempt=attempt, step=step),
     )
     return Payment(paid=paid, live=live, is_new=attempt == 1)
 
 
-def _check_resumable(
+def _steps_to_repeat(
     live: Reservation, charge: Charge, ledger: Ledger, stage: str, latest_checkpoint: Callable[[], int]
 ) -> int:
-    """The step to go on from."""
+    """How far the newest sound checkpoint lies before the last one that was noted: its steps are charged once more."""
     if live.event != charge.mechanism.event:
         raise Uncharged(
             f"Reservation {live.id} was made for another mechanism than stage {stage} would run now: a different version "
             f"of privimage made it. Use that version, or another draw (--draw {stage}=2)."
         )
-    # In this order: a checkpoint is saved before its step is recorded, and another process may be doing so now.
+    # In this order: a checkpoint is saved before its step is noted, and another process may be doing so now.
     recorded = ledger.recorded_step(live)
-    saved_step = latest_checkpoint()
-    if saved_step < recorded:
-        raise Uncharged(
-            f"The checkpoint of step {recorded} of stage {stage} is damaged or gone, and going on from step {saved_step} "
-            "would repeat steps that are not accounted for: restore it from a backup, or start anew with another draw "
-            f"(--draw {stage}=2), which is charged in full."
-        )
-    return saved_step
+    return max(0, recorded - latest_checkpoint())
 
 
 def _check_not_settled(ledger: Ledger, stage: str, key: str) -> None:

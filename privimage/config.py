@@ -255,6 +255,10 @@ class FinetuneConfig(Section):
     learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Learning rate of Adam.")
     ema_decay: float = Field(default=0.95, ge=0, lt=1, description="Decay of the weight average per step.")
     label_dropout: float = Field(default=0.1, ge=0, le=0.9, description="Share of images trained without their label.")
+    horizontal_flip: bool = Field(
+        default=False,
+        description="Mirror at random, each noise draw of an image by itself; wrong for letters and digits.",
+    )
     sigma_mean: float = Field(default=-1.2, description="Mean of ln sigma, the noise level drawn in training.")
     sigma_std: float = Field(default=1.2, gt=0, description="Standard deviation of ln sigma.")
     checkpoint_steps: int = Field(
@@ -322,7 +326,8 @@ class Performance(Section):
         default=None,
         gt=0,
         title="Memory in GB",
-        description="Memory for one physical batch of fine-tuning; none = half of what is free on the device.",
+        description="Memory for one physical batch of fine-tuning; none = 1 GB on a CPU, where more gains nothing, and half "
+        "of what is free on a GPU.",
     )
     per_image_gradients: Literal["bookkeeping", "vmap", "opacus"] = Field(
         default="bookkeeping",
@@ -335,6 +340,12 @@ class Performance(Section):
     )
     checkpoint_seconds: float = Field(
         default=120.0, ge=0, le=86_400, title="Checkpoint seconds", description="Time between checkpoints of training."
+    )
+    checkpoint_steps: int | None = Field(
+        default=None,
+        ge=1,
+        title="Checkpoint steps",
+        description="Pre-training is saved every so many steps too; none = by the clock alone.",
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from privimage.config import Performance
 from privimage.errors import ConfigError
 
-__all__ = ["choose_device", "choose_devices", "rows_without_gradients"]
+__all__ = ["choose_device", "choose_devices", "free_memory", "rows_with_gradients", "rows_without_gradients"]
 
 # With fewer a GPU waits for the next call; with more a CPU's activations leave the cache.
 _ROWS_ON_A_CPU, _ROWS_ON_A_GPU = 256, 2048
+_BYTES_ON_A_CPU = 1 << 30
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -58,3 +61,51 @@ def choose_devices(performance: Performance) -> list[torch.device]:
 def rows_without_gradients(performance: Performance, device: torch.device) -> int:
     """Rows to compute at once where no gradients are taken, as in sampling and scoring."""
     return performance.physical_batch_size or (_ROWS_ON_A_CPU if device.type == "cpu" else _ROWS_ON_A_GPU)
+
+
+def rows_with_gradients(performance: Performance, device: torch.device, *, bytes_per_image: int, draws: int) -> int:
+    """Rows (images x draws) to compute at once in fine-tuning: as configured, or as many as suit the device and fit.
+
+    Raises:
+        ConfigError: so many rows, or a single image's, do not fit the memory that is free or allowed.
+    """
+    free, wanted = free_memory(device), performance.physical_batch_size
+    if wanted is not None:
+        needed = -(-wanted // draws) * bytes_per_image
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"performance.physical_batch_size = {wanted} rows need about {needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB "
+                f"are free on {device}: lower it to at most {free // bytes_per_image * draws}, or set it to null."
+            )
+        return wanted
+    if performance.memory_gb is not None:
+        budget = int(performance.memory_gb * 2**30)
+    elif device.type == "cpu" or free is None:
+        budget = _BYTES_ON_A_CPU
+    else:
+        budget = free // 2
+    if bytes_per_image > (free if performance.memory_gb is None and free is not None else budget):
+        raise ConfigError(
+            f"One image with its {draws} noise draws needs about {bytes_per_image / 2**30:.1f} GB in fine-tuning, more than "
+            f"there is on {device}: lower finetune.noise_samples or the denoiser's size, or raise performance.memory_gb."
+        )
+    most = _ROWS_ON_A_CPU if device.type == "cpu" else _ROWS_ON_A_GPU
+    return max(1, min(budget // bytes_per_image, most // draws)) * draws
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may still take on the device, as far as the system says; None where it does not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:  # of a container
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return free

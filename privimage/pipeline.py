@@ -131,6 +131,7 @@ class Stage:
         charge: for stages that release something computed from sensitive images: what it costs. It sees public facts
             only and is called before any image is opened.
         sealed: the artifact holds private values and lives below `private/`.
+        rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
     """
 
@@ -141,6 +142,7 @@ class Stage:
     fields: Callable[[RunConfig], dict[str, Any]]
     run: Callable[[StageContext], Outcome]
     charge: Callable[[RunConfig, str, Mapping[str, Artifact], SensitiveFacts, Ledger], Charge] | None = None
+    rehearse: Callable[[RunConfig, Mapping[str, Artifact]], object] | None = None
     sealed: bool = False
     finish: Callable[[RunConfig, Store, Artifact], object] | None = None
 
@@ -256,6 +258,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("admit", "query", "pretrain"),
         fields=_finetune_fields,
         charge=_later("charges", "charge_finetune"),
+        rehearse=_later("generation", "rehearse_finetune"),
         run=_later("generation", "run_finetune"),
     ),
     Stage(

@@ -18,7 +18,10 @@ Ticker = Callable[[int], None]
 
 
 class Progress:
-    """How a stage tells how far it is. The base class says nothing; subclasses override `ticker` alone."""
+    """How a stage tells how far it is. The base class says nothing; subclasses override `ticker` and `note`."""
+
+    def note(self, text: str) -> None:
+        """Tell people something that is no error: one sentence, without anything private."""
 
     @contextmanager
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
@@ -43,6 +46,9 @@ class Terminal(Progress):
     def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = 10.0) -> None:
         self._stream = stream or sys.stderr
         self._pause = seconds_between_lines
+
+    def note(self, text: str) -> None:
+        print(f"  {text}", file=self._stream, flush=True)
 
     @contextmanager
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:

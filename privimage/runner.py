@@ -225,8 +225,10 @@ def _pay(
         artifact.files()  # verified now, because a damaged input must not be found after the charge
     if stage.charge is None or ledger is None or facts is None:
         raise Uncharged(f"Stage {stage.name} is private but has no admitted images as input.")
-    bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
+    if stage.rehearse:
+        stage.rehearse(run.config, public)
+    bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     return pay(
         stage.name,
         key,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from privimage.config import DenoiserConfig
 from privimage.generators.unet import UNet
+from privimage.privacy.gradients import Network
 
 __all__ = ["Denoiser", "from_pixels", "new_denoiser", "to_pixels"]
 
@@ -43,12 +44,16 @@ class Denoiser(nn.Module):
         out: Tensor = c_skip.view(wide) * noised + c_out.view(wide) * raw
         return out
 
-    def loss(self, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def loss(
+        self, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor, *, network: Network | None = None
+    ) -> Tensor:
         """Weighted squared error per row, shape (batch,), mean over pixels; Eq. 2 with lambda = 1 / c_out^2.
 
         Pure: noise (standard normal, shape of images) and sigma (batch,) are arguments; nothing is drawn here.
+        `network` is this denoiser with other weights.
         """
-        return self.weighted_error(self(images + sigma.view(-1, 1, 1, 1) * noise, sigma, labels), images, sigma)
+        denoised = (network or self)(images + sigma.view(-1, 1, 1, 1) * noise, sigma, labels)
+        return self.weighted_error(denoised, images, sigma)
 
     def weighted_error(self, denoised: Tensor, images: Tensor, sigma: Tensor) -> Tensor:
         """The loss of images that were denoised already, shape (batch,)."""

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.validators import ModuleValidator
 from torch import Tensor
-from torch.func import functional_call
 
 from privimage.config import FinetuneConfig
 from privimage.errors import ConfigError
-from privimage.generators.denoiser import Denoiser, from_pixels
+from privimage.generators.denoiser import Denoiser
 from privimage.generators.ema import ema_copy, ema_update
-from privimage.privacy.clipping import clipped_gradient_sum
+from privimage.generators.execution import IN_THIS_PROCESS, Execution
+from privimage.generators.private_sum import PrivateSum
+from privimage.generators.team import team_of
+from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.privacy.entropy import Random
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.privacy.poisson import poisson_batch
 
-__all__ = ["FinetuneState", "check_layers", "finetune", "start_state"]
+__all__ = ["FinetuneState", "finetune", "start_state"]
 
 ADAM_BETAS = (0.9, 0.999)
 # Clipped gradients are tiny (max_grad_norm / batch): the usual 1e-8 would act as a second learning rate.
@@ -38,13 +39,6 @@ class FinetuneState:
     ema: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
     exp_avg_sq: dict[str, Tensor]
-
-
-def check_layers(denoiser: Denoiser) -> None:
-    """Raise ConfigError if a layer mixes images, as batch norm does; to be asked before anything is charged."""
-    problems = ModuleValidator.validate(denoiser.train(), strict=False)
-    if problems:
-        raise ConfigError(f"The denoiser has a layer that DP-SGD cannot use: {problems[0]}")
 
 
 def start_state(weights: dict[str, Tensor]) -> FinetuneState:
@@ -67,8 +61,8 @@ def finetune(
     *,
     state: FinetuneState,
     random: Random,
-    rows_at_once: int,
     on_step: Callable[[FinetuneState], None],
+    execution: Execution = IN_THIS_PROCESS,
 ) -> FinetuneState:
     """Run the remaining steps of `mechanism` from `state`; the result's `ema` are the weights to use.
 
@@ -77,74 +71,50 @@ def finetune(
 
     Args:
         private_images: uint8 NCHW; private_labels: int64 in 0..num_classes-1.
-        random: makes the Poisson coins and the noise; SecretRandom, except in tests.
-        rows_at_once: images x noise draws held in memory; does not change the result beyond rounding.
+        random: makes the Poisson coins and the noise, in this process; SecretRandom, except in tests.
         on_step: called after each step; must not be given anything private, and is not.
 
     Raises:
         ConfigError: a layer of the denoiser mixes images, or the number of images is not the mechanism's.
+        PrivimageError: a process of one of several devices died; the step it was in released nothing.
     """
     if len(private_images) != mechanism.num_images:
         raise ConfigError("The number of images is not the one that the mechanism accounts for.")
-    check_layers(denoiser)
-    device = next(denoiser.parameters()).device
-    parameters = {name: tensor.to(device) for name, tensor in state.weights.items()}
-    names = list(parameters)
-    sizes = [parameters[name].numel() for name in names]
-    state = FinetuneState(
-        step=state.step,
-        weights=parameters,
-        ema={name: tensor.to(device) for name, tensor in state.ema.items()},
-        exp_avg={name: tensor.to(device) for name, tensor in state.exp_avg.items()},
-        exp_avg_sq={name: tensor.to(device) for name, tensor in state.exp_avg_sq.items()},
-    )
-    loss = _loss_of_one_image(denoiser)
-    images_at_once = max(1, rows_at_once // config.noise_samples)
-    while state.step < mechanism.num_steps:
-        rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random, mechanism.largest_batch_size)
-        inputs = _draws(private_images[rows], private_labels[rows], denoiser.num_classes, config, random.seed())
-        clipped = clipped_gradient_sum(
-            loss,
-            state.weights,
-            [tensor.to(device) for tensor in inputs],
-            max_grad_norm=mechanism.max_grad_norm,
-            images_at_once=images_at_once,
-        )
-        flat = noisy_mean_gradient(clipped, mechanism, random)
-        gradient = {
-            name: part.view_as(state.weights[name]) for name, part in zip(names, flat.split(sizes), strict=True)
-        }
-        _adam_step(state, gradient, config.learning_rate)
-        ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)
-        on_step(state)
+    work = PrivateSum(denoiser=denoiser, config=config, max_grad_norm=mechanism.max_grad_norm, execution=execution)
+    work.check(*private_images.shape[1:3])
+    state = _on_device(state, execution.devices[0])
+    sizes = [tensor.numel() for tensor in state.weights.values()]
+    with team_of(work, execution.devices) as team:
+        while state.step < mechanism.num_steps:
+            rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random, mechanism.largest_batch_size)
+            job = {
+                "images": torch.from_numpy(private_images[rows]),
+                "labels": torch.from_numpy(private_labels[rows]),
+                "seed": torch.tensor([random.seed()]),
+            }
+            total = team.sum(torch.cat([tensor.flatten() for tensor in state.weights.values()]), job)
+            clipped = ClippedSum(value=total, max_grad_norm=work.max_grad_norm)
+            flat = noisy_mean_gradient(clipped, mechanism, random)
+            parts = zip(state.weights.items(), flat.split(sizes), strict=True)
+            _adam_step(state, {name: part.view_as(tensor) for (name, tensor), part in parts}, config.learning_rate)
+            ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)
+            on_step(state)
     return state
 
 
-def _loss_of_one_image(denoiser: Denoiser) -> Callable[..., Tensor]:
-    """Mean over the noise draws of one image: averaged before clipping, so one image counts once."""
+def _on_device(state: FinetuneState, device: torch.device) -> FinetuneState:
+    """A copy there; what the caller saved is left as it was."""
 
-    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        draws = len(sigma)
-        batch = image.expand(draws, *image.shape)
-        noised = batch + sigma.view(-1, 1, 1, 1) * noise
-        denoised = functional_call(denoiser, parameters, (noised, sigma, label.expand(draws)))
-        return denoiser.weighted_error(denoised, batch, sigma).mean()
+    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
 
-    return loss
-
-
-def _draws(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], no_label: int, config: FinetuneConfig, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, labels (hidden once per image), sigmas and noise of one batch: (B,C,H,W), (B,), (B,K), (B,K,C,H,W)."""
-    generator = torch.Generator().manual_seed(seed)
-    x = from_pixels(torch.from_numpy(images))
-    count, draws = len(x), config.noise_samples
-    hidden = torch.rand(count, generator=generator) < config.label_dropout
-    shown = torch.where(hidden, no_label, torch.from_numpy(labels))
-    sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(count, draws, generator=generator))
-    noise = torch.randn((count, draws, *x.shape[1:]), generator=generator)
-    return x, shown, sigma, noise
+    return FinetuneState(
+        step=state.step,
+        weights=moved(state.weights),
+        ema=moved(state.ema),
+        exp_avg=moved(state.exp_avg),
+        exp_avg_sq=moved(state.exp_avg_sq),
+    )
 
 
 @torch.no_grad()

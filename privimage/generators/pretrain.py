@@ -9,13 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from privimage.config import PretrainConfig
 from privimage.errors import TrainingError
 from privimage.generators.denoiser import Denoiser, from_pixels
 from privimage.generators.ema import ema_copy, ema_update
+from privimage.generators.execution import IN_THIS_PROCESS, Execution
+from privimage.generators.team import Job, team_of
+from privimage.privacy.gradients import autocast
 
-__all__ = ["PretrainState", "learning_rate_at", "pretrain"]
+__all__ = ["PretrainState", "PublicSum", "learning_rate_at", "pretrain"]
 
 
 @dataclass(kw_only=True)
@@ -39,6 +43,33 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
     return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+@dataclass(kw_only=True)
+class PublicSum:
+    """The gradient of a batch's mean loss, and that loss as last entry: work that devices share (`team.Work`)."""
+
+    denoiser: Denoiser
+    execution: Execution
+
+    def to(self, device: torch.device) -> None:
+        self.denoiser.to(device)
+
+    def share(self, weights: Tensor, job: Job, part: int, parts: int) -> Tensor:
+        """The job has the arguments of `Denoiser.loss` for the whole batch."""
+        named = dict(self.denoiser.named_parameters())
+        pieces = zip(named.items(), weights.split([parameter.numel() for parameter in named.values()]), strict=True)
+        own = {name: piece.view_as(parameter).requires_grad_() for (name, parameter), piece in pieces}
+
+        def network(*rows: Tensor) -> Tensor:
+            with autocast(weights.device, self.execution.precision):
+                denoised: Tensor = functional_call(self.denoiser, own, rows)
+            return denoised.float()
+
+        mine = {name: tensor.tensor_split(parts)[part].to(weights.device) for name, tensor in job.items()}
+        loss = self.denoiser.loss(**mine, network=network).sum() / len(job["images"])
+        gradients = torch.autograd.grad(loss, list(own.values()))
+        return torch.cat([*(gradient.flatten() for gradient in gradients), loss.detach()[None]])
+
+
 def pretrain(
     denoiser: Denoiser,
     public_images: Tensor,
@@ -47,6 +78,7 @@ def pretrain(
     *,
     state: PretrainState | None,
     on_step: Callable[[PretrainState, float], None],
+    execution: Execution = IN_THIS_PROCESS,
 ) -> PretrainState:
     """Train `denoiser` (changed in place) on uint8 NCHW `public_images`; the result's `ema` are the weights to use.
 
@@ -56,29 +88,31 @@ def pretrain(
 
     Raises:
         TrainingError: a loss, or a weight after the last step, is not finite.
+        PrivimageError: a process of one of several devices died.
     """
-    device = next(denoiser.parameters()).device
-    parameters = dict(denoiser.named_parameters())
-    optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
-    state = _start(parameters, optimizer, state)
-    batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step)
-    while state.step < config.num_steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, config)
-        loss = denoiser.loss(*(tensor.to(device) for tensor in batch)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        # Drawn here, while a GPU still computes: it is waited for when the loss is asked for.
-        batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step + 1)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"Pre-training diverged at step {state.step}: the loss is {value}; lower pretrain.learning_rate."
-            )
-        optimizer.step()
-        state.step += 1
-        ema_update(state.ema, parameters, decay=config.ema_decay, step=state.step)
-        on_step(state, value)
+    with team_of(PublicSum(denoiser=denoiser, execution=execution), execution.devices) as team:
+        parameters = dict(denoiser.named_parameters())
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
+        state = _start(parameters, optimizer, state)
+        batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step)
+        while state.step < config.num_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(state.step, config)
+            found = team.sum(torch.cat([tensor.flatten() for tensor in state.weights.values()]), batch)
+            # Drawn here, while a GPU still computes: it is waited for when the loss is asked for.
+            batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step + 1)
+            value = float(found[-1])
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"Pre-training diverged at step {state.step}: the loss is {value}; lower pretrain.learning_rate."
+                )
+            for parameter, gradient in zip(parameters.values(), found[:-1].split(sizes), strict=True):
+                parameter.grad = gradient.view_as(parameter)
+            optimizer.step()
+            state.step += 1
+            ema_update(state.ema, parameters, decay=config.ema_decay, step=state.step)
+            on_step(state, value)
     if not all(bool(tensor.isfinite().all()) for tensor in state.ema.values()):
         raise TrainingError(
             f"Pre-training diverged at step {state.step - 1}: a weight is not finite; lower pretrain.learning_rate."
@@ -88,8 +122,8 @@ def pretrain(
 
 def _draw_batch(
     public_images: Tensor, labels: Tensor, num_classes: int, config: PretrainConfig, step: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, noise, noise levels and shown labels of one step, from that step's own generator."""
+) -> dict[str, Tensor]:
+    """The arguments of `Denoiser.loss` in one step, from that step's own generator."""
     # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
     mixed = np.random.SeedSequence([config.seed, step]).generate_state(1)
     generator = torch.Generator().manual_seed(int(mixed[0]))
@@ -102,7 +136,7 @@ def _draw_batch(
     shown = torch.where(hidden, num_classes, labels[rows])
     sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(len(rows), generator=generator))
     noise = torch.randn(images.shape, generator=generator)
-    return images, noise, sigma, shown
+    return {"images": images, "noise": noise, "sigma": sigma, "labels": shown}
 
 
 def _start(

@@ -4,30 +4,38 @@ The first process decides everything: which images, which weights, which seeds. 
 up its share of the work; the shares are added on the first device. So all randomness, all noise, and all state that is
 saved are in one place, and the number of devices changes results by rounding only.
 
-NCCL between GPUs, gloo otherwise. Messages stay on this machine: the processes meet through a file.
+NCCL between GPUs, gloo otherwise. Messages stay on this machine: the processes meet through a file, and gloo is bound
+to the loopback interface.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from typing import Protocol
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from privimage.errors import PrivimageError
+from privimage.errors import ConfigError, PrivimageError
 
-__all__ = ["Team", "Work", "one_process", "team_of"]
+__all__ = ["Job", "Team", "Work", "team_of"]
 
+# How long one process waits for another that computes: longer than any step takes.
 _PATIENCE = timedelta(minutes=30)
+
+Job = Mapping[str, Tensor]
 
 
 class Work(Protocol):
@@ -37,120 +45,155 @@ class Work(Protocol):
         """Move what is needed for computing to a device; called once in each process."""
         ...
 
-    def share(self, weights: Tensor, job: Tensor, part: int, parts: int) -> Tensor:
+    def share(self, weights: Tensor, job: Job, part: int, parts: int) -> Tensor:
         """The `part`-th of `parts` shares of a sum, as a float32 vector on the device.
 
         All shares together are the sum, whatever `parts` is. Must not depend on anything but its arguments.
 
         Args:
             weights: all weights in one float32 vector, on the device.
-            job: int64, 1-d, on the CPU: what is to be added up, in the work's own words.
+            job: tensors on the CPU: what is to be added up, in the work's own words.
         """
         ...
 
 
 class Team:
-    """Computes sums; made by `team_of` or `one_process`."""
+    """Computes sums; made by `team_of`."""
 
-    def __init__(self, work: Work, device: torch.device, size: int, others: Sequence[BaseProcess]) -> None:
-        self._work, self._device, self._size, self._others = work, device, size, others
+    def __init__(self, work: Work, device: torch.device, others: Sequence[BaseProcess]) -> None:
+        self._work, self._device, self._others = work, device, others
 
-    def sum(self, weights: Tensor, job: Tensor) -> Tensor:
+    def sum(self, weights: Tensor, job: Job) -> Tensor:
         """The sum that `job` describes, on the first device; see `Work.share`.
 
         Raises:
             PrivimageError: another process died.
         """
-        if self._size == 1:
+        if not self._others:
             return self._work.share(weights, job, 0, 1)
+        self._check_alive()
         try:
             _send(weights, job, self._device)
-            share = self._work.share(weights, job, 0, self._size)
+            share = self._work.share(weights, job, 0, 1 + len(self._others))
             dist.reduce(share, 0)
-        except RuntimeError as error:
-            dead = sum(not process.is_alive() for process in self._others)
-            if dead:
-                raise PrivimageError(
-                    f"{dead} of the {self._size} processes of this stage died. Run again: it goes on from the last "
-                    "checkpoint; if memory was short, with a smaller performance.memory_gb."
-                ) from error
+        except RuntimeError:
+            for process in self._others:
+                process.join(timeout=1)  # one that broke the connection may be a moment from its end
+            self._check_alive()
             raise
         return share
 
-
-def one_process(work: Work, device: torch.device) -> Team:
-    """A team of this process alone."""
-    work.to(device)
-    return Team(work, device, 1, [])
+    def _check_alive(self) -> None:
+        dead = sum(process.exitcode is not None for process in self._others)
+        if dead:
+            raise PrivimageError(
+                f"{dead} of the {1 + len(self._others)} processes of this stage died. Run again: it goes on from the "
+                "last checkpoint; if memory was short, with a smaller performance.physical_batch_size."
+            )
 
 
 @contextmanager
 def team_of(work: Work, devices: Sequence[torch.device]) -> Iterator[Team]:
-    """A team with one process for each device; the first is this one. The others end with the context."""
+    """A team with one process for each device; the first is this one. The others end with the context.
+
+    Raises:
+        ConfigError: this process is itself part of a torch.distributed group. PrivimageError: a process did not start.
+    """
     if len(devices) == 1:
-        yield one_process(work, devices[0])
+        work.to(devices[0])
+        yield Team(work, devices[0], [])
         return
+    if dist.is_initialized():
+        raise ConfigError("This process is part of a torch.distributed group: set performance.num_devices to 1.")
     # Processes are spawned, not forked: a forked one cannot use CUDA, and inherits locks that other threads hold.
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="privimage-team-") as folder:
         meeting = Path(folder, "meeting").as_uri()
-        others = [
-            context.Process(target=_serve, args=(work, devices, rank, meeting), daemon=True)
-            for rank in range(1, len(devices))
-        ]
-        for process in others:
-            process.start()
+        others: list[BaseProcess] = []
+        lines: list[Connection] = []
         try:
+            for rank in range(1, len(devices)):
+                line, end = context.Pipe(duplex=False)
+                process = context.Process(target=_serve, args=(work, devices, rank, meeting, end), daemon=True)
+                process.start()
+                end.close()
+                others.append(process)
+                lines.append(line)
+            for started, line in zip(others, lines, strict=True):
+                _await_start(started, line)
             _join(devices, 0, meeting)
             work.to(devices[0])
-            yield Team(work, devices[0], len(devices), others)
+            yield Team(work, devices[0], others)
             _send(None, None, devices[0])
         finally:
             if dist.is_initialized():
                 with suppress(RuntimeError):  # a process that died
                     dist.destroy_process_group()
-            for process in others:
-                process.join(timeout=10)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            for other in others:
+                other.join(timeout=5)
+                if other.exitcode is None:
+                    other.kill()
+                    other.join()
 
 
-def _serve(work: Work, devices: Sequence[torch.device], rank: int, meeting: str) -> None:
+def _await_start(process: BaseProcess, line: Connection) -> None:
+    """Until the process is up: nobody may wait at the meeting for one that cannot come."""
+    wait([process.sentinel, line])
+    if not line.poll():
+        raise PrivimageError(
+            f"A process of this stage did not start (exit code {process.exitcode}): set performance.num_devices to 1, "
+            "or see what it printed."
+        )
+
+
+def _serve(work: Work, devices: Sequence[torch.device], rank: int, meeting: str, end: Connection) -> None:
     """What another process does: shares of sums, until it is sent home or the first process is gone."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))
-    try:
-        _join(devices, rank, meeting)
-        device = devices[rank]
-        work.to(device)
-        while (message := _receive(device)) is not None:
-            weights, job = message
-            dist.reduce(work.share(weights, job, rank, len(devices)), 0)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
+    end.send("here")
+    _join(devices, rank, meeting)
+    device = devices[rank]
+    work.to(device)
+    while (message := _receive(device)) is not None:
+        weights, job = message
+        dist.reduce(work.share(weights, job, rank, len(devices)), 0)
+    dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """A first process that was killed cannot say so; without it there is nothing to do, and a GPU to give back."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _join(devices: Sequence[torch.device], rank: int, meeting: str) -> None:
     on_gpus = all(device.type == "cuda" for device in devices)
     if on_gpus:
         torch.cuda.set_device(devices[rank])
+    else:
+        # gloo would look the machine's name up, and listen where others on the network could reach it.
+        loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+        if loopback is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     dist.init_process_group(
         "nccl" if on_gpus else "gloo", init_method=meeting, rank=rank, world_size=len(devices), timeout=_PATIENCE
     )
 
 
-def _send(weights: Tensor | None, job: Tensor | None, device: torch.device) -> None:
+def _send(weights: Tensor | None, job: Job | None, device: torch.device) -> None:
     """To all other processes; None: go home."""
     if weights is None or job is None:
         dist.broadcast(torch.tensor([-1, -1], device=device), 0)
         return
-    dist.broadcast(torch.tensor([len(weights), len(job)], device=device), 0)
+    packed = bytearray(safetensors.torch.save({name: tensor.contiguous() for name, tensor in job.items()}))
+    dist.broadcast(torch.tensor([len(weights), len(packed)], device=device), 0)
     dist.broadcast(weights.contiguous(), 0)
-    dist.broadcast(job.to(device), 0)
+    dist.broadcast(torch.frombuffer(packed, dtype=torch.uint8).to(device), 0)
 
 
-def _receive(device: torch.device) -> tuple[Tensor, Tensor] | None:
+def _receive(device: torch.device) -> tuple[Tensor, dict[str, Tensor]] | None:
     """Counterpart of `_send`."""
     lengths = torch.empty(2, dtype=torch.int64, device=device)
     dist.broadcast(lengths, 0)
@@ -158,6 +201,6 @@ def _receive(device: torch.device) -> tuple[Tensor, Tensor] | None:
         return None
     weights = torch.empty(int(lengths[0]), device=device)
     dist.broadcast(weights, 0)
-    job = torch.empty(int(lengths[1]), dtype=torch.int64, device=device)
-    dist.broadcast(job, 0)
-    return weights, job.cpu()
+    packed = torch.empty(int(lengths[1]), dtype=torch.uint8, device=device)
+    dist.broadcast(packed, 0)
+    return weights, safetensors.torch.load(packed.cpu().numpy().tobytes())

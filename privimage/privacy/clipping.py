@@ -1,23 +1,29 @@
-"""Per-image clipped gradient sums, by vectorised per-image differentiation (torch.func)."""
+"""The clipping rule: each image's gradient is scaled to a norm of at most `max_grad_norm`, then all are added up.
+
+In parts, so that an engine (`privacy.gradients`) takes the norm of a layer's gradients while they are still in the
+processor's cache: norms of the pieces of a gradient, then one factor an image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 
 from privimage.errors import ConfigError
 
-__all__ = ["ClippedSum", "clip_and_sum", "clipped_gradient_sum"]
+__all__ = ["ClippedSum", "block_norms", "check_bound", "clip_and_sum", "clip_factors", "row_norms"]
 
-Parameters = Mapping[str, Tensor]
-LossOfOneImage = Callable[..., Tensor]
-
-
+# Beyond, the factor would lose its precision as a subnormal number; no training that works comes near.
 LARGEST_NORM = 1e18
+# Shrunk by more than `row_norms` can err, so that the bound holds for the rounded result too.
+SHRINK = 1 - 2.0**-14
+# Terms that float32 adds up without losing much.
+_BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,23 @@ class ClippedSum:
         return self.max_grad_norm
 
 
+def check_bound(max_grad_norm: float) -> None:
+    """Raise ConfigError if `max_grad_norm` is no bound."""
+    if not (max_grad_norm > 0 and math.isfinite(max_grad_norm)):
+        raise ConfigError(f"max_grad_norm must be positive and finite, found {max_grad_norm}.")
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """What each image's gradient is multiplied with, shape (images,), from the norms of its pieces (images, pieces).
+
+    Guarantee: a gradient times its factor has norm at most `max_grad_norm`; the factor is zero where a norm is not
+    finite or above 1e18. Source: Abadi et al. (2016), Algorithm 1.
+    """
+    whole = row_norms(norms)
+    factors = (SHRINK * max_grad_norm / whole.clamp_min(torch.finfo(whole.dtype).tiny)).clamp(max=SHRINK)
+    return torch.where(whole < LARGEST_NORM, factors, torch.zeros_like(factors))
+
+
 def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> Tensor:
     """Sum over images of their gradients, each scaled to norm at most `max_grad_norm`.
 
@@ -44,60 +67,39 @@ def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> Tensor:
             finite.
 
     Returns:
-        Shape (number of all parameters,). Source: Abadi et al. (2016), Algorithm 1.
+        Shape (number of all parameters,).
     """
     rows = [gradient.flatten(1) for gradient in gradients]
-    norms = _row_norms(torch.stack([_row_norms(row) for row in rows], dim=1))
-    # Beyond, the factor would lose its precision as a subnormal number; no training that works comes near.
-    finite = norms < LARGEST_NORM
-    # Shrunk by more than `_row_norms` can err, so that the bound holds for the rounded result too.
-    shrink = 1 - 2.0**-14
-    factors = (shrink * max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=shrink)
-    factors = torch.where(finite, factors, torch.zeros_like(factors))
+    factors = clip_factors(torch.stack([row_norms(row) for row in rows], dim=1), max_grad_norm)
     for row in rows:
         # A zero factor does not silence an infinite or NaN entry: 0 * inf = NaN.
-        row[~finite] = 0.0
+        row[factors == 0] = 0.0
     return torch.cat([factors @ row for row in rows])
 
 
-def _row_norms(rows: Tensor) -> Tensor:
+def row_norms(rows: Tensor) -> Tensor:
     """L2 norm of each row of a float32 matrix, off by less than 2^-14 of it in whatever order a device adds up.
 
-    At once, float32 loses 1e-3 of the norm of a million entries on a CPU; `block` terms lose at most block * 2^-25.
+    At once, float32 loses 1e-3 of the norm of a million entries on a CPU; `_BLOCK` terms lose at most _BLOCK * 2^-25.
     """
-    block = 256
-    while rows.shape[1] > block:
-        whole = rows.shape[1] // block * block
-        blocks = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, block)), dim=2)
+    while rows.shape[1] > _BLOCK:
+        whole = rows.shape[1] // _BLOCK * _BLOCK
+        blocks = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _BLOCK)), dim=2)
         rows = torch.cat([blocks, rows[:, whole:]], dim=1)
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms
 
 
-def clipped_gradient_sum(
-    loss_of_one_image: LossOfOneImage,
-    parameters: Parameters,
-    images: Sequence[Tensor],
-    *,
-    max_grad_norm: float,
-    images_at_once: int,
-) -> ClippedSum:
-    """Sum over images of the clipped gradient of `loss_of_one_image(parameters, *one_image)`.
+def block_norms(rows: Tensor) -> Tensor:
+    """Norms whose `row_norms` are those of `rows`: a first step in one call, if the length has a fitting divisor."""
+    block = _divisor(rows.shape[1])
+    if block is None:
+        return row_norms(rows)[:, None]
+    blocks: Tensor = torch.linalg.vector_norm(rows.unflatten(1, (-1, block)), dim=2)
+    return blocks
 
-    Guarantee: the gradient of an image depends on that image only (no layer may mix images), is clipped once, after
-    averaging over its noise draws inside the loss, and `images_at_once` does not change the result beyond rounding.
 
-    Args:
-        images: tensors whose first dimension counts images; all of equal length, which may be zero.
-        images_at_once: how many per-image gradients are held in memory.
-    """
-    if not (max_grad_norm > 0 and max_grad_norm < float("inf")):
-        raise ConfigError(f"max_grad_norm must be positive and finite, found {max_grad_norm}.")
-    size = sum(parameter.numel() for parameter in parameters.values())
-    total = torch.zeros(size, dtype=torch.float32, device=next(iter(parameters.values())).device)
-    per_image = vmap(grad(loss_of_one_image), in_dims=(None, *[0] * len(images)), randomness="error")
-    for start in range(0, len(images[0]), images_at_once):
-        chunk = [tensor[start : start + images_at_once] for tensor in images]
-        gradients = per_image(dict(parameters), *chunk)
-        total += clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)
-    return ClippedSum(value=total, max_grad_norm=max_grad_norm)
+@cache
+def _divisor(length: int) -> int | None:
+    """The largest divisor of `length` from 32 to `_BLOCK`."""
+    return next((size for size in range(min(_BLOCK, length), 31, -1) if length % size == 0), None)

@@ -197,7 +197,7 @@ class Ledger:
 
         return Reservation(ledger=self, entry=self._chain.append("reserve", body, check))
 
-    def resume(self, reservation: Reservation) -> int:
+    def resume(self, reservation: Reservation, *, repeated: int = 0) -> int:
         """Record that an interrupted attempt is taken over; return the number of the new attempt (2, 3, ...).
 
         The attempt before it ran at most `checkpoint_steps` steps past its last checkpoint, whose results are gone;
@@ -205,6 +205,9 @@ class Ledger:
         things is what makes this exact: this entry first, then the latest checkpoint is read; an attempt saves a
         checkpoint first, then looks for such an entry, and stops if there is one. An attempt that paused has lost
         nothing.
+
+        Args:
+            repeated: steps before the last noted one that are run again as well, because its checkpoint is lost.
 
         Raises:
             BudgetExceeded: the restart allowance is used up.
@@ -215,7 +218,7 @@ class Ledger:
         def body(entries: Sequence[Entry]) -> dict[str, Any]:
             earlier = _resumes(entries, reservation.id)
             used = sum(e.body["lost_steps"] for e in earlier)
-            lost = 0 if _paused(entries, reservation.id) else block
+            lost = repeated + (0 if _paused(entries, reservation.id) else block)
             if used + lost > allowance:
                 raise BudgetExceeded(
                     f"Fine-tuning was interrupted before: {used} of its {allowance} restart steps are used, and going on "

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from privimage.config import ImageConfig
+from privimage.config import ImageConfig, RunConfig
 from privimage.data.facts import TableFacts
 from privimage.data.table import TableWriter
-from privimage.device import choose_device, rows_without_gradients
+from privimage.device import choose_device, choose_devices, rows_with_gradients, rows_without_gradients
 from privimage.errors import Uncharged
-from privimage.generators.denoiser import new_denoiser
-from privimage.generators.finetune import FinetuneState, check_layers, finetune, start_state
+from privimage.generators.denoiser import Denoiser, new_denoiser
+from privimage.generators.execution import Execution
+from privimage.generators.finetune import FinetuneState, finetune, start_state
 from privimage.generators.pretrain import PretrainState, pretrain
+from privimage.generators.private_sum import PrivateSum
 from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.semantics.index import require_table
 from privimage.semantics.selection import read_selected
 from privimage.stages.models import open_denoiser, save_weights
-from privimage.store.checkpoints import Checkpoints
+from privimage.store.artifacts import Artifact
+from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
 
-__all__ = ["run_finetune", "run_pretrain", "run_synthesize"]
+__all__ = ["rehearse_finetune", "run_finetune", "run_pretrain", "run_synthesize"]
 
-CHECKPOINT_SECONDS = 120.0
 CURVE_POINTS = 200
 _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
@@ -47,35 +51,43 @@ def run_pretrain(context: StageContext) -> Outcome:
     require_table("The selection", selected.schema, digest=public.ref.digest, num_images=facts.num_images)
     shards = [name for name in public.names if name.startswith("images-")]
     images, labels = read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
+    execution = _execution(config)
     denoiser = new_denoiser(
         config.denoiser, channels=facts.channels, num_classes=len(class_names), seed=config.pretrain.seed
-    ).to(choose_device(config.performance.device))
-    check_layers(denoiser)  # here, because what fine-tuning cannot use must be found before it is charged
+    ).to(execution.devices[0])
+    # Here too, because what fine-tuning cannot use is better found before hours of training than after.
+    _private_sum(denoiser, config, execution).check(facts.channels, facts.resolution)
     checkpoints = Checkpoints(context.store, "pretrain", context.key, sealed=False)
-    saved = checkpoints.latest()
+    saved = _latest(checkpoints, context)
     state = None
     if saved:
         tensors, about = unpack(saved.data)
         state = PretrainState(
             curve=[tuple(point) for point in about["curve"]], **_ungrouped(tensors), step=about["step"]
         )
-    last_save = time.monotonic()
+    clock = _Clock(config.performance.checkpoint_seconds)
     every = max(1, config.pretrain.num_steps // CURVE_POINTS)
+    block = config.performance.checkpoint_steps
     ticker = context.progress.ticker("pretrain", config.pretrain.num_steps)
     with context.stop.answered_between_steps(), ticker as tick:
 
         def on_step(state: PretrainState, loss: float) -> None:
-            nonlocal last_save
             if state.step % every == 0 or state.step == 1:
                 state.curve.append((state.step, loss))
-            if context.stop.asked or time.monotonic() - last_save > CHECKPOINT_SECONDS:
+            if context.stop.asked or (block and state.step % block == 0) or clock.due():
                 checkpoints.save(state.step, pack(_grouped(state), {"step": state.step, "curve": state.curve}))
-                last_save = time.monotonic()
+                clock.restart()
             tick(state.step)
             context.stop.check()
 
         state = pretrain(
-            denoiser, torch.from_numpy(images), torch.from_numpy(labels), config.pretrain, state=state, on_step=on_step
+            denoiser,
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            config.pretrain,
+            state=state,
+            on_step=on_step,
+            execution=execution,
         )
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     save_weights(state.ema, context.folder / "denoiser.safetensors")
@@ -101,9 +113,9 @@ def run_finetune(context: StageContext) -> Outcome:
     if paid is None or not isinstance(paid.mechanism, DPSGDMechanism):
         raise Uncharged("Fine-tuning was not charged.")
     mechanism, config = paid.mechanism, context.config.finetune
-    denoiser, facts = open_denoiser(context.inputs["pretrain"], choose_device(context.config.performance.device))
+    denoiser, facts, execution = _open_for_finetuning(context.config, context.inputs)
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
-    saved = checkpoints.latest()
+    saved = _latest(checkpoints, context)
     # Of the query and of all attempts: one with reproducible noise voids it for good.
     query = context.inputs["query"].read_json("query.json")
     guarantee = paid.random.guarantee and query["guarantee"] == "differential privacy"
@@ -120,21 +132,19 @@ def run_finetune(context: StageContext) -> Outcome:
     else:
         state = start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()})
     private_images, private_labels = context.private_images("train")
-    last_save = time.monotonic()
+    clock = _Clock(context.config.performance.checkpoint_seconds)
     ticker = context.progress.ticker("finetune", mechanism.num_steps)
     with context.stop.answered_between_steps(), ticker as tick:
 
         def on_step(state: FinetuneState) -> None:
-            nonlocal last_save
             done, stopping = state.step == mechanism.num_steps, context.stop.asked
-            due = state.step % config.checkpoint_steps == 0 or time.monotonic() - last_save > CHECKPOINT_SECONDS
-            if due or done or stopping:
+            if state.step % config.checkpoint_steps == 0 or clock.due() or done or stopping:
                 reservation = paid.reservations[-1]
                 data = pack(_grouped(state), {"step": state.step, "reservation": reservation, "guarantee": guarantee})
                 if not checkpoints.save(state.step, data):
                     raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
                 paid.record_step(state.step)
-                last_save = time.monotonic()
+                clock.restart()
             tick(state.step)
             if stopping and not done:
                 paid.pause(state.step)
@@ -148,8 +158,8 @@ def run_finetune(context: StageContext) -> Outcome:
             config,
             state=state,
             random=paid.random,
-            rows_at_once=context.config.performance.physical_batch_size or 256,
             on_step=on_step,
+            execution=execution,
         )
     save_weights(state.ema, context.folder / "denoiser.safetensors")
     about = {
@@ -168,6 +178,18 @@ def run_finetune(context: StageContext) -> Outcome:
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))
     return Outcome(metrics={"noise_multiplier": mechanism.noise_multiplier, "num_steps": mechanism.num_steps})
+
+
+def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:
+    """One physical batch of noise, to find before the charge what could otherwise fail after it.
+
+    Raises:
+        ConfigError: the denoiser has a layer that fine-tuning cannot use, or a batch does not fit into memory.
+    """
+    denoiser, facts, execution = _open_for_finetuning(config, inputs)
+    work = _private_sum(denoiser, config, execution)
+    work.check(facts["channels"], facts["resolution"])
+    work.rehearse(facts["channels"], facts["resolution"])
 
 
 def run_synthesize(context: StageContext) -> Outcome:
@@ -191,6 +213,61 @@ def run_synthesize(context: StageContext) -> Outcome:
     about = {"class_names": facts["class_names"], "guarantee": facts["guarantee"]}
     (context.folder / "synthesis.json").write_text(json.dumps(about))
     return Outcome(metrics={"num_images": config.num_images})
+
+
+def _open_for_finetuning(
+    config: RunConfig, inputs: Mapping[str, Artifact]
+) -> tuple[Denoiser, dict[str, Any], Execution]:
+    """The pre-trained denoiser, the facts beside it, and an execution whose physical batch fits the device."""
+    execution = _execution(config)
+    denoiser, facts = open_denoiser(inputs["pretrain"], execution.devices[0])
+    rows = rows_with_gradients(
+        config.performance,
+        execution.devices[0],
+        bytes_per_image=_private_sum(denoiser, config, execution).bytes_per_image(
+            facts["channels"], facts["resolution"]
+        ),
+        draws=config.finetune.noise_samples,
+    )
+    return denoiser, facts, replace(execution, rows_at_once=rows)
+
+
+def _execution(config: RunConfig) -> Execution:
+    performance = config.performance
+    return Execution(
+        devices=tuple(choose_devices(performance)),
+        backend=performance.per_image_gradients,
+        precision=performance.precision,
+    )
+
+
+def _private_sum(denoiser: Denoiser, config: RunConfig, execution: Execution) -> PrivateSum:
+    settings = config.finetune
+    return PrivateSum(denoiser=denoiser, config=settings, max_grad_norm=settings.max_grad_norm, execution=execution)
+
+
+def _latest(checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:
+    """The newest sound checkpoint; says which ones were damaged."""
+    saved = checkpoints.latest()
+    for name in checkpoints.damaged:
+        context.progress.note(
+            f"The checkpoint {name} is damaged; going on from {f'step {saved.step}' if saved else 'the beginning'}."
+        )
+    return saved
+
+
+class _Clock:
+    """Tells when the next checkpoint is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._began > self._seconds
 
 
 def _grouped(state: PretrainState | FinetuneState) -> dict[str, Tensor]:

@@ -4,14 +4,14 @@ engine.py        the interface, the choice, and the check that a network suits a
 bookkeeping.py   the default: one forward and one backward pass
 layers.py        the layers that it knows
 pieces.py        how per-image gradients are kept until all norms are known
-rule.py          the clipping rule in parts
 vectorised.py    the oracle: vmap of grad
 opacus_hooks.py  Opacus, for comparison
 rows.py          how images and noise draws lie in rows
 """
 
 from privimage.privacy.gradients.engine import Backend, GradientEngine, check_engine, gradient_engine
-from privimage.privacy.gradients.rows import LossOfRows, Network, Precision
+from privimage.privacy.gradients.memory import bytes_per_image
+from privimage.privacy.gradients.rows import LossOfRows, Network, Precision, autocast
 
 __all__ = [
     "Backend",
@@ -19,6 +19,8 @@ __all__ = [
     "LossOfRows",
     "Network",
     "Precision",
+    "autocast",
+    "bytes_per_image",
     "check_engine",
     "gradient_engine",
 ]

@@ -14,7 +14,6 @@ trainable parameter is an error. After "book-keeping" (Bu et al. 2023, arXiv:221
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,11 +24,10 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from privimage.errors import ConfigError
-from privimage.privacy.clipping import ClippedSum
+from privimage.privacy.clipping import ClippedSum, check_bound, clip_factors
 from privimage.privacy.gradients.layers import LAYERS, Layer, LayerGradients
 from privimage.privacy.gradients.pieces import Formed, PerImage
-from privimage.privacy.gradients.rows import LossOfRows, Precision, chunks, losses_of
-from privimage.privacy.gradients.rule import check_bound, clip_factors
+from privimage.privacy.gradients.rows import LossOfRows, Precision, autocast, chunks, losses_of
 
 __all__ = ["Bookkeeping"]
 
@@ -60,11 +58,8 @@ class Bookkeeping:
         for chunk in chunks(rows, draws, rows_at_once):
             gradients = self._gradients(parameters, chunk, draws)
             factors = clip_factors(torch.stack([norms for _, norms in gradients.values()], dim=1), max_grad_norm)
-            dropped = factors == 0
-            any_dropped = bool(dropped.any())
             for name, (gradient, _) in gradients.items():
-                if any_dropped:
-                    gradient.drop(dropped)
+                gradient.drop(factors == 0)
                 gradient.add_to(slices[name], factors)
         return ClippedSum(value=total, max_grad_norm=max_grad_norm)
 
@@ -74,12 +69,11 @@ class Bookkeeping:
         """Per-image gradients and their norms (images,), in the order of `parameters`."""
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         recording = _Recording(self.module, parameters, rows=len(rows[0]), draws=draws, dtype=dtype)
-        device = rows[0].device.type
 
         def network(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.module, dict(parameters), args, kwargs)
 
-        with torch.enable_grad(), torch.autocast(device, dtype=dtype) if dtype else nullcontext(), recording:
+        with torch.enable_grad(), autocast(rows[0].device, self.precision), recording:
             loss = losses_of(self.loss_of_rows, network, rows).sum() / draws
         # The anchor has no gradient: asking for it makes autograd visit each recorded layer, and nothing else.
         torch.autograd.grad(loss, recording.anchor, allow_unused=True)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from privimage.errors import ConfigError
-from privimage.privacy.clipping import ClippedSum
+from privimage.privacy.clipping import SHRINK, ClippedSum, clip_factors, row_norms
 from privimage.privacy.gradients.bookkeeping import Bookkeeping
 from privimage.privacy.gradients.rows import LossOfRows, Precision, losses_of
-from privimage.privacy.gradients.rule import SHRINK, clip_factors, row_norms
 from privimage.privacy.gradients.vectorised import Vectorised
 
 __all__ = ["Backend", "GradientEngine", "check_engine", "gradient_engine"]

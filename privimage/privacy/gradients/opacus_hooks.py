@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from privimage.errors import ConfigError
-from privimage.privacy.clipping import ClippedSum, clip_and_sum
-from privimage.privacy.gradients.rows import LossOfRows, Precision, chunks, losses_of
-from privimage.privacy.gradients.rule import check_bound
+from privimage.privacy.clipping import ClippedSum, check_bound, clip_and_sum
+from privimage.privacy.gradients.rows import LossOfRows, Precision, autocast, chunks, losses_of
 
 __all__ = ["OpacusHooks"]
 
@@ -53,10 +51,9 @@ class OpacusHooks:
             for name, parameter in parameters.items():
                 own[name].copy_(parameter)
         total = torch.zeros(sum(own[name].numel() for name in parameters), device=rows[0].device)
-        low = self.precision == "bfloat16"
         for chunk in chunks(rows, draws, rows_at_once):
             self._hooked.zero_grad(set_to_none=True)
-            with torch.autocast(rows[0].device.type, dtype=torch.bfloat16) if low else nullcontext():
+            with autocast(rows[0].device, self.precision):
                 loss = losses_of(self.loss_of_rows, self._hooked, chunk).sum() / draws
             with warnings.catch_warnings():
                 # torch announces that a first layer has no gradient of its input.

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from privimage.privacy.gradients.rule import block_norms, row_norms
+from privimage.privacy.clipping import block_norms, row_norms
 
 __all__ = ["Formed", "OuterProducts", "PerImage"]
 
@@ -45,7 +45,10 @@ class Formed:
 
     def drop(self, images: Tensor) -> None:
         for piece, dropped in zip(self._pieces, images.split(self._counts), strict=True):
-            piece.masked_fill_(dropped[:, None], 0.0)
+            if piece.is_cuda:
+                piece.masked_fill_(dropped[:, None], 0.0)
+            else:
+                piece[dropped] = 0.0  # touches those images only; on a GPU the host would wait to learn which
 
     def add_to(self, total: Tensor, factors: Tensor) -> None:
         for piece, weights in zip(self._pieces, factors.split(self._counts), strict=True):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from privimage.errors import ConfigError
 
-__all__ = ["LossOfRows", "Network", "Precision", "check_rows", "chunks", "losses_of"]
+__all__ = ["LossOfRows", "Network", "Precision", "autocast", "check_rows", "chunks", "losses_of"]
 
 Network = Callable[..., Any]
 Precision = Literal["float32", "bfloat16"]
@@ -18,6 +20,11 @@ Precision = Literal["float32", "bfloat16"]
 # From the module with the parameters in question, and rows, to one loss per row, shape (rows,). The module must be
 # reached through this argument, and a row's loss depend on the rows of its image only.
 LossOfRows = Callable[..., Tensor]
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Inside, layers that can do so compute in `precision`; weights and results stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def check_rows(rows: Sequence[Tensor], draws: int) -> int:

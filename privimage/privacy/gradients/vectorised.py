@@ -7,23 +7,22 @@ results of all layers for each image at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 
-from privimage.privacy.clipping import ClippedSum, clipped_gradient_sum
-from privimage.privacy.gradients.rows import LossOfRows, Precision, check_rows, losses_of
+from privimage.privacy.clipping import ClippedSum, check_bound, clip_and_sum
+from privimage.privacy.gradients.rows import LossOfRows, Precision, autocast, chunks, losses_of
 
 __all__ = ["Vectorised"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vectorised:
-    """See `GradientEngine`."""
+    """See `GradientEngine`. Random numbers inside the loss are an error."""
 
     module: nn.Module
     loss_of_rows: LossOfRows
@@ -38,20 +37,23 @@ class Vectorised:
         max_grad_norm: float,
         rows_at_once: int,
     ) -> ClippedSum:
-        images = check_rows(rows, draws) // draws
-
-        def loss_of_one_image(parameters: dict[str, Tensor], *own: Tensor) -> Tensor:
-            def network(*args: Any, **kwargs: Any) -> Any:
-                return functional_call(self.module, parameters, args, kwargs)
-
-            low = self.precision == "bfloat16"
-            with torch.autocast(own[0].device.type, dtype=torch.bfloat16) if low else nullcontext():
-                return losses_of(self.loss_of_rows, network, own).mean()
-
-        return clipped_gradient_sum(
-            loss_of_one_image,
-            {name: parameter.detach() for name, parameter in parameters.items()},
-            [tensor.reshape(images, draws, *tensor.shape[1:]) for tensor in rows],
-            max_grad_norm=max_grad_norm,
-            images_at_once=max(1, rows_at_once // draws),
+        check_bound(max_grad_norm)
+        parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+        per_image = vmap(grad(self._loss_of_one_image), in_dims=(None, *[0] * len(rows)), randomness="error")
+        total = torch.zeros(
+            sum(parameter.numel() for parameter in parameters.values()),
+            device=next(iter(parameters.values())).device,
         )
+        for chunk in chunks(rows, draws, rows_at_once):
+            gradients = per_image(parameters, *[tensor.unflatten(0, (-1, draws)) for tensor in chunk])
+            total += clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)
+        return ClippedSum(value=total, max_grad_norm=max_grad_norm)
+
+    def _loss_of_one_image(self, parameters: dict[str, Tensor], *own: Tensor) -> Tensor:
+        """Mean over the image's draws."""
+
+        def network(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.module, parameters, args, kwargs)
+
+        with autocast(own[0].device, self.precision):
+            return losses_of(self.loss_of_rows, network, own).mean()

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privimage.errors import ConfigError
-from privimage.privacy.clipping import clip_and_sum
+from privimage.privacy.clipping import block_norms, clip_and_sum, clip_factors, row_norms
 from privimage.privacy.gradients import Backend, gradient_engine
-from privimage.privacy.gradients.rule import block_norms, clip_factors, row_norms
 
 from .conftest import DenoiserCase, clipped_loop, gradients_alone, moved, parameters_of, seeded, squared_error
 
