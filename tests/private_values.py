@@ -27,11 +27,11 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 from torch.func import grad
 
 from privimage.data.table import encode_png
 from privimage.privacy.clipping import ClippedSum
+from tests.engine_spy import Call, intercept
 from tests.pipeline_fixtures import SETTINGS, Place
 
 __all__ = ["Spy", "files_below", "plant_images"]
@@ -99,7 +99,7 @@ class Spy:
     def install(self, patch: pytest.MonkeyPatch, fail_in_step: int | None = None) -> None:
         """Look over the shoulder of query and fine-tuning."""
         self.fail_in_step = fail_in_step
-        real_batch, real_sum, real_histogram = loop.poisson_batch, loop.clipped_gradient_sum, semantics.vote_histogram
+        real_batch, real_histogram = loop.poisson_batch, semantics.vote_histogram
 
         def batch(*arguments: Any) -> NDArray[np.int64]:
             rows: NDArray[np.int64] = real_batch(*arguments)
@@ -107,14 +107,17 @@ class Spy:
             self.rows.append(("batch sizes", list(self._sizes)))
             return rows
 
-        def clipped_sum(loss: Any, weights: Mapping[str, Tensor], images: Any, **settings: Any) -> ClippedSum:
-            for image in zip(*(tensor[:2] for tensor in images), strict=True):
-                norms = [float(part.norm()) for part in grad(loss)(dict(weights), *image).values()]
-                self.numbers += [("loss", float(loss(dict(weights), *image))), ("gradient norm", math.hypot(*norms))]
+        def clipped_sum(call: Call) -> ClippedSum:
+            images = call.images()
+            for image in images[:2]:
+                weights = dict(call.parameters)
+                norms = [float(part.norm()) for part in grad(call.loss_of_image)(weights, *image).values()]
+                loss = float(call.loss_of_image(weights, *image))
+                self.numbers += [("loss", loss), ("gradient norm", math.hypot(*norms))]
             if len(self._sizes) == self.fail_in_step:
-                told = f"{NAMES[0]}_7.png has loss {self.numbers[-2][1]!r} in a batch of {len(images[0])}"
+                told = f"{NAMES[0]}_7.png has loss {self.numbers[-2][1]!r} in a batch of {len(images)}"
                 raise RuntimeError(f"{told}, after {self.rows}")
-            clipped: ClippedSum = real_sum(loss, weights, images, **settings)
+            clipped = call.go_on()
             self.numbers.append(("norm of a sum", float(clipped.value.norm())))
             return clipped
 
@@ -124,7 +127,7 @@ class Spy:
             return counts
 
         patch.setattr(loop, "poisson_batch", batch)
-        patch.setattr(loop, "clipped_gradient_sum", clipped_sum)
+        intercept(patch, clipped_sum)
         patch.setattr(semantics, "vote_histogram", histogram)
 
     def to_json(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from privimage.errors import BudgetExceeded, PrivacyRefused, Uncharged
+from privimage.errors import BudgetExceeded, PrivacyRefused
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
@@ -24,13 +23,7 @@ LONG_PRETRAINING = ("pretrain.num_steps=120",)
 PATIENCE = 90.0
 
 # Training saves on a clock; here after each step.
-EAGER = """
-import sys
-import privimage.stages.generation as generation
-from privimage.cli import main
-generation.CHECKPOINT_SECONDS = 0.0
-sys.exit(main(sys.argv[1:]))
-"""
+EAGER = "performance.checkpoint_seconds=0"
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -41,7 +34,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def call(place: Place, *overrides: str, until: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", EAGER, "run", *place.options(*overrides), "--until", until]
+        command = [sys.executable, "-m", "privimage.cli", "run", *place.options(EAGER, *overrides), "--until", until]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -190,27 +183,46 @@ def test_another_draw_starts_anew_after_that_and_is_charged_in_full(
     assert [plan.target for plan in pretrained_copy.ledger.spent().plans] == [1.0, 1.0]
 
 
-def test_a_damaged_checkpoint_is_no_reason_to_repeat_steps_that_are_not_accounted_for(
-    pretrained_copy: Place, stopped_after: Stop
-) -> None:
-    stopped_after(pretrained_copy, 3)
-    (checkpoint,) = (pretrained_copy.folder / "private" / "checkpoints").glob("finetune/*/step-000000002.ckpt")
+def damage(checkpoint: Path) -> None:
+    """Twice is not at all."""
     data = bytearray(checkpoint.read_bytes())
     data[-1] ^= 1
     checkpoint.write_bytes(data)
-    before = pretrained_copy.entries
-    with pytest.raises(
-        Uncharged, match="step 2 of stage finetune is damaged or gone, and going on from step 0 would repeat steps"
-    ):
+
+
+def checkpoint_of_step_2(place: Place) -> Path:
+    (checkpoint,) = (place.folder / "private" / "checkpoints").glob("finetune/*/step-000000002.ckpt")
+    return checkpoint
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_steps_it_held_are_charged_to_the_allowance(
+    pretrained_copy: Place, stopped_after: Stop, privimage: Callable[..., Answer]
+) -> None:
+    stopped_after(pretrained_copy, 3)
+    damage(checkpoint_of_step_2(pretrained_copy))
+    answer = privimage("run", *pretrained_copy.options(), "--until", "finetune")
+    assert answer.code == 0, answer.err
+    assert "step-000000002.ckpt is damaged; going on from the beginning." in answer.err
+    resume = next(entry for entry in pretrained_copy.entries if entry.kind == "resume")
+    assert resume.body["lost_steps"] == 4, "2 that the damaged one held, and 2 that may have come after it"
+    assert pretrained_copy.ledger.spent().epsilon <= 1.0
+
+
+@pytest.mark.parametrize("lost", ["damaged", "deleted"])
+def test_where_the_allowance_does_not_hold_them_nothing_is_repeated_and_the_checkpoint_may_be_restored(
+    pretrained_copy: Place, stopped_after: Stop, lost: str
+) -> None:
+    stopped_after(pretrained_copy, 3)
+    stopped_after(pretrained_copy, 1)
+    before, checkpoint = pretrained_copy.entries, checkpoint_of_step_2(pretrained_copy)
+    data = checkpoint.read_bytes()
+    if lost == "damaged":
+        damage(checkpoint)
+    else:
+        checkpoint.unlink()
+    with pytest.raises(BudgetExceeded, match="2 of its 4 restart steps are used, and going on may repeat 4 more"):
         run_all(pretrained_copy.run(), "finetune")
     assert pretrained_copy.entries == before
-    data[-1] ^= 1
     checkpoint.write_bytes(data)
     assert not run_all(pretrained_copy.run(), "finetune")["finetune"].reused
-
-
-def test_a_checkpoint_that_was_deleted_is_no_such_reason_either(pretrained_copy: Place, stopped_after: Stop) -> None:
-    stopped_after(pretrained_copy, 3)
-    shutil.rmtree(pretrained_copy.folder / "private" / "checkpoints")
-    with pytest.raises(Uncharged, match="damaged or gone"):
-        run_all(pretrained_copy.run(), "finetune")
+    assert pretrained_copy.ledger.spent().epsilon <= 1.0

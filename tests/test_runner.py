@@ -324,7 +324,7 @@ def test_a_stage_that_fails_before_it_opens_an_image_gets_its_charge_back(
         raise TrainingError("no such network")
 
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.stages.generation.open_denoiser", failing)
+        patch.setattr("privimage.stages.generation.start_state", failing)
         with pytest.raises(TrainingError):
             run_all(pretrained_copy.run(), "finetune")
     assert pretrained_copy.kinds == [*COMPLETE[:4], "void"]

@@ -51,7 +51,6 @@ def test_no_step_reads_more_images_than_the_cap(awake: Callable[..., Denoiser], 
         FinetuneConfig(noise_samples=1),
         state=start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
         random=EveryCoinFallsHeads(),
-        rows_at_once=64,
         on_step=lambda state: None,
     )
     assert images.read == [largest] * 6

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from privimage.config import DenoiserConfig
+from privimage.config import DenoiserConfig, FinetuneConfig
 from privimage.generators.denoiser import Denoiser, from_pixels, new_denoiser, to_pixels
-from privimage.generators.finetune import _loss_of_one_image
+from privimage.generators.execution import Execution
+from privimage.generators.private_sum import PrivateSum
 
 SIGMAS = torch.tensor([0.002, 0.05, 0.3, 0.5, 1.7, 20.0, 80.0], dtype=torch.float64)
 NewDenoiser = Callable[..., Denoiser]
@@ -69,11 +70,9 @@ def test_the_loss_is_the_one_of_the_paper_written_out(awake: NewDenoiser) -> Non
 
 def test_fine_tuning_and_pre_training_have_the_same_loss(awake: NewDenoiser) -> None:
     denoiser = awake()
-    _, noise, sigma, _ = draws(6)
-    image, label = draws(1, seed=1)[0][0], torch.tensor(1)
-    folded = _loss_of_one_image(denoiser)(dict(denoiser.named_parameters()), image, label, sigma, noise)
-    rows = denoiser.loss(image.expand(6, -1, -1, -1), noise, sigma, label.expand(6))
-    torch.testing.assert_close(folded, rows.mean())
+    work = PrivateSum(denoiser=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution())
+    rows = draws(6)
+    torch.testing.assert_close(work.loss_of_rows(denoiser, *rows), denoiser.loss(*rows))
 
 
 def test_a_new_denoiser_predicts_the_skip_and_has_a_loss_of_about_one() -> None:

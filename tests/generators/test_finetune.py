@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from torch import nn
 from privimage.config import FinetuneConfig
 from privimage.errors import ConfigError
 from privimage.generators.denoiser import Denoiser, from_pixels
-from privimage.generators.finetune import FinetuneState, _draws, check_layers, finetune, start_state
+from privimage.generators.execution import Execution
+from privimage.generators.finetune import FinetuneState, finetune, start_state
+from privimage.generators.private_sum import noise_rows
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
 
@@ -51,8 +54,8 @@ def run(
     config: FinetuneConfig = CONFIG,
     state: FinetuneState | None = None,
     random: Random | None = None,
-    rows_at_once: int = 64,
     on_step: Callable[[FinetuneState], None] = lambda state: None,
+    **settings: Any,
 ) -> FinetuneState:
     return finetune(
         denoiser,
@@ -61,8 +64,8 @@ def run(
         config,
         state=state or begin(denoiser),
         random=random or SecretRandom(),
-        rows_at_once=rows_at_once,
         on_step=on_step,
+        **settings,
     )
 
 
@@ -192,7 +195,6 @@ def test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_d
         CONFIG.model_copy(update={"noise_samples": draws}),
         state=begin(denoiser),
         random=SecretRandom(),
-        rows_at_once=64,
         on_step=lambda state: None,
     )
     released = flat(state.exp_avg) / 0.1
@@ -219,14 +221,20 @@ def test_two_runs_share_no_noise(awake: NewDenoiser) -> None:
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 7 / len(first) ** 0.5
 
 
-def test_rows_at_once_changes_nothing_beyond_rounding(awake: NewDenoiser) -> None:
+@pytest.mark.parametrize(
+    "execution",
+    [Execution(rows_at_once=1), Execution(rows_at_once=7), Execution(backend="vmap"), Execution(backend="opacus")],
+)
+def test_how_the_gradients_are_computed_changes_nothing_beyond_rounding(
+    awake: NewDenoiser, execution: Execution
+) -> None:
     denoiser = awake()
-    one = replace(MECHANISM, num_steps=1)
-    whole, single = (
-        flat(run(denoiser, mechanism=one, random=InsecureRandomForTests(4), rows_at_once=rows).exp_avg)
-        for rows in (1000, 1)
+    one = replace(MECHANISM, num_steps=1, expected_batch_size=IMAGES, noise_multiplier=1e-9)
+    usual, other = (
+        flat(run(denoiser, mechanism=one, random=InsecureRandomForTests(4), execution=chosen).exp_avg)
+        for chosen in (Execution(), execution)
     )
-    assert float((whole - single).norm() / whole.norm()) < 1e-5
+    assert float((usual - other).norm() / usual.norm()) <= 1e-6
 
 
 def test_with_little_noise_it_learns(awake: NewDenoiser) -> None:
@@ -263,21 +271,38 @@ def test_another_number_of_images_than_is_accounted_is_refused(awake: NewDenoise
 
 def test_a_layer_that_mixes_images_is_refused_before_anything_is_drawn(awake: NewDenoiser) -> None:
     denoiser, random = awake(), Recorder()
-    check_layers(denoiser)
     denoiser.net.norm_out = nn.BatchNorm2d(8)  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match="a layer that DP-SGD cannot use"):
-        check_layers(denoiser)
-    with pytest.raises(ConfigError, match="a layer that DP-SGD cannot use"):
+    with pytest.raises(ConfigError, match=r"net\.norm_out \(BatchNorm2d\) mixes images; use GroupNorm"):
         run(denoiser, random=random)
     assert random.drawn == []
 
 
+def rows_of(config: FinetuneConfig, seed: int = 1) -> list[torch.Tensor]:
+    images, labels = (torch.from_numpy(array) for array in bars())
+    return list(noise_rows(images, labels, 2, config, torch.Generator().manual_seed(seed)))
+
+
 def test_labels_are_hidden_once_an_image_and_noise_drawn_for_each_draw() -> None:
-    images, labels = bars()
     config = CONFIG.model_copy(update={"noise_samples": 3, "label_dropout": 0.5})
-    x, shown, sigma, noise = _draws(images, labels, 2, config, seed=1)
-    assert x.shape == (IMAGES, 1, 8, 8) and noise.shape == (IMAGES, 3, 1, 8, 8)
-    assert shown.shape == (IMAGES,) and sigma.shape == (IMAGES, 3)
-    assert 10 < int((shown == 2).sum()) < 38
-    assert all(int(label) in (2, expected) for label, expected in zip(shown, labels, strict=True))
+    x, noise, sigma, shown = rows_of(config)
+    assert x.shape == noise.shape == (3 * IMAGES, 1, 8, 8)
+    assert shown.shape == sigma.shape == (3 * IMAGES,)
+    of_image = shown.view(IMAGES, 3)
+    assert bool((of_image == of_image[:, :1]).all())
+    assert 10 < int((of_image[:, 0] == 2).sum()) < 38
+    assert all(int(label) in (2, expected) for label, expected in zip(of_image[:, 0], bars()[1], strict=True))
     assert len(sigma.unique()) == 3 * IMAGES and len(noise.unique()) > 0.99 * noise.numel()
+
+
+def test_each_draw_of_an_image_is_mirrored_by_a_coin_of_its_own_where_asked_for() -> None:
+    asymmetric = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    asymmetric[..., 0] = 255
+    for flip in (False, True):
+        config = CONFIG.model_copy(update={"noise_samples": 4, "horizontal_flip": flip})
+        x = noise_rows(asymmetric, torch.zeros(64, dtype=torch.int64), 2, config, torch.Generator().manual_seed(0))[0]
+        mirrored = (x[:, 0, 0, 7] > 0).view(64, 4).sum(1)
+        assert x[..., 1:7].eq(-1).all()
+        if flip:
+            assert 90 < int(mirrored.sum()) < 166 and {1, 2, 3} <= set(mirrored.tolist())
+        else:
+            assert not mirrored.any()

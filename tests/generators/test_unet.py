@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privimage.config import DenoiserConfig
+from privimage.config import DenoiserConfig, FinetuneConfig
 from privimage.generators.denoiser import Denoiser
-from privimage.generators.finetune import check_layers
+from privimage.generators.execution import Execution
+from privimage.generators.private_sum import PrivateSum
 from privimage.generators.unet import UNet
 
 NewDenoiser = Callable[..., Denoiser]
@@ -66,7 +67,10 @@ def test_training_mode_changes_nothing_there_are_no_running_statistics(awake: Ne
 
 @pytest.mark.parametrize(("config", "channels", "size"), SHAPES)
 def test_dp_sgd_can_use_every_shape(awake: NewDenoiser, config: dict[str, object], channels: int, size: int) -> None:
-    check_layers(awake(channels=channels, **config))
+    denoiser = awake(channels=channels, **config)
+    PrivateSum(denoiser=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution()).check(
+        channels, size
+    )
 
 
 def test_attention_sees_all_pixels_of_an_image(awake: NewDenoiser) -> None:

@@ -117,7 +117,6 @@ def noise_of_a_run(
         FinetuneConfig(noise_samples=1),
         state=copy.deepcopy(before),
         random=random,
-        rows_at_once=64,
         on_step=on_step,
     )
     return noise

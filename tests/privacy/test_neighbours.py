@@ -35,9 +35,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from privimage.config import ClassifierConfig, DenoiserConfig, FinetuneConfig, RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.generators.denoiser import Denoiser, from_pixels
+from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
 from privimage.generators.unet import UNet
-from privimage.privacy import clipping
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
@@ -46,11 +46,14 @@ from privimage.semantics.classifier import new_classifier
 from privimage.stages.models import save_weights
 from privimage.store.artifacts import Artifact, publish
 from privimage.store.files import Store
+from tests.engine_spy import Call, intercept
 from tests.pipeline_fixtures import SETTINGS
 
 # Typed Any: what is replaced in them is no part of their interface.
 loop: Any = import_module("privimage.generators.finetune")
 semantics: Any = import_module("privimage.stages.semantics")
+engine: Any = import_module("privimage.privacy.gradients.engine")
+bookkeeping: Any = import_module("privimage.privacy.gradients.bookkeeping")
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -282,7 +285,7 @@ def play(
             config,
             state=start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
             random=tape,
-            rows_at_once=rows_at_once,
+            execution=Execution(rows_at_once=rows_at_once),
             on_step=lambda state: record.states.append(state_bytes(state)),
         )
     return record
@@ -389,34 +392,22 @@ def test_neither_does_any_image_over_many_steps_with_real_coins() -> None:
 
 
 def clip_one_percent_too_late(patch: pytest.MonkeyPatch) -> None:
-    real = clipping.clip_and_sum
-    patch.setattr(clipping, "clip_and_sum", lambda gradients, norm: real(gradients, 1.01 * norm))
+    real = bookkeeping.clip_factors
+    for module in (bookkeeping, engine):  # the second checks the first
+        patch.setattr(module, "clip_factors", lambda norms, bound: real(norms, 1.01 * bound))
 
 
 def on_inputs(change: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[pytest.MonkeyPatch], None]:
     """Plants a change of what the clipped sum is computed from: images, labels, sigmas, noise."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        real = loop.clipped_gradient_sum
-
-        def changed(loss: Any, parameters: Any, images: Any, **settings: Any) -> ClippedSum:
-            clipped: ClippedSum = real(loss, parameters, change(list(images)), **settings)
-            return clipped
-
-        patch.setattr(loop, "clipped_gradient_sum", changed)
+        intercept(patch, lambda call: call.go_on(change(list(call.rows))))
 
     return plant
 
 
-def one_row_a_draw(inputs: list[Tensor]) -> list[Tensor]:
-    image, label, sigma, noise = inputs
-    draws = sigma.shape[1]
-    return [
-        image.repeat_interleave(draws, 0),
-        label.repeat_interleave(draws, 0),
-        sigma.reshape(-1, 1),
-        noise.flatten(0, 1).unsqueeze(1),
-    ]
+def each_draw_clipped_alone(patch: pytest.MonkeyPatch) -> None:
+    intercept(patch, lambda call: call.go_on(draws=1))
 
 
 def normalised_by_the_batch(inputs: list[Tensor]) -> list[Tensor]:
@@ -425,18 +416,16 @@ def normalised_by_the_batch(inputs: list[Tensor]) -> list[Tensor]:
 
 
 def without_blank_pictures(inputs: list[Tensor]) -> list[Tensor]:
-    kept = inputs[0].flatten(1).amax(1) > inputs[0].flatten(1).amin(1)
+    kept = inputs[0].flatten(1).amax(1) > inputs[0].flatten(1).amin(1)  # all draws of an image alike
     return [tensor[kept] for tensor in inputs]
 
 
 def mean_of_the_clipped(patch: pytest.MonkeyPatch) -> None:
-    real = loop.clipped_gradient_sum
+    def mean(call: Call) -> ClippedSum:
+        clipped = call.go_on()
+        return replace(clipped, value=clipped.value / max(1, len(call.images())))
 
-    def mean(loss: Any, parameters: Any, images: Any, **settings: Any) -> ClippedSum:
-        clipped: ClippedSum = real(loss, parameters, images, **settings)
-        return replace(clipped, value=clipped.value / max(1, len(images[0])))
-
-    patch.setattr(loop, "clipped_gradient_sum", mean)
+    intercept(patch, mean)
 
 
 def on_release(change: Callable[[Tensor, ClippedSum, int, DPSGDMechanism], Tensor]) -> Callable[..., None]:
@@ -502,7 +491,7 @@ def learning_rate_from_the_exact_sum(patch: pytest.MonkeyPatch) -> None:
     ("plant", "complaint"),
     [
         (clip_one_percent_too_late, r"moves step \d by 0\.00100\d+, but at most 0\.001 "),
-        (on_inputs(one_row_a_draw), "but at most 0.001 is accounted"),
+        (each_draw_clipped_alone, "but at most 0.001 is accounted"),
         (on_inputs(normalised_by_the_batch), "but at most 0.001 is accounted"),
         (on_inputs(without_blank_pictures), r"operator \d+ is"),
         (mean_of_the_clipped, "less than its bound"),

@@ -6,6 +6,8 @@ Limits are set so that the chance of a false alarm is below 1e-6 for each test, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,15 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from privimage.config import DenoiserConfig, FinetuneConfig
-from privimage.generators import finetune as loop
 from privimage.generators.denoiser import from_pixels, new_denoiser
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.privacy.poisson import poisson_batch
+from tests.engine_spy import Call, intercept
+
+# Typed Any: what is replaced in it is no part of its interface.
+loop: Any = import_module("privimage.generators.finetune")
 
 IMAGES, RATE, STEPS = 200, 0.1, 20_000
 Inclusions = NDArray[np.float64]
@@ -242,17 +247,21 @@ def images_used_by_fine_tuning(patch: pytest.MonkeyPatch, mechanism: DPSGDMechan
     labels = np.arange(mechanism.num_images) % 2
     steps: list[NDArray[np.float64]] = []
 
-    def no_gradients(
-        loss: object, weights: dict[str, torch.Tensor], inputs: list[torch.Tensor], **settings: object
-    ) -> ClippedSum:
-        values, shown = inputs[0][:, 0, 0, 0].contiguous(), inputs[1]
-        found = torch.searchsorted(from_pixels(torch.from_numpy(pixels)), values)
-        assert torch.equal(shown, torch.from_numpy(labels)[found])
-        steps.append(torch.bincount(found, minlength=mechanism.num_images).double().numpy())
-        size = sum(tensor.numel() for tensor in weights.values())
+    def no_gradients(call: Call) -> ClippedSum:
+        found = torch.searchsorted(from_pixels(torch.from_numpy(pixels)), call.rows[0][:, 0, 0, 0].contiguous())
+        assert torch.equal(call.rows[3], torch.from_numpy(labels)[found])
+        steps[-1] += torch.bincount(found, minlength=mechanism.num_images).double().numpy()
+        size = sum(tensor.numel() for tensor in call.parameters.values())
         return ClippedSum(value=torch.zeros(size), max_grad_norm=mechanism.max_grad_norm)
 
-    patch.setattr(loop, "clipped_gradient_sum", no_gradients)
+    def new_step(*arguments: Any) -> NDArray[np.int64]:
+        steps.append(np.zeros(mechanism.num_images))
+        rows: NDArray[np.int64] = real_batch(*arguments)
+        return rows
+
+    real_batch = loop.poisson_batch
+    intercept(patch, no_gradients)
+    patch.setattr(loop, "poisson_batch", new_step)
     denoiser = new_denoiser(
         DenoiserConfig(base_channels=8, channel_multipliers=(1,)), channels=1, num_classes=2, seed=0
     )
@@ -264,7 +273,6 @@ def images_used_by_fine_tuning(patch: pytest.MonkeyPatch, mechanism: DPSGDMechan
         FinetuneConfig(noise_samples=1, label_dropout=0.0),
         state=loop.start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
         random=SecretRandom(),
-        rows_at_once=64,
         on_step=lambda state: None,
     )
     return np.stack(steps)

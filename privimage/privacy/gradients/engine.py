@@ -88,14 +88,15 @@ def check_engine(
 
     Args:
         parameters: names and shapes count; the check moves them off their values, since a layer that starts at zero
-            hides what comes before it.
+            hides what comes before it, and weights that diverged hide everything.
     """
     _check_layers(module)
     if len(rows[0]) < 2 * draws:
         raise ConfigError(f"The check of per-image gradients needs two images, found {len(rows[0]) / draws:g}.")
     generator = torch.Generator().manual_seed(0)
     moved = {
-        name: parameter.detach() + 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter)
+        name: parameter.detach().nan_to_num(0, 0, 0).clamp(-1, 1)
+        + 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter)
         for name, parameter in parameters.items()
     }
     alone = [

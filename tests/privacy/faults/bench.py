@@ -30,6 +30,7 @@ from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded
 from privimage.generators.denoiser import new_denoiser
+from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune
 from privimage.ledgers import ledger_of
 from privimage.pipeline import Charge, Outcome, StageContext
@@ -189,8 +190,11 @@ class Bench:
     def _stand_in_for_finetuning(self, patch: pytest.MonkeyPatch) -> None:
         real_resume = Ledger.resume
 
-        def some_denoiser(artifact: Artifact, device: torch.device) -> Any:
-            return open_denoiser(artifact, device) if self.playing.real_network else (_OneWeight(), {"class_names": []})
+        def some_denoiser(config: RunConfig, inputs: Mapping[str, Artifact]) -> Any:
+            execution = Execution()
+            if self.playing.real_network:
+                return *open_denoiser(inputs["pretrain"], execution.devices[0]), execution
+            return _OneWeight(), {"class_names": []}, execution
 
         def some_finetune(*given: Any, state: FinetuneState, on_step: OnStep, **others: Any) -> FinetuneState:
             scene, reservation = self.playing, _here.reservation
@@ -212,14 +216,15 @@ class Bench:
                 seen(state)
             return state
 
-        def resume(ledger: Ledger, reservation: Reservation) -> int:
+        def resume(ledger: Ledger, reservation: Reservation, *, repeated: int) -> int:
             self.playing.witness.resume_called(reservation.id)
-            attempt = real_resume(ledger, reservation)
+            attempt = real_resume(ledger, reservation, repeated=repeated)
             self.begin_attempt(attempt)
             return attempt
 
         patch.setattr(generation, "run_finetune", self._watched(generation.run_finetune))
-        patch.setattr(generation, "open_denoiser", some_denoiser)
+        patch.setattr(generation, "rehearse_finetune", lambda config, inputs: None)
+        patch.setattr(generation, "_open_for_finetuning", some_denoiser)
         patch.setattr(generation, "finetune", some_finetune)
         patch.setattr(Ledger, "resume", resume)
 

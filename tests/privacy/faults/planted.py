@@ -57,7 +57,7 @@ def _create_that_replaces(patch: pytest.MonkeyPatch, bench: Bench) -> None:
 
 def _free_resume(patch: pytest.MonkeyPatch, bench: Bench) -> None:
     """An interrupted attempt is taken over and nothing is written."""
-    patch.setattr(Ledger, "resume", lambda ledger, reservation: 1)
+    patch.setattr(Ledger, "resume", lambda ledger, reservation, *, repeated: 1)
 
 
 def _early_checkpoint(patch: pytest.MonkeyPatch, bench: Bench) -> None:
