@@ -10,12 +10,15 @@ to the loopback interface.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -57,39 +60,58 @@ class Work(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another process, and the line on which it tells why it fails."""
+
+    process: BaseProcess
+    line: Connection
+
+    def last_words(self) -> str:
+        """What it told before it ended; empty if it was killed."""
+        words = ""
+        with suppress(EOFError):
+            while self.line.poll():
+                words += self.line.recv()
+        return words
+
+
 class Team:
     """Computes sums; made by `team_of`."""
 
-    def __init__(self, work: Work, device: torch.device, others: Sequence[BaseProcess]) -> None:
+    def __init__(self, work: Work, device: torch.device, others: Sequence[Other]) -> None:
         self._work, self._device, self._others = work, device, others
 
     def sum(self, weights: Tensor, job: Job) -> Tensor:
         """The sum that `job` describes, on the first device; see `Work.share`.
 
         Raises:
-            PrivimageError: another process died.
+            PrivimageError: another process was killed. RuntimeError: it failed; the text may say anything.
         """
         if not self._others:
             return self._work.share(weights, job, 0, 1)
-        self._check_alive()
         try:
             _send(weights, job, self._device)
             share = self._work.share(weights, job, 0, 1 + len(self._others))
             dist.reduce(share, 0)
         except RuntimeError:
-            for process in self._others:
-                process.join(timeout=1)  # one that broke the connection may be a moment from its end
-            self._check_alive()
+            self._explain()
             raise
         return share
 
-    def _check_alive(self) -> None:
-        dead = sum(process.exitcode is not None for process in self._others)
-        if dead:
+    def _explain(self) -> None:
+        """Raise what broke the connection, if it was another process."""
+        for other in self._others:
+            other.process.join(timeout=1)  # it may be a moment from its end
+        ended = {other: other.last_words() for other in self._others if other.process.exitcode is not None}
+        killed = sum(not words for words in ended.values())
+        if killed:
             raise PrivimageError(
-                f"{dead} of the {1 + len(self._others)} processes of this stage died. Run again: it goes on from the "
+                f"{killed} of the {1 + len(self._others)} processes of this stage died. Run again: it goes on from the "
                 "last checkpoint; if memory was short, with a smaller performance.physical_batch_size."
             )
+        if ended:
+            raise RuntimeError("Another process of this stage failed:\n" + "\n".join(ended.values()))
 
 
 @contextmanager
@@ -109,18 +131,16 @@ def team_of(work: Work, devices: Sequence[torch.device]) -> Iterator[Team]:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="privimage-team-") as folder:
         meeting = Path(folder, "meeting").as_uri()
-        others: list[BaseProcess] = []
-        lines: list[Connection] = []
+        others: list[Other] = []
         try:
             for rank in range(1, len(devices)):
                 line, end = context.Pipe(duplex=False)
                 process = context.Process(target=_serve, args=(work, devices, rank, meeting, end), daemon=True)
                 process.start()
                 end.close()
-                others.append(process)
-                lines.append(line)
-            for started, line in zip(others, lines, strict=True):
-                _await_start(started, line)
+                others.append(Other(process=process, line=line))
+            for other in others:
+                _await_start(other)
             _join(devices, 0, meeting)
             work.to(devices[0])
             yield Team(work, devices[0], others)
@@ -130,20 +150,34 @@ def team_of(work: Work, devices: Sequence[torch.device]) -> Iterator[Team]:
                 with suppress(RuntimeError):  # a process that died
                     dist.destroy_process_group()
             for other in others:
-                other.join(timeout=5)
-                if other.exitcode is None:
-                    other.kill()
-                    other.join()
+                other.process.join(timeout=5)
+                if other.process.exitcode is None:
+                    other.process.kill()
+                    other.process.join()
 
 
-def _await_start(process: BaseProcess, line: Connection) -> None:
+def _await_start(other: Other) -> None:
     """Until the process is up: nobody may wait at the meeting for one that cannot come."""
-    wait([process.sentinel, line])
-    if not line.poll():
+    try:
+        other.line.recv()
+    except EOFError:
+        other.process.join()
         raise PrivimageError(
-            f"A process of this stage did not start (exit code {process.exitcode}): set performance.num_devices to 1, "
-            "or see what it printed."
-        )
+            f"A process of this stage did not start (exit code {other.process.exitcode}): see what it printed, or set "
+            "performance.num_devices to 1."
+        ) from None
+
+
+class _Line(io.TextIOBase):
+    """A stream to the first process: what a process prints when it fails may be private, and must not reach a log."""
+
+    def __init__(self, end: Connection) -> None:
+        self._end = end
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):  # the first process is gone
+            self._end.send(text)
+        return len(text)
 
 
 def _serve(work: Work, devices: Sequence[torch.device], rank: int, meeting: str, end: Connection) -> None:
@@ -151,6 +185,7 @@ def _serve(work: Work, devices: Sequence[torch.device], rank: int, meeting: str,
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     end.send("here")
+    sys.stderr = _Line(end)
     _join(devices, rank, meeting)
     device = devices[rank]
     work.to(device)
