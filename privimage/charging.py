@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -141,12 +142,16 @@ class Door:
     """Opens sensitive images: training and validation ones under a live reservation, test ones for sealed stages.
 
     A sealed stage releases nothing: its artifact lies below `private/`. `opened` tells whether the door ever opened.
+    Images that are too many for memory lie in a file without a name in `spill`, which is as protected as the tables are.
     """
 
-    def __init__(self, stage: Stage, sealed_inputs: list[Artifact], reservation: Reservation | None) -> None:
+    def __init__(
+        self, stage: Stage, sealed_inputs: list[Artifact], reservation: Reservation | None, *, spill: Path
+    ) -> None:
         self._stage = stage
         self._sealed_inputs = sealed_inputs
         self._reservation = reservation
+        self._spill = spill
         self.opened = False
 
     def __call__(self, split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -166,4 +171,4 @@ class Door:
         else:
             self._reservation.check_live()
         self.opened = True
-        return read_images(self._sealed_inputs[0].files(f"{split}-"))
+        return read_images(self._sealed_inputs[0].files(f"{split}-"), spill=self._spill)

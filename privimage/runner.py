@@ -158,7 +158,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             if existing is not None:
                 return existing
             raise
-        door = Door(stage, sealed, payment.live if payment else None)
+        door = Door(stage, sealed, payment.live if payment else None, spill=folder)
         context = StageContext(
             config=run.config,
             key=key,

@@ -401,11 +401,11 @@ def test_sealed_keys_and_digests_are_no_plain_hashes(granted: Place, tmp_path: P
     assert mine.key != theirs.key and mine.digest != theirs.digest
 
 
-def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Place) -> None:
+def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Place, tmp_path: Path) -> None:
     run = granted.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     for stage in STAGES:
-        open_images = Door(stage, [admit], None)
+        open_images = Door(stage, [admit], None, spill=tmp_path)
         if stage.sealed:
             images, labels = open_images("test")
             assert len(images) == len(labels) > 0
@@ -414,27 +414,27 @@ def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Pla
                 open_images("test")
 
 
-def test_training_images_open_under_a_live_reservation_only(granted_copy: Place) -> None:
+def test_training_images_open_under_a_live_reservation_only(granted_copy: Place, tmp_path: Path) -> None:
     run = granted_copy.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     query = stage_named("query")
     with pytest.raises(Uncharged, match="has no reservation"):
-        Door(query, [admit], None)("train")
+        Door(query, [admit], None, spill=tmp_path)("train")
     with pytest.raises(Uncharged, match="has no reservation"):
-        Door(stage_named("evaluate"), [admit], None)("train")
+        Door(stage_named("evaluate"), [admit], None, spill=tmp_path)("train")
     with pytest.raises(Uncharged, match="no sensitive images"):
-        Door(query, [], None)("train")
+        Door(query, [], None, spill=tmp_path)("train")
     ledger = granted_copy.ledger
     charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
     plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4, intends=(charge,))
     live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, num_images=143, run="test")
-    images, labels = Door(query, [admit], live)("train")
+    images, labels = Door(query, [admit], live, spill=tmp_path)("train")
     assert len(images) == len(labels) == 143
     with pytest.raises(Uncharged, match="not sealed"):
-        Door(query, [admit], live)("test")
+        Door(query, [admit], live, spill=tmp_path)("test")
     ledger.settle(live, artifact="0" * 64)
     with pytest.raises(PrivacyRefused):
-        Door(query, [admit], live)("train")
+        Door(query, [admit], live, spill=tmp_path)("train")
 
 
 # ------------------------------------------------------------------ randomness for tests

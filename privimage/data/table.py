@@ -158,7 +158,7 @@ def read_images(
     decoded once.
 
     Args:
-        spill: a folder, for images that nobody has to protect. Pixels of more than `memory_limit` bytes then lie in a
+        spill: a folder, as protected as the images have to be. Pixels of more than `memory_limit` bytes then lie in a
             file without a name there, mapped into memory, which goes when the array does. Its content is the same.
 
     Raises:

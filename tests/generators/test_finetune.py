@@ -95,11 +95,12 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in weights.values()])
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 1000])
 def test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many(
-    awake: NewDenoiser,
+    awake: NewDenoiser, rows_at_once: int
 ) -> None:
     denoiser, random = awake(), Recorder()
-    state = run(denoiser, random=random)
+    state = run(denoiser, random=random, execution=Execution(rows_at_once=rows_at_once))
     size = sum(parameter.numel() for parameter in denoiser.parameters())
     assert random.drawn == [("uniform", IMAGES), ("seed", 1), ("normal", size)] * 4
     assert state.step == MECHANISM.num_steps

@@ -91,10 +91,30 @@ def test_a_bad_image_counts_as_zero_and_poisons_no_other(case: DenoiserCase, bac
     torch.testing.assert_close(found, clipped(case, backend, bound=0.5, rows=without(case, 2)), rtol=1e-4, atol=1e-6)
 
 
-def test_an_empty_batch_gives_zeros(case: DenoiserCase, backend: Backend) -> None:
-    found = clipped(case, backend, bound=0.5, rows=[tensor[:0] for tensor in case.rows])
+def test_an_empty_batch_gives_zeros_whatever_came_before(case: DenoiserCase, backend: Backend) -> None:
+    engine = gradient_engine(case.denoiser, case.loss, backend=backend)
+    for rows in (case.rows, [tensor[:0] for tensor in case.rows]):
+        found = engine.clipped_sum(case.parameters, rows, draws=case.draws, max_grad_norm=0.5, rows_at_once=99).value
     assert found.shape == (sum(parameter.numel() for parameter in case.parameters.values()),)
     assert not found.any()
+
+
+def test_no_image_changes_the_gradient_of_another(case: DenoiserCase, backend: Backend) -> None:
+    changed = [tensor.clone() for tensor in case.rows]
+    of_image = slice(2 * case.draws, 3 * case.draws)
+    changed[0][of_image] = changed[0][of_image].flip(2)
+    difference = clipped(case, backend, bound=0.5, rows=changed) - clipped(case, backend, bound=0.5)
+    alone, before = ([tensor[of_image] for tensor in rows] for rows in (changed, case.rows))
+    expected = clipped(case, backend, bound=0.5, rows=alone) - clipped(case, backend, bound=0.5, rows=before)
+    assert expected.norm() > 0.01
+    torch.testing.assert_close(difference, expected, rtol=0, atol=1e-5)
+
+
+def test_randomness_inside_the_loss_is_an_error() -> None:
+    module = nn.Linear(2, 2)
+    engine = gradient_engine(module, lambda network, rows: (network(rows) * torch.rand(2)).sum(1), backend="vmap")
+    with pytest.raises(RuntimeError, match="random"):
+        engine.clipped_sum(parameters_of(module), [torch.ones(3, 2)], draws=1, max_grad_norm=1.0, rows_at_once=3)
 
 
 def test_parameters_that_are_not_named_stay_fixed(case: DenoiserCase, alone: Tensor, backend: Backend) -> None:

@@ -35,27 +35,21 @@ _CLIPPING = _of(
     "privacy/test_clipping.py",
     (
         "NaN and infinite rows are not zeroed",
-        "        row[~finite] = 0.0\n",
+        "        row[factors == 0] = 0.0\n",
         "        pass\n",
         "test_no_float_whatsoever_passes_the_bound",
     ),
     (
         "A row of NaN passes as finite",
-        "finite = norms < LARGEST_NORM",
-        "finite = ~(norms >= LARGEST_NORM)",
+        "torch.where(whole < LARGEST_NORM, factors",
+        "torch.where(~(whole >= LARGEST_NORM), factors",
         "test_a_bad_image_counts_as_zero_and_poisons_no_other",
     ),
     (
-        "Infinite rows keep a factor that is no number",
-        "torch.where(finite, factors, torch.zeros_like(factors))",
-        "factors",
+        "Rows without a finite norm keep their factor",
+        "return torch.where(whole < LARGEST_NORM, factors, torch.zeros_like(factors))",
+        "return factors",
         "test_no_float_whatsoever_passes_the_bound",
-    ),
-    (
-        "A row of infinite norm passes as finite",
-        "finite = norms < LARGEST_NORM",
-        "finite = ~norms.isnan()",
-        "test_a_bad_image_counts_as_zero_and_poisons_no_other",
     ),
     (
         "Nothing is clipped",
@@ -71,46 +65,141 @@ _CLIPPING = _of(
     ),
     (
         "Only the first parameter's gradient counts in the norm",
-        "torch.stack([_row_norms(row) for row in rows], dim=1)",
-        "torch.stack([_row_norms(row) for row in rows[:1]], dim=1)",
+        "torch.stack([row_norms(row) for row in rows], dim=1)",
+        "torch.stack([row_norms(row) for row in rows[:1]], dim=1)",
         "test_the_sum_is_that_of_a_plain_loop",
     ),
     (
         "No room is left for rounding, so that the bound is passed by a little",
-        "shrink = 1 - 2.0**-14",
-        "shrink = 1.0",
+        "SHRINK = 1 - 2.0**-14",
+        "SHRINK = 1.0",
         "test_no_float_whatsoever_passes_the_bound",
     ),
     (
         "The norm of a long gradient is added up in float32 at once",
-        "    block = 256\n",
-        "    block = 2**40\n",
+        "_BLOCK = 256\n",
+        "_BLOCK = 2**40\n",
         "test_the_bound_holds_for_long_gradients_too",
     ),
-    (
-        "Images are clipped to twice the stated norm",
-        "clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)",
-        "clip_and_sum([gradients[name].float() for name in parameters], 2 * max_grad_norm)",
-        "test_removing_any_image_changes_the_sum_by_at_most_the_bound",
-    ),
-    (
-        "A chunk's gradients are summed before they are clipped",
-        "clip_and_sum([gradients[name].float() for name in parameters], max_grad_norm)",
-        "clip_and_sum([gradients[name].float().sum(0, keepdim=True) for name in parameters], max_grad_norm)",
-        "test_images_at_once_changes_nothing",
-    ),
-    (
-        "The partial sum of the batch before is left over in the next",
-        "    total = torch.zeros(size, dtype=torch.float32, device=next(iter(parameters.values())).device)\n",
-        '    total = clipped_gradient_sum.__dict__.setdefault("total", torch.zeros(size, dtype=torch.float32))\n',
-        "test_removing_any_image_changes_the_sum_by_at_most_the_bound",
-    ),
-    (
-        "The loss may draw randomness of its own",
-        'randomness="error"',
-        'randomness="different"',
-        "test_randomness_inside_the_loss_is_an_error",
-    ),
+)
+
+_ENGINES = (
+    _of(
+        "privacy/gradients/bookkeeping.py",
+        "privacy/gradients/test_engines.py",
+        (
+            "Images are clipped to twice the stated norm",
+            "in gradients.values()], dim=1), max_grad_norm)",
+            "in gradients.values()], dim=1), 2 * max_grad_norm)",
+            "test_zeroing_out_any_image_changes_the_sum_by_at_most_the_bound",
+        ),
+        (
+            "The norm of an image leaves a layer out",
+            "[norms for _, norms in gradients.values()]",
+            "[norms for _, norms in list(gradients.values())[:-2]]",
+            "test_every_engine_gives_the_sum_of_a_plain_loop[bookkeeping]",
+        ),
+        (
+            "Each draw of an image is clipped by itself",
+            "module, rows, rows // draws, dtype",
+            "module, rows, rows, dtype",
+            "test_every_engine_gives_the_sum_of_a_plain_loop[bookkeeping]",
+        ),
+        (
+            "The gradients of an image's draws are summed, not averaged",
+            "network, rows).sum() / draws",
+            "network, rows).sum()",
+            "test_every_engine_gives_the_sum_of_a_plain_loop[bookkeeping]",
+        ),
+        (
+            "Gradients that are not finite are not dropped",
+            "                gradient.drop(factors == 0)\n",
+            "",
+            "test_a_bad_image_counts_as_zero_and_poisons_no_other",
+        ),
+        (
+            "The partial sum of the batch before is left over in the next",
+            "total = torch.zeros(sum(sizes.values()), device=next(iter(parameters.values())).device)",
+            'total = self.__dict__.setdefault("_total", torch.zeros(sum(sizes.values())))',
+            "test_an_empty_batch_gives_zeros_whatever_came_before",
+        ),
+        (
+            "Of a layer that is used twice the last use counts alone",
+            "                gradient = Formed([self.found[name].formed() + gradient.formed()])\n",
+            "                pass\n",
+            "test_parameters_that_are_shared_or_used_several_times_count_once",
+        ),
+    )
+    + _of(
+        "privacy/gradients/vectorised.py",
+        "privacy/gradients/test_engines.py",
+        (
+            "The loss may draw randomness of its own",
+            'randomness="error"',
+            'randomness="different"',
+            "test_randomness_inside_the_loss_is_an_error",
+        ),
+        (
+            "A chunk's gradients are summed before they are clipped",
+            "[gradients[name].float() for name in parameters]",
+            "[gradients[name].float().sum(0, keepdim=True) for name in parameters]",
+            "test_rows_at_once_changes_nothing",
+        ),
+    )
+    + _of(
+        "privacy/gradients/layers.py",
+        "privacy/gradients/test_layers.py",
+        (
+            "All images of a call of a convolution share one gradient",
+            "return weights.unflatten(0, (images, -1)), biases",
+            "return weights.unflatten(0, (images, -1)).mean(0, keepdim=True).expand(images, *[-1] * weights.dim()), biases",
+            "test_convolutions",
+        ),
+        (
+            "A bias counts its positions once in all",
+            "Formed([outputs.float().sum(1)])",
+            "Formed([outputs.float().mean(1)])",
+            "test_linear_layers",
+        ),
+        (
+            "An embedding adds every image's gradient to the first one's",
+            "of_image = torch.arange(images, device=x.device)[:, None] * entries",
+            "of_image = 0 * torch.arange(images, device=x.device)[:, None] * entries",
+            "test_embeddings",
+        ),
+    )
+    + _of(
+        "privacy/gradients/pieces.py",
+        "privacy/gradients/test_layers.py",
+        (
+            "Gradients of one layer are added without their factors",
+            "total.addmv_(piece.T, weights)",
+            "total.add_(piece.sum(0))",
+            "test_convolutions",
+        ),
+        (
+            "The norm of a product is taken for that of one of its factors",
+            "return row_norms(self._outputs) * row_norms(self._inputs)",
+            "return row_norms(self._outputs)",
+            "test_linear_layers",
+        ),
+    )
+    + _of(
+        "privacy/gradients/engine.py",
+        "privacy/gradients/test_check.py",
+        (
+            "A network whose gradients the engine gets wrong is accepted",
+            "if not float((ours - theirs).norm()) <=",
+            "if False and not float((ours - theirs).norm()) <=",
+            "test_as_many_positions_as_rows_are_refused_too",
+        ),
+        (
+            "Layers that mix images are not looked for",
+            "    _check_layers(module)\n",
+            "",
+            "test_what_the_engine_would_get_wrong_is_refused_by_name",
+        ),
+    )
 )
 
 _STEP = _of(
@@ -521,93 +610,114 @@ _QUERY = _of(
 
 _ONE_IMAGE = "test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_draws_it_has"
 _DRAWS_OF_A_STEP = "test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many"
-_FINETUNE = _of(
-    "generators/finetune.py",
-    "privacy/test_clipping.py",
-    (
-        "The draws of one image are rows of their own, each clipped separately",
-        "return x, shown, sigma, noise",
-        "return (x.repeat_interleave(draws, 0), shown.repeat_interleave(draws), sigma.reshape(-1, 1), "
-        "noise.flatten(0, 1)[:, None])",
-        "test_one_image_counts_once_however_many_noise_draws_it_has[8]",
-    ),
-    (
-        "The losses of one image's draws are summed, not averaged",
-        "weighted_error(denoised, batch, sigma).mean()",
-        "weighted_error(denoised, batch, sigma).sum()",
-        "test_the_denoisers_clipped_sum_is_that_of_ordinary_backward_passes",
-    ),
-) + _of(
-    "generators/finetune.py",
-    "generators/test_finetune.py",
-    (
-        "Each draw of an image is a batch of its own, and their clipped sums are added",
-        "        flat = noisy_mean_gradient(clipped, mechanism, random)\n",
-        "        singles = [clipped_gradient_sum(loss, state.weights, [*inputs[:2], *(t[:, n : n + 1] for t in inputs[2:])],"
-        " max_grad_norm=mechanism.max_grad_norm, images_at_once=images_at_once) for n in range(config.noise_samples)]\n"
-        "        flat = noisy_mean_gradient(clipped, mechanism, random)\n"
-        "        flat += (sum(one.value for one in singles) - clipped.value) / mechanism.expected_batch_size\n",
-        _ONE_IMAGE,
-    ),
-    (
-        "The noise is divided by the number of draws",
-        "flat = noisy_mean_gradient(clipped, mechanism, random)",
-        "exact = clipped.value / mechanism.expected_batch_size\n"
-        "        flat = exact + (noisy_mean_gradient(clipped, mechanism, random) - exact) / config.noise_samples",
-        "test_an_empty_batch_takes_its_noisy_step",
-    ),
-    (
-        "The divisor is the true size of the batch",
-        "flat = noisy_mean_gradient(clipped, mechanism, random)",
-        "flat = noisy_mean_gradient(clipped, mechanism, random) * mechanism.expected_batch_size / max(1, len(rows))",
-        "test_an_empty_batch_takes_its_noisy_step",
-    ),
-    (
-        "Noise is added once for each chunk",
-        "flat = noisy_mean_gradient(clipped, mechanism, random)",
-        "exact = clipped.value / mechanism.expected_batch_size\n"
-        "        flat = noisy_mean_gradient(clipped, mechanism, random)\n"
-        "        for _ in range(images_at_once, len(rows), images_at_once):\n"
-        "            flat = flat + noisy_mean_gradient(clipped, mechanism, random) - exact",
-        "test_rows_at_once_changes_nothing_beyond_rounding",
-    ),
-    (
-        "Weights follow the sum without noise",
-        "flat.split(sizes)",
-        "(clipped.value / mechanism.expected_batch_size).split(sizes)",
-        "test_an_empty_batch_takes_its_noisy_step",
-    ),
-    (
-        "The averaged weights follow the sum without noise",
-        "ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)",
-        "ema_update(state.ema, {name: state.ema[name] - part.view_as(state.ema[name]) for name, part in "
-        "zip(names, clipped.value.split(sizes), strict=True)}, decay=config.ema_decay, step=state.step)",
-        "test_the_average_is_one_of_the_released_weights",
-    ),
-    (
-        "One step more runs than is accounted for",
-        "while state.step < mechanism.num_steps",
-        "while state.step < mechanism.num_steps + 1",
-        _DRAWS_OF_A_STEP,
-    ),
-    (
-        "Two steps use the same coins",
-        "rows = poisson_batch(",
-        "rows = rows if state.step % 2 else poisson_batch(",
-        _DRAWS_OF_A_STEP,
-    ),
-    (
-        "A layer that mixes images is not looked for",
-        "    check_layers(denoiser)\n    device",
-        "    device",
-        "test_a_layer_that_mixes_images_is_refused_before_anything_is_drawn",
-    ),
-    (
-        "More images are used than the sampling rate was made for",
-        "if len(private_images) != mechanism.num_images",
-        "if len(private_images) < mechanism.num_images",
-        "test_another_number_of_images_than_is_accounted_is_refused[47]",
-    ),
+_FINETUNE = (
+    _of(
+        "generators/private_sum.py",
+        "generators/test_finetune.py",
+        (
+            "The draws of one image are images of their own, each clipped separately",
+            "                draws=self.config.noise_samples,\n                max_grad_norm",
+            "                draws=1,\n                max_grad_norm",
+            f"{_ONE_IMAGE}[8]",
+        ),
+        (
+            "Images are clipped to twice the norm that the sum states",
+            "max_grad_norm=self.max_grad_norm,",
+            "max_grad_norm=2 * self.max_grad_norm,",
+            _ONE_IMAGE,
+        ),
+        (
+            "Labels are hidden once a draw",
+            "hidden = torch.rand(count, generator=generator, device=device) < config.label_dropout\n"
+            "    shown = torch.where(hidden, no_label, labels.to(device)).repeat_interleave(draws)",
+            "hidden = torch.rand(count * draws, generator=generator, device=device) < config.label_dropout\n"
+            "    shown = torch.where(hidden, no_label, labels.to(device).repeat_interleave(draws))",
+            "test_labels_are_hidden_once_an_image_and_noise_drawn_for_each_draw",
+        ),
+    )
+    + _of(
+        "generators/private_sum.py",
+        "generators/test_team.py",
+        (
+            "Every device adds up the whole batch",
+            "mine = range(part, ",
+            "mine = range(0 * part, ",
+            "test_fine_tuning_in_several_processes_releases_what_one_does_with_noise_added_once[2]",
+        ),
+    )
+    + _of(
+        "generators/team.py",
+        "generators/test_team.py",
+        (
+            "What another process says of a batch when it fails is printed",
+            "    sys.stderr = _Line(end)\n",
+            "",
+            "test_a_process_that_fails_tells_the_first_one_why_and_nobody_else",
+        ),
+    )
+    + _of(
+        "generators/finetune.py",
+        "generators/test_finetune.py",
+        (
+            "The noise is divided by the number of draws",
+            "flat = noisy_mean_gradient(clipped, mechanism, random)",
+            "exact = clipped.value / mechanism.expected_batch_size\n"
+            "            flat = exact + (noisy_mean_gradient(clipped, mechanism, random) - exact) / config.noise_samples",
+            "test_an_empty_batch_takes_its_noisy_step",
+        ),
+        (
+            "The divisor is the true size of the batch",
+            "flat = noisy_mean_gradient(clipped, mechanism, random)",
+            "flat = noisy_mean_gradient(clipped, mechanism, random) * mechanism.expected_batch_size / max(1, len(rows))",
+            "test_an_empty_batch_takes_its_noisy_step",
+        ),
+        (
+            "Noise is added once for each chunk",
+            "flat = noisy_mean_gradient(clipped, mechanism, random)",
+            "exact = clipped.value / mechanism.expected_batch_size\n"
+            "            flat = noisy_mean_gradient(clipped, mechanism, random)\n"
+            "            for _ in range(execution.rows_at_once, len(rows), execution.rows_at_once):\n"
+            "                flat = flat + noisy_mean_gradient(clipped, mechanism, random) - exact",
+            _DRAWS_OF_A_STEP,
+        ),
+        (
+            "Weights follow the sum without noise",
+            "flat.split(sizes)",
+            "(clipped.value / mechanism.expected_batch_size).split(sizes)",
+            "test_an_empty_batch_takes_its_noisy_step",
+        ),
+        (
+            "The averaged weights follow the sum without noise",
+            "ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)",
+            "ema_update(state.ema, {name: state.ema[name] - part.view_as(state.ema[name]) for name, part in "
+            "zip(state.ema, clipped.value.split(sizes), strict=True)}, decay=config.ema_decay, step=state.step)",
+            "test_the_average_is_one_of_the_released_weights",
+        ),
+        (
+            "One step more runs than is accounted for",
+            "while state.step < mechanism.num_steps",
+            "while state.step < mechanism.num_steps + 1",
+            _DRAWS_OF_A_STEP,
+        ),
+        (
+            "Two steps use the same coins",
+            "rows = poisson_batch(",
+            "rows = rows if state.step % 2 else poisson_batch(",
+            _DRAWS_OF_A_STEP,
+        ),
+        (
+            "A layer that mixes images is not looked for",
+            "    work.check(*private_images.shape[1:3])\n",
+            "",
+            "test_a_layer_that_mixes_images_is_refused_before_anything_is_drawn",
+        ),
+        (
+            "More images are used than the sampling rate was made for",
+            "if len(private_images) != mechanism.num_images",
+            "if len(private_images) < mechanism.num_images",
+            "test_another_number_of_images_than_is_accounted_is_refused[47]",
+        ),
+    )
 )
 
 _SPENDING = _of(
@@ -926,10 +1036,10 @@ _CHARGING = _of(
     "charging.py",
     "test_crash.py",
     (
-        "A recorded step whose checkpoint is gone is run again unaccounted",
-        "if saved_step < recorded",
-        "if False",
-        "test_a_checkpoint_that_was_deleted_is_no_such_reason_either",
+        "Steps whose checkpoint is damaged are run again unaccounted",
+        "attempt = ledger.resume(live, repeated=repeated)",
+        "attempt = ledger.resume(live)",
+        "test_a_damaged_checkpoint_is_passed_over_and_the_steps_it_held_are_charged_to_the_allowance",
     ),
 )
 
@@ -941,6 +1051,17 @@ _GIVEN_BACK = _of(
         "reservations = [*earlier, live]",
         "reservations = [*left_open, live]",
         "test_a_reservation_that_is_given_back_meanwhile_pays_for_nothing",
+    ),
+)
+
+_REHEARSAL = _of(
+    "runner.py",
+    "test_rehearsal.py",
+    (
+        "What could fail after the charge is not tried out before it",
+        "        stage.rehearse(run.config, public)\n",
+        "        pass\n",
+        "test_a_device_that_runs_out_of_memory_does_so_before_the_charge",
     ),
 )
 
@@ -1070,6 +1191,7 @@ _RELEASE = _of(
 
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
+    *_ENGINES,
     *_STEP,
     *_RANDOM,
     *_POISSON,
@@ -1085,6 +1207,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_LEDGERS,
     *_CHARGING,
     *_GIVEN_BACK,
+    *_REHEARSAL,
     *_RUNNER,
     *_STAGES,
     *_DATA,

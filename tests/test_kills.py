@@ -1,0 +1,92 @@
+"""Training that is killed at random moments, again and again, ends with a whole artifact and an exact ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from privimage.progress import Progress, Ticker
+from privimage.runner import Run, run_all, run_stage
+from privimage.store.artifacts import ArtifactRef
+from tests.pipeline_fixtures import Place
+
+KILLS = 25
+# Between the first step and the end: some steps, some checkpoints.
+SECONDS = 0.06
+
+Train = Callable[[Run, dict[str, ArtifactRef]], ArtifactRef]
+
+
+def pretrain(run: Run, refs: dict[str, ArtifactRef]) -> ArtifactRef:
+    return run_stage("pretrain", run, {name: refs[name] for name in ("public", "select")}).ref
+
+
+def finetune(run: Run, refs: dict[str, ArtifactRef]) -> ArtifactRef:
+    return run_stage("finetune", run, {name: refs[name] for name in ("admit", "query", "pretrain")}).ref
+
+
+class Bomb(Progress):
+    """Kills this process so many seconds after the first step, wherever it is then."""
+
+    def __init__(self, seconds: float) -> None:
+        self._fuse = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+
+    @contextmanager
+    def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
+        def tick(done: int) -> None:
+            if not self._fuse.is_alive():
+                self._fuse.start()
+
+        yield tick
+
+
+def attempt(
+    place: Place, overrides: tuple[str, ...], train: Train, refs: dict[str, ArtifactRef], seconds: float
+) -> None:
+    torch.set_num_threads(1)
+    train(dataclasses.replace(place.run(*overrides), progress=Bomb(seconds)), refs)
+
+
+def kill_and_kill_again(place: Place, overrides: tuple[str, ...], train: Train, seed: int) -> dict[str, ArtifactRef]:
+    """One process after the other is killed in `train`, which has begun in each of them; returns the inputs."""
+    refs = {name: result.ref for name, result in run_all(place.run(), "pretrain").items()}
+    moments = random.Random(seed)
+    context = multiprocessing.get_context("forkserver")  # torch is loaded once, and no thread of it is forked
+    context.set_forkserver_preload(["tests.test_kills", "privimage.stages.generation", "privimage.stages.charges"])
+    for _ in range(KILLS):
+        arguments = (place, overrides, train, refs, moments.uniform(0, SECONDS))
+        process = context.Process(target=attempt, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    return refs
+
+
+def test_pre_training_ends_with_the_very_weights_it_would_have_had(pretrained_copy: Place, tmp_path: Path) -> None:
+    settings = ("pretrain.num_steps=700", "performance.checkpoint_seconds=0.02")
+    undisturbed = pretrained_copy.copy_to(tmp_path / "undisturbed")
+    refs = kill_and_kill_again(pretrained_copy, settings, pretrain, seed=1)
+    assert list(pretrained_copy.folder.glob("checkpoints/pretrain/*/*.ckpt"))
+    assert pretrain(pretrained_copy.run(*settings), refs) == pretrain(undisturbed.run(*settings), refs)
+    assert not list(pretrained_copy.folder.glob("checkpoints/**/*.ckpt"))
+
+
+def test_fine_tuning_ends_within_its_budget_with_every_lost_step_charged(pretrained_copy: Place) -> None:
+    settings = ("finetune.num_steps=200", "finetune.checkpoint_steps=2", "finetune.restart_allowance=50")
+    refs = kill_and_kill_again(pretrained_copy, settings, finetune, seed=2)
+    assert list(pretrained_copy.folder.glob("private/checkpoints/finetune/*/*.ckpt"))
+    assert finetune(pretrained_copy.run(*settings), refs).stage == "finetune"
+    expected = ["grant", "reserve query", "settle", "reserve finetune", *["resume"] * KILLS, "settle"]
+    assert pretrained_copy.kinds == expected
+    assert [entry.body["lost_steps"] for entry in pretrained_copy.entries if entry.kind == "resume"] == [2] * KILLS
+    assert all(plan.epsilon <= plan.target == 1.0 for plan in pretrained_copy.ledger.spent().plans)
+    assert not list(pretrained_copy.folder.glob("private/checkpoints/**/*.ckpt"))
