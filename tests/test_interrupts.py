@@ -36,20 +36,27 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+)
 def test_a_signal_stops_fine_tuning_after_a_step_and_nothing_of_the_allowance_is_used(
-    pretrained_copy: Place, privimage: Callable[..., Answer], number: signal.Signals
+    pretrained_copy: Place, privimage: Callable[..., Answer], number: signal.Signals, processes: int
 ) -> None:
     settings = pretrained_copy.options(
-        "finetune.num_steps=400", "finetune.checkpoint_steps=300", "finetune.restart_allowance=0"
+        "finetune.num_steps=400",
+        "finetune.checkpoint_steps=300",
+        "finetune.restart_allowance=0",
+        f"performance.num_devices={processes}",
     )
     command = [sys.executable, "-c", TELLING, "run", *settings, "--until", "finetune"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stderr is not None
         deadline = time.monotonic() + PATIENCE
         while "STEPPING" not in process.stderr.readline():
             assert process.poll() is None and time.monotonic() < deadline
-        os.kill(process.pid, number)
+        os.killpg(process.pid, number)  # as a terminal does, or a service manager: all its processes get it
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "privimage: Stopped as asked; the same command goes on from here." in err

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -149,11 +150,18 @@ def team_of(work: Work, devices: Sequence[torch.device]) -> Iterator[Team]:
             if dist.is_initialized():
                 with suppress(RuntimeError):  # a process that died
                     dist.destroy_process_group()
-            for other in others:
-                other.process.join(timeout=5)
-                if other.process.exitcode is None:
-                    other.process.kill()
-                    other.process.join()
+            _end(others)
+
+
+def _end(others: Sequence[Other]) -> None:
+    """Wait a moment for them; kill who stays, also if this process is interrupted while it waits."""
+    try:
+        for other in others:
+            other.process.join(timeout=5)
+    finally:
+        for other in others:
+            other.process.kill()
+            other.process.join()
 
 
 def _await_start(other: Other) -> None:
@@ -183,6 +191,11 @@ class _Line(io.TextIOBase):
 def _serve(work: Work, devices: Sequence[torch.device], rank: int, meeting: str, end: Connection) -> None:
     """What another process does: shares of sums, until it is sent home or the first process is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to all at once; the first process ends the step, then the others
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     end.send("here")
     sys.stderr = _Line(end)
