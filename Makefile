@@ -18,8 +18,10 @@ demo: $(READY)
 	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
 	$(BIN)/privimage run $(DEMO) --store $(STORE)
 
+# The tests, and then the test of the tests of privacy: it fails if one seeded privacy bug survives
 test: check
 	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.privacy.mutants --quiet
 
 # Seeded privacy bugs, each of which a named test has to find; minutes
 mutants: $(READY)

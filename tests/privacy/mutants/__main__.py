@@ -1,9 +1,9 @@
-"""Does a test notice each seeded privacy bug? `python -m tests.privacy.mutants [words of the names]`
+"""Does a test notice each seeded privacy bug? `python -m tests.privacy.mutants [--quiet] [words of the names]`
 
 Two copies of the code are made in a temporary folder. In each, one bug at a time is put in, the one test that is named
 for it is run, and the file is restored. A bug counts as killed only if that very test fails: not if it cannot be
 collected, and not if the changed code is merely broken. Last line: {"mutants", "killed", "seconds"} as JSON; exit code 1
-if a bug survives.
+if a bug survives. `--quiet` tells of those only that do.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ class Copy:
         self._worker.communicate()
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Exit code 0 if every bug whose name holds one of the words (none: every bug) was killed."""
     started = time.monotonic()
+    quiet, words = "--quiet" in arguments, [word for word in arguments if word != "--quiet"]
     chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, ThreadPoolExecutor(AT_ONCE) as threads:
         free: SimpleQueue[Copy] = SimpleQueue()
@@ -118,8 +119,10 @@ def main(words: list[str]) -> int:
                 outcome = copy.try_mutant(mutant)
             finally:
                 free.put(copy)
-            print(f"{time.monotonic() - begun:5.1f} s  {mutant.name}: {outcome}", flush=True)
-            return outcome.startswith("killed")
+            found = outcome.startswith("killed")
+            if not (found and quiet):
+                print(f"{time.monotonic() - begun:5.1f} s  {mutant.name}: {outcome}", flush=True)
+            return found
 
         killed = sum(threads.map(attempt, chosen))
     seconds = round(time.monotonic() - started, 1)
