@@ -71,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A solver, its noise levels, and the levels at which it is guided."""
+    """A solver, its noise levels, and how many evaluations that makes for an image."""
 
     solver: Solver
     sigmas: list[float]
@@ -132,21 +132,26 @@ def prepare(folder: Path, public: str | None, resolution: int, train_steps: int)
 
 
 def ways(guidance: float) -> dict[str, Way]:
-    """The reference first; then what is compared with it."""
-    config = SynthesizeConfig()
-    factor = 2 if guidance else 1
+    """The reference first; then what is compared with it. Levels are those of the default, if nothing else is said."""
+    default = SynthesizeConfig()
 
-    def way(solver: Solver, steps: int, sigma_min: float, evaluations: int) -> Way:
-        sigmas = sigma_schedule(steps, sigma_min, config.sigma_max, config.rho)
-        return Way(solver=solver, sigmas=sigmas, evaluations=factor * evaluations)
+    def way(solver: Solver, steps: int, evaluations: int | None = None, **other: float) -> Way:
+        config = default.model_copy(update=other)
+        sigmas = sigma_schedule(steps, config.sigma_min, config.sigma_max, config.rho)
+        return Way(solver=solver, sigmas=sigmas, evaluations=(evaluations or steps) * (2 if guidance else 1))
 
-    found = {"Heun, 125 steps": way(heun, 125, 0.002, 249), "Heun, 10 steps": way(heun, 10, 0.002, 19)}
-    for steps in (50, 20):
-        found[f"Euler, {steps} steps"] = way(euler, steps, 0.002, steps)
-    for sigma_min in sorted({0.002, config.sigma_min}):
-        for steps in (8, 10, 12, 14, 16, 18, 20):
-            found[f"multistep, {steps} steps, from {sigma_min}"] = way(sample_multistep, steps, sigma_min, steps)
-    return found
+    return {
+        "Heun, 125 steps, from 0.002": way(heun, 125, 249, sigma_min=0.002),
+        "Heun, 10 steps, from 0.002": way(heun, 10, 19, sigma_min=0.002),
+        "Heun, 10 steps": way(heun, 10, 19),
+        "Euler, 50 steps, from 0.002": way(euler, 50, sigma_min=0.002),
+        "Euler, 20 steps": way(euler, 20),
+        "multistep, 18 steps, from 0.002": way(sample_multistep, 18, sigma_min=0.002),
+        **{f"multistep, {steps} steps": way(sample_multistep, steps) for steps in (8, 10, 12, 14, 18, 20)},
+        "multistep, 18 steps, from 0.03": way(sample_multistep, 18, sigma_min=0.03),
+        "multistep, 18 steps, to 20": way(sample_multistep, 18, sigma_max=20.0),
+        "multistep, 18 steps, rho 10": way(sample_multistep, 18, rho=10.0),
+    }
 
 
 def heun(denoise: DenoiseFn, noise: Tensor, sigmas: list[float]) -> Tensor:
@@ -169,7 +174,8 @@ def euler(denoise: DenoiseFn, noise: Tensor, sigmas: list[float]) -> Tensor:
 
 def compare(subject: Subject, images: int, sets: int, guidance: float) -> None:
     print(f"{'':34}{'evaluations':>12}{'fid real':>10}{'+-':>18}{'fid 250':>9}{'levels':>8}{'ms':>8}")
-    shape = (subject.training.shape[1], *subject.training.shape[2:])
+    channels, height, width = subject.training.shape[1:]
+    shape = (channels, height, width)
     real = subject.extractor(subject.held_out)
     made: list[Tensor] = []
     references: list[np.ndarray] = []
@@ -221,7 +227,9 @@ def compare(subject: Subject, images: int, sets: int, guidance: float) -> None:
     )
 
 
-def draw(denoiser: Denoiser, way: Way, images: int, shape: tuple[int, ...], number: int, guidance: float) -> Tensor:
+def draw(
+    denoiser: Denoiser, way: Way, images: int, shape: tuple[int, int, int], number: int, guidance: float
+) -> Tensor:
     """Set `number`, uint8 NCHW: classes in turn, one seed an image."""
     numbered = torch.arange(images)
     labels, seeds = numbered % denoiser.num_classes, numbered + (number << 32)
