@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from privimage.errors import BudgetExceeded, PrivacyRefused
+from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused
+from privimage.generators.ema import ema_update
+from privimage.pipeline import stage_named
 from privimage.privacy.dpsgd import noisy_mean_gradient
-from privimage.runner import run_all
+from privimage.runner import run_all, stage_key
 from tests.pipeline_fixtures import Answer, Place
 
 LONG_FINETUNING = ("finetune.num_steps=60", "finetune.checkpoint_steps=5", "finetune.restart_allowance=10")
@@ -226,3 +229,54 @@ def test_where_the_allowance_does_not_hold_them_nothing_is_repeated_and_the_chec
     checkpoint.write_bytes(data)
     assert not run_all(pretrained_copy.run(), "finetune")["finetune"].reused
     assert pretrained_copy.ledger.spent().epsilon <= 1.0
+
+
+# ------------------------------------------------------------------ public training
+
+SAVED_OFTEN = ("pretrain.num_steps=12", "performance.checkpoint_steps=2")
+
+
+@pytest.fixture
+def stopped_in_pretraining(pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the checkpoints of steps 4 and 6."""
+    steps = []
+
+    def limited(*arguments: Any, **settings: Any) -> None:
+        steps.append(1)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        ema_update(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("privimage.generators.pretrain.ema_update", limited)
+        with pytest.raises(KeyboardInterrupt):
+            run_all(pretrained_copy.run(*SAVED_OFTEN), "pretrain")
+    (newest,) = (pretrained_copy.folder / "checkpoints" / "pretrain").glob("*/step-000000006.ckpt")
+    return newest.parent
+
+
+def test_a_damaged_checkpoint_of_pre_training_is_passed_over_and_the_weights_are_the_same(
+    pretrained: Place,
+    pretrained_copy: Place,
+    stopped_in_pretraining: Path,
+    tmp_path: Path,
+    privimage: Callable[..., Answer],
+) -> None:
+    damage(stopped_in_pretraining / "step-000000006.ckpt")
+    answer = privimage("run", *pretrained_copy.options(*SAVED_OFTEN), "--until", "pretrain")
+    assert answer.code == 0, answer.err
+    assert "step-000000006.ckpt is damaged; going on from step 4." in answer.err
+    resumed = run_all(pretrained_copy.run(*SAVED_OFTEN), "pretrain")["pretrain"]
+    straight = run_all(pretrained.copy_to(tmp_path / "undisturbed").run(*SAVED_OFTEN), "pretrain")["pretrain"]
+    assert resumed.reused and not straight.reused
+    assert resumed.ref == straight.ref
+
+
+def test_a_checkpoint_of_another_run_is_refused(pretrained_copy: Place, stopped_in_pretraining: Path) -> None:
+    other = ("pretrain.num_steps=13", "performance.checkpoint_steps=2")
+    run = pretrained_copy.run(*other)
+    refs = {name: result.ref for name, result in run_all(pretrained_copy.run(), "select").items()}
+    key = stage_key(stage_named("pretrain"), run, {name: refs[name].digest for name in ("public", "select")})
+    shutil.copytree(stopped_in_pretraining, stopped_in_pretraining.parent / key)
+    with pytest.raises(ArtifactDamaged, match=f"step 6 in checkpoints/pretrain/{key} was saved by another run"):
+        run_all(run, "pretrain")

@@ -15,7 +15,7 @@ from torch import Tensor
 from privimage.config import RunConfig
 from privimage.data.facts import TableFacts
 from privimage.device import choose_devices, rows_with_gradients
-from privimage.errors import Uncharged
+from privimage.errors import ArtifactDamaged, Uncharged
 from privimage.generators.denoiser import Denoiser, new_denoiser
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
@@ -60,6 +60,11 @@ def run_pretrain(context: StageContext) -> Outcome:
     state = None
     if saved:
         tensors, about = unpack(saved.data)
+        if about.get("key") != context.key:
+            raise ArtifactDamaged(
+                f"The checkpoint of step {saved.step} in checkpoints/pretrain/{context.key} was saved by another run or "
+                "version: remove that folder, and training begins anew."
+            )
         state = PretrainState(
             curve=[tuple(point) for point in about["curve"]], **_ungrouped(tensors), step=about["step"]
         )
@@ -73,7 +78,8 @@ def run_pretrain(context: StageContext) -> Outcome:
             if state.step % every == 0 or state.step == 1:
                 state.curve.append((state.step, loss))
             if context.stop.asked or (block and state.step % block == 0) or clock.due():
-                checkpoints.save(state.step, pack(_grouped(state), {"step": state.step, "curve": state.curve}))
+                data = pack(_grouped(state), {"key": context.key, "step": state.step, "curve": state.curve})
+                checkpoints.save(state.step, data)
                 clock.restart()
             tick(state.step)
             context.stop.check()
