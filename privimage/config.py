@@ -409,6 +409,8 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML file and apply `a.b=value` overrides (values are YAML).
 
+    A section `deployment` says how Prefect runs it (`deployments/register.py`), and nothing about the run: it is skipped.
+
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown, or a value is out of bounds.
     """
@@ -424,6 +426,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds {type(data).__name__}"
         raise ConfigError(f"{file} {found}, expected a mapping of configuration sections.")
+    data.pop("deployment", None)
     for override in overrides or []:
         _apply(data, override)
     return parse_config(data, origin=str(file))

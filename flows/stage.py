@@ -1,0 +1,40 @@
+"""One stage of a run, again: after another look at its settings, or as another draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.states import State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.forms import DEFAULT_STORE_URL, StageName, StoreUrl
+from flows.pipeline import Keys, run_stages
+from privimage.config import RunConfig
+
+__all__ = ["stage"]
+
+
+@flow(
+    name="stage",
+    flow_run_name="{config.name}-eps{config.privacy.epsilon:g}-{stage}",
+    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    persist_result=False,
+)
+def stage(
+    config: RunConfig, stage: StageName, draw: int = 1, store: StoreUrl = DEFAULT_STORE_URL, dry_run: bool = False
+) -> Keys | State[Any]:
+    """Run one stage of a run whose earlier stages are there; it is reused if it was made with these settings.
+
+    Args:
+        config: Data, privacy and settings of every stage.
+        stage: The stage to run.
+        draw: 1 is the run that is made at first; another number asks for another, independent one, and a private stage
+            is then charged again.
+        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
+        dry_run: Only show the plan.
+
+    Returns:
+        Keys of the artifacts, by stage.
+    """
+    return run_stages(config, store, {stage: draw}, first=stage, last=stage, dry_run=dry_run)
