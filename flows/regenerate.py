@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows.forms import DEFAULT_STORE_URL, StoreUrl
 from flows.pipeline import Keys, run_stages
@@ -22,7 +23,11 @@ __all__ = ["regenerate"]
     persist_result=False,
 )
 def regenerate(
-    config: RunConfig, num_images: int, seed: int = 0, store: StoreUrl = DEFAULT_STORE_URL, dry_run: bool = False
+    config: RunConfig,
+    num_images: Annotated[int, Field(ge=1, le=10_000_000, title="Images")],
+    seed: Annotated[int, Field(ge=0, lt=2**31, title="Seed")] = 0,
+    store: StoreUrl = DEFAULT_STORE_URL,
+    dry_run: bool = False,
 ) -> Keys | State[Any]:
     """Sample another number of images, or with another seed, and release them with their own certificate.
 

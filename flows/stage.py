@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows.forms import DEFAULT_STORE_URL, StageName, StoreUrl
 from flows.pipeline import Keys, run_stages
@@ -22,7 +23,11 @@ __all__ = ["stage"]
     persist_result=False,
 )
 def stage(
-    config: RunConfig, stage: StageName, draw: int = 1, store: StoreUrl = DEFAULT_STORE_URL, dry_run: bool = False
+    config: RunConfig,
+    stage: StageName,
+    draw: Annotated[int, Field(ge=1, le=1_000_000, title="Draw")] = 1,
+    store: StoreUrl = DEFAULT_STORE_URL,
+    dry_run: bool = False,
 ) -> Keys | State[Any]:
     """Run one stage of a run whose earlier stages are there; it is reused if it was made with these settings.
 

@@ -115,7 +115,11 @@ def test_a_diverging_training_stops_at_the_step_whose_loss_is_not_finite() -> No
     told: list[int] = []
     with pytest.raises(TrainingError, match=r"diverged at step 1: lower classifier\.learning_rate"):
         train_classifier(
-            *bars(400), 3, CONFIG.model_copy(update={"learning_rate": 1e30}), device=CPU, on_step=lambda step, _: told.append(step)
+            *bars(400),
+            3,
+            CONFIG.model_copy(update={"learning_rate": 1e30}),
+            device=CPU,
+            on_step=lambda step, _: told.append(step),
         )
     assert told == [1]
 
