@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from privimage.commands.shared import DEFAULT_STORE
 from privimage.errors import ConfigError
 
-__all__ = ["DEFAULT_STORE_URL", "EARLIEST", "LATEST", "Redo", "StageName", "StoreUrl", "draws_of"]
+__all__ = [
+    "DEFAULT_STORE_URL",
+    "EARLIEST",
+    "LATEST",
+    "Redo",
+    "StageName",
+    "StoreUrl",
+    "draws_of",
+]
 
 StageName = Literal[
     "public",
@@ -29,7 +37,7 @@ EARLIEST: StageName = "public"
 LATEST: StageName = "release"
 
 DEFAULT_STORE_URL = os.environ.get("PRIVIMAGE_STORE", DEFAULT_STORE)
-StoreUrl = Annotated[str, Field(min_length=1, title="Store")]
+StoreUrl = Annotated[str, Field(min_length=1)]
 
 
 class Redo(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from pydantic import Field
 
@@ -15,20 +16,25 @@ from tasks.housekeeping import collect_garbage, verify_ledgers
 __all__ = ["housekeeping"]
 
 
-@flow(name="housekeeping", flow_run_name="housekeeping-dry-run-{dry_run}", persist_result=False)
+def _name() -> str:
+    return "housekeeping-dry-run" if flow_run.parameters["dry_run"] else "housekeeping"
+
+
+@flow(name="housekeeping", flow_run_name=_name, persist_result=False)
 def housekeeping(
-    store: StoreUrl = DEFAULT_STORE_URL,
+    *,
     dry_run: bool = True,
-    keep_days: Annotated[float, Field(ge=1, le=3650, title="Keep days")] = 30,
+    keep_days: Annotated[float, Field(ge=1, le=3650)] = 30,
+    store: StoreUrl = DEFAULT_STORE_URL,
 ) -> State[Any]:
     """Verify every ledger; find artifacts, checkpoints and half-written files that nobody needs; delete them if asked to.
 
     What privacy budget paid for is never deleted, nor what it or a release was made of.
 
     Args:
-        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
         dry_run: Only show what would be deleted.
-        keep_days: What was needed, or first found, within so many days is kept.
+        keep_days: What was made, or first found, within so many days is kept.
+        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
     """
     check_server()
     ledgers = verify_ledgers(store)

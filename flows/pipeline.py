@@ -20,9 +20,9 @@ from privimage.plan import RunPlan, plan_run
 from privimage.runner import Run
 from privimage.store.files import Store
 from tasks.policies import COMPUTING
-from tasks.running import STOP, request_for
+from tasks.running import STOP, plan_request, request_for
 from tasks.showing import plan_in_words
-from tasks.stages import STAGE_TASKS, check, plan
+from tasks.stages import STAGE_TASKS, check
 
 __all__ = ["Keys", "run_stages"]
 
@@ -51,7 +51,7 @@ def run_stages(
     """
     check_server()
     request = request_for(config, store, draws)
-    planned: RunPlan = plan(request, last)
+    planned = plan_request(request, last)
     get_run_logger().info(plan_in_words(planned))
     _check_there(planned, before=first)
     if dry_run:
@@ -72,7 +72,7 @@ def run_stages(
             if stage.name == "admit" and "public" in futures:
                 _wait_for(check.submit(request, futures["public"], futures["admit"]), stop)
                 if any(row.epsilon is None for row in planned.stages):
-                    plan(request, last)  # once more: now its epsilons are known
+                    plan_request(request, last)  # once more: now its epsilons are known
     finally:
         STOP.reset(inherited)
     return {stage: future.result()["key"] for stage, future in futures.items()}

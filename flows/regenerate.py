@@ -23,22 +23,23 @@ __all__ = ["regenerate"]
     persist_result=False,
 )
 def regenerate(
-    config: RunConfig,
-    num_images: Annotated[int, Field(ge=1, le=10_000_000, title="Images")],
-    seed: Annotated[int, Field(ge=0, lt=2**31, title="Seed")] = 0,
-    store: StoreUrl = DEFAULT_STORE_URL,
+    *,
+    num_images: Annotated[int, Field(ge=1, le=10_000_000)],
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
     dry_run: bool = False,
+    store: StoreUrl = DEFAULT_STORE_URL,
+    config: RunConfig,
 ) -> Keys | State[Any]:
     """Sample another number of images, or with another seed, and release them with their own certificate.
 
     The fine-tuned generator of the same configuration has to be there: this flow never runs a private stage.
 
     Args:
-        config: The configuration that the generator was made with.
         num_images: Synthetic images, the same for each class.
         seed: First of the per-image seeds; another one gives other images.
-        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
         dry_run: Only show the plan.
+        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
+        config: The configuration that the generator was made with.
 
     Returns:
         Keys of the artifacts, by stage.

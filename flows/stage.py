@@ -23,21 +23,22 @@ __all__ = ["stage"]
     persist_result=False,
 )
 def stage(
-    config: RunConfig,
+    *,
     stage: StageName,
-    draw: Annotated[int, Field(ge=1, le=1_000_000, title="Draw")] = 1,
-    store: StoreUrl = DEFAULT_STORE_URL,
+    draw: Annotated[int, Field(ge=1, le=1_000_000)] = 1,
     dry_run: bool = False,
+    store: StoreUrl = DEFAULT_STORE_URL,
+    config: RunConfig,
 ) -> Keys | State[Any]:
     """Run one stage of a run whose earlier stages are there; it is reused if it was made with these settings.
 
     Args:
-        config: Data, privacy and settings of every stage.
         stage: The stage to run.
         draw: 1 is the run that is made at first; another number asks for another, independent one, and a private stage
             is then charged again.
-        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
         dry_run: Only show the plan.
+        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
+        config: Data, privacy and settings of every stage.
 
     Returns:
         Keys of the artifacts, by stage.

@@ -15,7 +15,15 @@ from prefect import flow
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.forms import DEFAULT_STORE_URL, EARLIEST, LATEST, Redo, StageName, StoreUrl, draws_of
+from flows.forms import (
+    DEFAULT_STORE_URL,
+    EARLIEST,
+    LATEST,
+    Redo,
+    StageName,
+    StoreUrl,
+    draws_of,
+)
 from flows.pipeline import Keys, run_stages
 from privimage.commands.shared import add_config, exit_code, open_run
 from privimage.config import RunConfig
@@ -32,12 +40,13 @@ __all__ = ["main", "synthesize"]
     persist_result=False,
 )
 def synthesize(
-    config: RunConfig,
-    store: StoreUrl = DEFAULT_STORE_URL,
+    *,
+    dry_run: bool = False,
     start_at: StageName = EARLIEST,
     stop_after: StageName = LATEST,
-    redo: list[Redo] = [],  # noqa: B006 (Prefect shows it in the form; it is never changed)
-    dry_run: bool = False,
+    redo: list[Redo] = [],  # noqa: B006 (Prefect shows it in the form; nobody changes it)
+    store: StoreUrl = DEFAULT_STORE_URL,
+    config: RunConfig,
 ) -> Keys | State[Any]:
     """Make a synthetic, differentially private image set from a sensitive one.
 
@@ -45,12 +54,12 @@ def synthesize(
     ledger of the sensitive set, whose owner has to have granted it (`privimage ledger grant`).
 
     Args:
-        config: Data, privacy and settings of every stage; filled in from the data set's file, changed for this run here.
-        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
+        dry_run: Only show the plan: what would be reused, run and charged.
         start_at: Stages before this one are only reused; the run fails at once if one of them is not there.
         stop_after: Run no stage that is not needed for this one; `release` runs all.
         redo: Stages of which another, independent run is wanted; a private stage is charged again.
-        dry_run: Only show the plan: what would be reused, run and charged.
+        store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
+        config: Data, privacy and settings of every stage; filled in from the data set's file, changed here for this run.
 
     Returns:
         Keys of the artifacts, by stage.
@@ -70,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     def run_flow() -> int:
         run = open_run(options)
         redo = [Redo.model_validate({"stage": stage, "draw": draw}) for stage, draw in run.draws.items()]
-        keys = synthesize(run.config, store=options.store, redo=redo, dry_run=options.dry_run)
+        keys = synthesize(config=run.config, store=options.store, redo=redo, dry_run=options.dry_run)
         if isinstance(keys, dict):
             print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
         return 0

@@ -27,7 +27,8 @@ __all__ = ["PrefectProgress"]
 SECONDS = 3.0
 SECONDS_OF_CURVES = 15.0
 FEWEST_POINTS, MOST_POINTS = 2, 400
-NOT_POSTED = (httpx.HTTPError, PrefectException, OSError)
+# RuntimeError is what Prefect's client raises where no server answers.
+NOT_POSTED = (httpx.HTTPError, PrefectException, OSError, RuntimeError)
 
 
 class PrefectProgress(Progress):

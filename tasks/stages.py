@@ -1,4 +1,4 @@
-"""The stages as Prefect tasks: one for each stage of the pipeline, and two that look before anything is spent."""
+"""The stages as Prefect tasks: one for each stage of the pipeline, and one that looks before anything is spent."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from prefect import Task, task
 from prefect.states import State
 
 from privimage.pipeline import STAGES, Stage
-from privimage.plan import RunPlan
 from tasks.policies import PRIVATE_STAGE, PUBLIC_STAGE, SMALL
-from tasks.running import Reference, Request, check_request, plan_request, reference_or_reused
+from tasks.running import Reference, Request, check_request, reference_or_reused
 
-__all__ = ["STAGE_TASKS", "check", "plan"]
-
-
-@task(name="plan", task_run_name="plan-{request[label]}", **SMALL)
-def plan(request: Request, last: str | None) -> RunPlan:
-    """What would be reused, run and charged; shown as a table."""
-    return plan_request(request, last)
+__all__ = ["STAGE_TASKS", "check"]
 
 
 @task(name="check", task_run_name="check-{request[label]}", **SMALL)

@@ -8,15 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
-import yaml
 
-from privimage.config import RunConfig
+from flows.forms import EARLIEST, LATEST, Redo, StageName, draws_of
+from privimage.errors import ConfigError
 from privimage.pipeline import STAGES
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store
-from tasks import stages
+from tasks.policies import COMPUTING
+from tasks.stages import STAGE_TASKS
+from tests.flows.layout import layout
 from tests.pipeline_fixtures import GRANT, Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,31 +37,6 @@ def run(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
         timeout=280,
         check=False,
     )
-
-
-def layout(store: Store) -> set[str]:
-    """Names in a store without what is random or names one run: keys, payload folders, ledger ids."""
-    shapes = set()
-    for name in store.list(""):
-        parts = name.split("/")
-        if "artifacts" in parts:
-            at = parts.index("artifacts")
-            shapes.add(
-                "/".join(
-                    [
-                        *parts[: at + 2],
-                        "KEY",
-                        *(("PAYLOAD", *parts[at + 4 :]) if len(parts) > at + 4 else parts[at + 3 :]),
-                    ]
-                )
-            )
-        elif "steps" in parts:
-            shapes.add("/".join([parts[0], "NAME", "steps", "RESERVATION", *parts[4:]]))
-        elif parts[0] in ("ledger", "releases"):
-            shapes.add("/".join([parts[0], "NAME", *parts[2:]]))
-        else:
-            shapes.add(name)
-    return shapes
 
 
 @pytest.mark.slow
@@ -93,10 +71,10 @@ def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line
 
 
 def test_every_stage_is_one_task_that_is_neither_cached_nor_retried_by_prefect() -> None:
-    tasks = {task.name: task for task in (getattr(stages, name) for name in stages.__all__)}
-    assert set(tasks) == {stage.name for stage in STAGES} | {"check"}
+    assert list(STAGE_TASKS) == [stage.name for stage in STAGES]
     for stage in STAGES:
-        task = tasks[stage.name]
+        task = STAGE_TASKS[stage.name]
+        assert task.name == stage.name
         assert task.retries == 0
         assert task.persist_result is False
         assert type(task.cache_policy).__name__ == "_None"
@@ -104,20 +82,22 @@ def test_every_stage_is_one_task_that_is_neither_cached_nor_retried_by_prefect()
         assert ("private" in task.tags) == touches, stage.name
 
 
+def test_the_forms_name_every_stage() -> None:
+    assert get_args(StageName) == tuple(stage.name for stage in STAGES)
+    assert (STAGES[0].name, STAGES[-1].name) == (EARLIEST, LATEST)
+    assert {stage.name for stage in STAGES} >= set(COMPUTING)
+
+
+def test_a_stage_is_redone_under_the_number_that_was_asked_for_so_that_a_retry_goes_on_with_it() -> None:
+    assert draws_of([Redo(stage="finetune", draw=3), Redo(stage="synthesize")]) == {"finetune": 3, "synthesize": 2}
+    with pytest.raises(ConfigError, match="redo names finetune twice"):
+        draws_of([Redo(stage="finetune"), Redo(stage="finetune", draw=3)])
+
+
 def test_no_flow_file_hides_an_importable_module() -> None:
     for file in (ROOT / "flows").glob("[!_]*.py"):
         found = importlib.util.find_spec(file.stem)
         assert found is None, f"{file.name} would hide {found}"
-
-
-def test_the_run_form_of_the_flow_accepts_every_configured_data_set() -> None:
-    from flows.synthesize import synthesize
-
-    for file in (ROOT / "deployments" / "datasets").glob("*.yaml"):
-        validated = synthesize.validate_parameters(
-            {"config": yaml.safe_load(file.read_text()), "store": "x", "draws": {}}
-        )
-        assert isinstance(validated["config"], RunConfig)
 
 
 def test_prefect_s_server_answers_nulls_in_optional_fields(tmp_path: Path) -> None:
