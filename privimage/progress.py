@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TextIO, TypeVar
 
@@ -33,7 +33,9 @@ class Progress:
         yield _nothing
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Yield `items`, counting them."""
+        """Yield `items`, counting them; without a `total`, it is their length, if they have one."""
+        if total is None and isinstance(items, Sized):
+            total = len(items)
         with self.ticker(description, total) as tick:
             for number, item in enumerate(items, start=1):
                 yield item

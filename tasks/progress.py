@@ -22,10 +22,10 @@ from prefect.exceptions import PrefectException
 from privimage.progress import Progress, Terminal, Ticker
 from tasks.pictures import curve_url
 
-__all__ = ["PrefectProgress"]
+__all__ = ["PrefectProgress", "update_picture"]
 
-SECONDS = 3.0
-SECONDS_OF_CURVES = 15.0
+SECONDS, SECONDS_OF_CURVES = 3.0, 15.0
+SECONDS_FOR_THE_LAST = 5.0
 FEWEST_POINTS, MOST_POINTS = 2, 400
 # RuntimeError is what Prefect's client raises where no server answers.
 NOT_POSTED = (httpx.HTTPError, PrefectException, OSError, RuntimeError)
@@ -60,7 +60,7 @@ class PrefectProgress(Progress):
                 yield tick
             finally:
                 posted.finished.set()
-                thread.join(SECONDS)
+                thread.join(SECONDS_FOR_THE_LAST)
 
 
 class _Posted:
@@ -116,8 +116,13 @@ class _Posted:
             about = "Loss by step, on public images, while it is trained"
             self._curve = create_image_artifact(picture, key=f"loss-{self._key}", description=about)
             return
-        with get_client(sync_client=True) as client:
-            client.update_artifact(artifact_id=self._curve, artifact=ArtifactUpdate(data=picture))
+        update_picture(self._curve, picture)
+
+
+def update_picture(artifact: UUID, url: str) -> None:
+    """Show another picture in an image artifact."""
+    with get_client(sync_client=True) as client:
+        client.update_artifact(artifact_id=artifact, artifact=ArtifactUpdate(data=url))
 
 
 def _in_words(seconds: float) -> str:

@@ -112,13 +112,21 @@ def test_without_a_server_nothing_is_registered(
     assert "PREFECT_API_URL is not set" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def registered(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one data set that is registered."""
+    folder = tmp_path_factory.mktemp("datasets")
+    (folder / "demo.yaml").write_text((DATA_SETS / "demo.yaml").read_text())
+    server.register(folder, store="memory://x")
+    return folder
+
+
 @pytest.mark.slow
 def test_pools_limit_and_automation_are_there_after_it_and_a_limit_that_was_set_stays(
-    server: Server, one_data_set: Path
+    server: Server, registered: Path
 ) -> None:
-    server.register(one_data_set, store="memory://x")
     server.call("PATCH", "/v2/concurrency_limits/gpu", {"limit": 3})
-    server.register(one_data_set, store="memory://x")
+    server.register(registered, store="memory://x")
     assert {pool["name"] for pool in server.call("POST", "/work_pools/filter", {})} == {"cpu", "gpu"}
     assert server.call("GET", "/v2/concurrency_limits/gpu")["limit"] == 3
     found = server.call("POST", "/automations/filter", {})
@@ -127,12 +135,11 @@ def test_pools_limit_and_automation_are_there_after_it_and_a_limit_that_was_set_
     assert automation["actions"][0]["state"] == "CRASHED"
     form = server.call("GET", "/deployments/name/synthesize/demo")["parameter_openapi_schema"]["definitions"]
     epsilon = form["PrivacyConfig"]["properties"]["epsilon"]
-    assert epsilon["description"].endswith("(above 0, at most 1000).")
+    assert epsilon["description"].endswith("(above 0, at most 1,000).")
 
 
 @pytest.mark.slow
-def test_one_stage_computes_at_a_time_and_a_missing_limit_is_an_error(server: Server, one_data_set: Path) -> None:
-    server.register(one_data_set, store="memory://x")
+def test_one_stage_computes_at_a_time_and_a_missing_limit_is_an_error(server: Server, registered: Path) -> None:
     server.call("PATCH", "/v2/concurrency_limits/gpu", {"limit": 1})
     code = """
 import threading, time

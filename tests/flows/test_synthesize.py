@@ -1,4 +1,4 @@
-"""The Prefect flow, run as people run it: a process of its own, a real (ephemeral) server, a store on S3."""
+"""The Prefect flow, run as people run it: a process of its own, a real server, a store on S3."""
 
 from __future__ import annotations
 
@@ -20,39 +20,24 @@ from privimage.store.files import Store
 from tasks.policies import COMPUTING
 from tasks.stages import STAGE_TASKS
 from tests.flows.layout import layout
+from tests.flows.prefect_server import ROOT, Server
 from tests.pipeline_fixtures import GRANT, Place
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO"}
-    environment.pop("PREFECT_API_URL", None)
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
 
 
 @pytest.mark.slow
 def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line_makes_on_disk(
-    s3_bucket: str, tiny_config: Path, finished: Place, tmp_path: Path
+    server: Server, s3_bucket: str, tiny_config: Path, finished: Place
 ) -> None:
     store = f"s3://{s3_bucket}/privimage"
-    refused = run(["-m", "flows.synthesize", str(tiny_config), "--store", store], tmp_path)
+    refused = server.python("-m", "flows.synthesize", str(tiny_config), "--store", store)
     assert refused.returncode == 3, refused.stderr
     (complaint,) = [line for line in refused.stderr.splitlines() if line.startswith("privimage: ")]
     assert "has no grant" in complaint
 
     grant = ["--epsilon", str(GRANT["epsilon"]), "--delta", str(GRANT["delta"])]
-    granted = run(["-m", "privimage.cli", "ledger", "grant", str(tiny_config), "--store", store, *grant], tmp_path)
+    granted = server.python("-m", "privimage.cli", "ledger", "grant", str(tiny_config), "--store", store, *grant)
     assert granted.returncode == 0, granted.stderr
-    done = run(["-m", "flows.synthesize", str(tiny_config), "--store", store], tmp_path)
+    done = server.python("-m", "flows.synthesize", str(tiny_config), "--store", store)
     assert done.returncode == 0, done.stderr
     # What ran before the refusal was reused, and Prefect says so.
     for stage in ("public", "admit"):
@@ -63,10 +48,10 @@ def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line
     made = {artifact.ref.stage for artifact in list_artifacts(Store.open(store))}
     assert made == {stage.name for stage in STAGES}
 
-    planned = run(["-m", "privimage.cli", "plan", str(tiny_config), "--store", store, "--json"], tmp_path)
+    planned = server.python("-m", "privimage.cli", "plan", str(tiny_config), "--store", store, "--json")
     assert {row["action"] for row in json.loads(planned.stdout)["stages"]} == {"reused"}
     (release,) = {name.split("/")[1] for name in Store.open(store).list("releases")}
-    verified = run(["-m", "privimage.cli", "verify", f"{store}/releases/{release}", "--store", store], tmp_path)
+    verified = server.python("-m", "privimage.cli", "verify", f"{store}/releases/{release}", "--store", store)
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
@@ -109,5 +94,7 @@ def test_prefect_s_server_answers_nulls_in_optional_fields(tmp_path: Path) -> No
         "    reply = client.post('/api/flows/filter', json={'flows': None, 'sort': 'NAME_ASC'})\n"
         "print('status', reply.status_code)\n"
     )
-    answered = run(["-c", code], tmp_path)
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    answered = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert "status 200" in answered.stdout, answered.stderr
