@@ -53,6 +53,9 @@ class Interruptible(Progress):
         self._inner = inner
         self._check = check
 
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
     @contextmanager
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
         with self._inner.ticker(description, total) as inner:

@@ -18,6 +18,7 @@ from prefect.artifacts import create_image_artifact, create_progress_artifact, u
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
+from prefect.logging import get_run_logger
 
 from privimage.progress import Progress, Terminal, Ticker
 from tasks.pictures import curve_url
@@ -38,6 +39,9 @@ class PrefectProgress(Progress):
         self._name = name
         self._stage = stage
         self._terminal = Terminal()
+
+    def note(self, text: str) -> None:
+        get_run_logger().warning(text)
 
     @contextmanager
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
