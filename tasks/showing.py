@@ -35,9 +35,9 @@ def show_plan(config: RunConfig, plan: RunPlan) -> None:
             "stage": row.stage,
             "action": row.action,
             "epsilon": _epsilon(row),
-            "since": row.written,
-            "key": row.key[:12] if row.key else "later",
             "what": row.about,
+            "made": row.written[:16].replace("T", " "),
+            "key": row.key[:12] if row.key else "later",
         }
         for row in plan.stages
     ]

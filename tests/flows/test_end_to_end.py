@@ -22,11 +22,12 @@ from privimage.store.artifacts import find, list_artifacts
 from privimage.store.files import Store
 from tests.flows.layout import layout
 from tests.flows.prefect_server import Server, Worker
-from tests.pipeline_fixtures import GRANT
+from tests.pipeline_fixtures import GRANT, Place
 
-# Long enough to be caught in the middle, short enough for a test.
-LONG = {"num_steps": 100, "checkpoint_steps": 10, "restart_allowance": 20}
-DATA_SETS = {"killed": {"pool": "cpu"}, "approved": {"pool": "cpu", "approval": True}}
+# Long enough to be caught in the middle, short enough for a test: Cancel takes a few seconds to arrive.
+LONG = {"num_steps": 60, "checkpoint_steps": 10, "restart_allowance": 20}
+LONGER = {**LONG, "num_steps": 200}
+DATA_SETS = {"killed": ({"pool": "cpu"}, LONG), "approved": ({"pool": "cpu", "approval": True}, LONGER)}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,8 @@ def datasets(server: Server, tiny_config: Path, tmp_path_factory: pytest.TempPat
     """A folder with the files of data sets that are deployed: the same images, other names."""
     folder = tmp_path_factory.mktemp("datasets")
     settings = yaml.safe_load(tiny_config.read_text())
-    long = {**settings["finetune"], **LONG}
-    for name, section in DATA_SETS.items():
-        file = {**settings, "name": name, "finetune": long, "deployment": section}
+    for name, (section, long) in DATA_SETS.items():
+        file = {**settings, "name": name, "finetune": {**settings["finetune"], **long}, "deployment": section}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(file))
     server.register(folder, store="memory://set-by-each-run")
     return folder
@@ -157,12 +157,12 @@ def test_a_worker_that_is_killed_in_fine_tuning_costs_one_retry_and_no_budget(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_waits_for_approval_spends_nothing_when_refused_and_loses_nothing_when_cancelled(
-    server: Server, s3_store: Store, datasets: Path
+    server: Server, granted_copy: Place, datasets: Path
 ) -> None:
-    config = datasets / "approved.yaml"
+    config, store = datasets / "approved.yaml", granted_copy.store
 
     def asked(worker: Worker) -> str:
-        run = server.start("synthesize/approved", store=s3_store.url)
+        run = server.start("synthesize/approved", store=store.url)
         assert server.wait(run, {"Suspended", "Failed"})["name"] == "Suspended"
         # Its process is gone: nobody holds a GPU while a person thinks.
         wait_until(lambda: not worker.children())
@@ -180,20 +180,20 @@ def test_a_run_waits_for_approval_spends_nothing_when_refused_and_loses_nothing_
         end = server.wait(refused)
         assert (end["type"], end["name"]) == ("CANCELLED", "Refused")
         assert "nothing was spent: as agreed" in end["message"]
-        assert kinds(ledger(s3_store, config)) == ["grant"]
+        assert kinds(ledger(store, config)) == ["grant"]
 
         run = asked(worker)
         answer(run, approve=True)
-        wait_until(lambda: checkpoints(s3_store))
+        wait_until(lambda: checkpoints(store))
         server.set_state(run, "CANCELLING", "Cancelling")
         assert server.wait(run)["name"] == "Cancelled"
         assert server.tasks(run)["finetune"] == ("Stopped", "Stopped as asked; the same command goes on from here.")
-        assert kinds(ledger(s3_store, config))[-2:] == ["reserve finetune", "pause"]
+        assert kinds(ledger(store, config))[-2:] == ["reserve finetune", "pause"]
 
         # A retry goes on from there, and does not ask again.
         server.set_state(run, "SCHEDULED", "AwaitingRetry")
         assert server.wait(run, {"Completed", "Failed", "Suspended"})["name"] == "Completed"
-    entries = ledger(s3_store, config).entries()
+    entries = ledger(store, config).entries()
     assert [entry.kind for entry in entries[-3:]] == ["pause", "resume", "settle"]
     assert entries[-2].body["lost_steps"] == 0
 
