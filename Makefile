@@ -12,11 +12,16 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test test-s3 test-stack check-docker mutants faults check lock install clean
+.PHONY: demo deploy test test-s3 test-stack check-docker mutants faults check lock install clean
 
 demo: $(READY)
 	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
 	$(BIN)/privimage run $(DEMO) --store $(STORE)
+
+# On the server that PREFECT_API_URL names: work pools, limits, automation, and the deployments of every data set
+GPUS ?=
+deploy: $(READY)
+	$(BIN)/python -m deployments.register --store $(STORE) $(if $(GPUS),--gpus $(GPUS))
 
 # The tests, and then the test of the tests of privacy: it fails if one seeded privacy bug survives
 test: check
