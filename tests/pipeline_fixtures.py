@@ -22,8 +22,8 @@ from PIL import Image
 
 from privimage.cli import main
 from privimage.config import load_config
-from privimage.privacy.chain import Entry
 from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, run_all
 from privimage.store.files import Store

@@ -112,6 +112,17 @@ def test_ledger_show_tells_every_entry_and_what_is_left(privimage: Command, fini
     assert 0.1 < found["spent"]["share_of_grant"] < 0.3
     assert 0.99 < found["spent"]["epsilon"] <= 1
     assert found["granted"]["num_images"] == 143
+    (plan,) = found["plans"]
+    assert plan["run"] == "tiny"
+    assert [(paid["entry"], paid["stage"], paid["state"]) for paid in plan["stages"]] == [
+        (1, "query", "settled"),
+        (3, "finetune", "settled"),
+    ]
+    assert all(0 < paid["epsilon_alone"] < plan["epsilon"] for paid in plan["stages"])
+    assert found["left"]["share_of_grant"] == pytest.approx(1 - found["spent"]["share_of_grant"])
+    assert 2 < found["left"]["epsilon_of_one_more_run"] < 3
+    assert f"is left: one more run of epsilon {found['left']['epsilon_of_one_more_run']:.3g}, about" in answer.out
+    assert re.search(r"query 0\.\d+, finetune 0\.\d+", answer.out)
 
 
 def test_looking_at_a_ledger_admits_no_images_and_writes_nothing(

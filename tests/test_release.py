@@ -143,6 +143,14 @@ def test_more_noise_than_the_ledger_knows_fails(release: Path, finished: Place, 
         ({"relation_in_words": "whatever"}, "promise"),
         ({"artifacts": {"query": "0" * 64, "finetune": "0" * 64}}, "ledger"),
         ({"plan": {"id": "plan-of-another-run", "builds_on": []}}, "ledger"),
+        pytest.param({"ledger.granted_in_all.epsilon": 1.0}, "ledger", id="another-grant"),
+        ({"ledger.spent_in_all.epsilon": 0.1}, "ledger"),
+        ({"ledger.spent_in_all.delta": 0.0}, "ledger"),
+        ({"ledger.entries": []}, "ledger"),
+        ({"ledger.entries.0.kind": "void"}, "ledger"),
+        ({"ledger.entries.1.sha256": "0" * 64}, "ledger"),
+        pytest.param({"mechanisms.0.in_words": "a lot of noise"}, "epsilon", id="other-words"),
+        ({"mechanisms.1.epsilon_alone": 0.01}, "epsilon"),
         ({"files": []}, "certificate"),
         ({"mechanisms": [{"event": {"event": "LaplaceDpEvent"}}]}, "certificate"),
     ],
@@ -150,7 +158,16 @@ def test_more_noise_than_the_ledger_knows_fails(release: Path, finished: Place, 
 def test_a_forged_statement_fails_though_all_sums_fit(
     release: Path, finished: Place, verify: Verify, change: dict[str, Any], step: str
 ) -> None:
-    rewritten(release, lambda certificate: certificate.update(change))
+    def forged(certificate: dict[str, Any]) -> None:
+        for path, value in change.items():
+            *way, last = path.split(".")
+            place: Any = certificate
+            for name in way:
+                place = place[int(name) if name.isdigit() else name]
+            assert place[last] != value
+            place[last] = value
+
+    rewritten(release, forged)
     code, steps = verify(release, finished.folder)
     assert code == 1
     assert steps[step] == "failed"
@@ -189,6 +206,23 @@ def test_the_certificate_names_the_code_that_wrote_it_and_that_made_the_artifact
     code = json.loads((finished.release / "certificate.json").read_text())["code"]
     assert (code["privimage"], code["sha256"]) == (package.__version__, code_digest())
     assert code["stages"] == {"query": code_digest(), "finetune": code_digest()}
+
+
+def test_the_digest_of_the_configuration_is_checked_where_the_file_is_given(
+    finished: Place, privimage: Callable[..., Answer]
+) -> None:
+    def configuration(*more: str) -> tuple[int, str]:
+        answer = privimage("verify", finished.release, "--store", finished.folder, "--config", finished.config, *more)
+        (line,) = [line for line in answer.out.splitlines() if "configuration:" in line]
+        return answer.code, line
+
+    code, line = configuration()
+    assert (code, line.split()[0]) == (0, "passed")
+    code, line = configuration("--set", "performance.physical_batch_size=7")
+    assert (code, line.split()[0]) == (0, "passed")
+    code, line = configuration("--set", "finetune.learning_rate=0.1")
+    assert (code, line.split()[0]) == (1, "failed")
+    assert "another digest" in line
 
 
 def test_other_code_is_told_and_not_failed(

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from privimage.commands.shared import Commands, add_json, add_store, print_json, print_table
+from privimage.config import load_config
 from privimage.errors import InputError, PrivimageError, StoreError
 from privimage.release.verify import read_release, verify_release
 from privimage.store.artifacts import list_artifacts, remove
@@ -60,6 +61,10 @@ def register(commands: Commands) -> None:
         metavar="RELEASE",
         help="path or URL of the release folder, or the beginning of its name in the store",
     )
+    verify.add_argument(
+        "--config", metavar="CONFIG", help="YAML file of the run, to check the certificate's digest of it"
+    )
+    verify.add_argument("--set", action="append", default=[], metavar="A.B=C", help="as it was given to the run")
     add_store(verify)
     add_json(verify)
     verify.set_defaults(command=_verify)
@@ -141,7 +146,8 @@ def _open_release(options: argparse.Namespace) -> Store:
 def _verify(options: argparse.Namespace) -> int:
     files = read_release(_open_release(options))
     there = "://" in options.store or Path(options.store).is_dir()
-    checks = verify_release(files, Store.open(options.store) if there else None)
+    config = load_config(options.config, options.set) if options.config else None
+    checks = verify_release(files, Store.open(options.store) if there else None, config)
     failed = any(check.outcome == "failed" for check in checks)
     if options.json:
         complete = all(check.outcome == "passed" for check in checks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,8 +11,9 @@ from privimage.commands.shared import Commands, add_config, add_json, add_store,
 from privimage.errors import InputError
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.pipeline import stage_named
-from privimage.privacy.accounting import event_in_words
-from privimage.privacy.chain import Entry
+from privimage.privacy.accounting import epsilon_of, event_in_words
+from privimage.privacy.budget import left_of_grant
+from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger, check_grant
 from privimage.runner import admitted, run_all, stage_key
 from privimage.store.artifacts import find, open_ref
@@ -97,12 +99,21 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _as_json(ledger: Ledger) -> dict[str, Any]:
-    spent, grant = ledger.spent(), ledger.grant_entry
+    entries, spent, grant = ledger.entries(), ledger.spent(), ledger.grant_entry
     return {
         "dataset": ledger.dataset_id,
         "granted": dict(grant.body) if grant else None,
         "spent": {"epsilon": spent.epsilon, "delta": spent.delta, "share_of_grant": spent.share},
-        "plans": [asdict(plan) for plan in spent.plans],
+        "left": {
+            "share_of_grant": max(1 - spent.share, 0.0),
+            "epsilon_of_one_more_run": left_of_grant(grant.body, spent),
+        }
+        if grant
+        else None,
+        "plans": [
+            {**asdict(plan), "run": _run_of(plan.id, entries), "stages": _by_stage(plan.id, ledger)}
+            for plan in spent.plans
+        ],
         "entries": [
             {
                 "sequence": e.sequence,
@@ -112,7 +123,7 @@ def _as_json(ledger: Ledger) -> dict[str, Any]:
                 "sha256": e.digest,
                 "body": dict(e.body),
             }
-            for e in ledger.entries()
+            for e in entries
         ],
     }
 
@@ -128,16 +139,16 @@ def _print(ledger: Ledger, store: str) -> None:
         ["entry", "written", "kind", "what"],
         [[numbers[e.id], e.written[:19], e.kind, _what(e, states, numbers)] for e in entries],
     )
-    runs = {e.body["plan"]["id"]: e.body["run"] for e in entries if e.kind == "reserve"}
     print()
     print_table(
-        ["run", "plan", "states epsilon", "spent", "delta", "of the grant"],
+        ["run", "plan", "states epsilon", "spent", "by stage, each alone", "delta", "of the grant"],
         [
             [
-                runs.get(p.id, ""),
+                _run_of(p.id, entries),
                 p.id,
                 f"{p.target:g}",
                 f"{p.epsilon:.4g}",
+                ", ".join(f"{paid['stage']} {paid['epsilon_alone']:.4g}" for paid in _by_stage(p.id, ledger)),
                 f"{p.delta:g}",
                 f"{p.share:.1%}{' (closed)' if p.closed else ''}",
             ]
@@ -147,10 +158,31 @@ def _print(ledger: Ledger, store: str) -> None:
     body: Any = grant.body
     print(
         f"\nGranted: epsilon {body['epsilon']:g}, delta {body['delta']:g} for all runs together, as a Rényi filter of order "
-        f"{body['order']}.\nOf it, {spent.share:.1%} is spent or set aside for the runs above; {max(1 - spent.share, 0):.1%} is left.\n"
+        f"{body['order']}.\nOf it, {spent.share:.1%} is spent or set aside for the runs above; {max(1 - spent.share, 0):.1%} is left"
+        f": one more run of epsilon {left_of_grant(body, spent):.3g}, about.\n"
         f"Added up, the runs spent at most epsilon {spent.epsilon:.4g}, delta {spent.delta:g}.\n"
         f"Relation: zero-out ({body['adjacency']}); unit: {body['unit']}.\n"
     )
+
+
+def _run_of(plan: str, entries: Sequence[Entry]) -> str:
+    """The name of the run that a plan belongs to."""
+    return next((str(e.body["run"]) for e in entries if e.kind == "reserve" and e.body["plan"]["id"] == plan), "")
+
+
+def _by_stage(plan: str, ledger: Ledger) -> list[dict[str, Any]]:
+    """What counts of a plan's reservations, each with what it would cost alone."""
+    states = ledger.states()
+    return [
+        {
+            "entry": entry.sequence,
+            "stage": entry.body["stage"],
+            "state": states[entry.id],
+            "epsilon_alone": epsilon_of([entry.event], entry.body["plan"]["delta"]),
+        }
+        for entry in ledger.reservations().values()
+        if entry.body["plan"]["id"] == plan
+    ]
 
 
 def _what(entry: Entry, states: dict[str, str], numbers: dict[str, str]) -> str:

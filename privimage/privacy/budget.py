@@ -18,6 +18,7 @@ Functions of entries only: nothing is read or written here. No torch.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ import dp_accounting as dpa
 
 from privimage.errors import BudgetExceeded, PrivacyRefused, Uncharged
 from privimage.privacy.accounting import (
+    epsilon_of,
     epsilon_of_plan,
     event_from_json,
     event_in_words,
     event_shape,
     event_to_json,
 )
-from privimage.privacy.chain import Entry
+from privimage.privacy.entry import Entry
 from privimage.privacy.mechanisms import RELATION
 from privimage.privacy.renyi import budget_of_order, renyi_divergence
 
@@ -43,6 +45,7 @@ __all__ = [
     "SpentPlan",
     "check_budget",
     "grant_for",
+    "left_of_grant",
     "reservations_of",
     "share_of_grant",
     "spent_by",
@@ -174,6 +177,20 @@ def share_of_grant(grant: Mapping[str, Any], events: Sequence[dpa.DpEvent]) -> f
     budget = budget_of_order(grant["epsilon"], grant["delta"], grant["order"])
     divergence = sum(renyi_divergence(event, grant["order"]) for event in events)
     return divergence / budget if budget > 0 else float("inf")
+
+
+def left_of_grant(grant: Mapping[str, Any], spent: Spent) -> float:
+    """Epsilon, at the grant's delta, of the largest Gaussian mechanism that would still be let in: what a run may cost.
+
+    DP-SGD of many steps takes nearly the same of the Rényi budget as a Gaussian mechanism of its epsilon. Before the
+    first run it is the whole grant.
+    """
+    if not spent.plans:
+        return float(grant["epsilon"])
+    left = (1 - spent.share) * budget_of_order(grant["epsilon"], grant["delta"], grant["order"])
+    if not left > 0:
+        return 0.0
+    return epsilon_of([dpa.GaussianDpEvent(math.sqrt(grant["order"] / (2 * left)))], grant["delta"])
 
 
 def check_budget(

@@ -3,65 +3,29 @@
     ledger/<ledger id>/entries/000000.json    {"format", "sequence", "id", "kind", "previous", "written", "body"}
 
 What the kinds of entries mean is said in `privimage.privacy.ledger`; here they are only kept: nothing is lost, changed,
-reordered or written twice without being noticed. No torch.
+reordered, contradicted or written twice without being noticed. No torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import dp_accounting as dpa
-
 from privimage.errors import LedgerBroken, PrivacyRefused
-from privimage.privacy.accounting import event_from_json
+from privimage.privacy.entry import Entry, check_body, entry_bytes, read_entry
 from privimage.store.files import Store
 
-__all__ = ["FORMAT", "KINDS", "Chain", "Entry"]
+__all__ = ["Chain"]
 
-FORMAT = 1
-# What the body of each kind of entry holds, at least.
-KINDS: Mapping[str, frozenset[str]] = {
-    "grant": frozenset({"epsilon", "delta", "order", "adjacency", "unit", "num_images", "dataset"}),
-    "reserve": frozenset(
-        {"stage", "key", "event", "plan", "num_images", "run", "restart_allowance", "checkpoint_steps"}
-    ),
-    "pause": frozenset({"reservation", "attempt", "step"}),
-    "resume": frozenset({"reservation", "attempt", "lost_steps"}),
-    "settle": frozenset({"reservation", "artifact"}),
-    "void": frozenset({"reservation", "reason"}),
-    "close": frozenset({"plan", "reason"}),
-}
 # Clocks of machines that share a ledger differ by less than this.
 CLOCK_TOLERANCE = timedelta(minutes=10)
 _READS_AT_ONCE = 16
 _LARGEST_RACE = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of the ledger, as read back and verified."""
-
-    sequence: int
-    id: str
-    kind: str
-    previous: str
-    written: str
-    body: Mapping[str, Any]
-    digest: str
-
-    @property
-    def event(self) -> dpa.DpEvent:
-        """The mechanism of a `reserve` entry."""
-        return event_from_json(self.body["event"])
 
 
 class Chain:
@@ -75,6 +39,8 @@ class Chain:
         self._name = name
         self._prefix = f"ledger/{name}/entries"
         self._entries: list[Entry] = []
+        # Of each reservation in these entries: 'open', or the kind of the entry that ended it.
+        self._reservations: dict[str, str] = {}
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, in order, chain verified.
@@ -95,7 +61,7 @@ class Chain:
             with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
                 raws = list(threads.map(lambda number: self._store.read(self._file(number)), new))
         for raw in raws:
-            self._entries.append(self._verified(raw))
+            self._accept(self._verified(raw))
         return tuple(self._entries)
 
     def append(
@@ -119,19 +85,18 @@ class Chain:
             existing = check(entries)
             if existing is not None:
                 return existing
-            data = {
-                "format": FORMAT,
-                "sequence": len(entries),
-                "id": identity,
-                "kind": kind,
-                "previous": entries[-1].digest if entries else "",
-                "written": self._now(entries),
-                "body": body(entries) if callable(body) else body,
-            }
-            raw = json.dumps(data, sort_keys=True, indent=1, allow_nan=False).encode()
+            raw = entry_bytes(
+                sequence=len(entries),
+                id=identity,
+                kind=kind,
+                previous=entries[-1].digest if entries else "",
+                written=self._now(entries),
+                body=body(entries) if callable(body) else body,
+            )
+            entry = self._verified(raw)  # before it is written: what no reader accepts would end the ledger
             if self._store.create(self._file(len(entries)), raw):
-                self._entries.append(self._verified(raw))
-                return self._entries[-1]
+                self._accept(entry)
+                return entry
             time.sleep(random.uniform(0, min(0.02 * (attempt + 1), 0.5)))
         raise PrivacyRefused(
             f"Ledger {self._name}: {_LARGEST_RACE} writers in a row were faster; nothing was charged, try again."
@@ -147,29 +112,10 @@ class Chain:
         return now.isoformat(timespec="milliseconds")
 
     def _verified(self, raw: bytes) -> Entry:
-        """The next entry, once its form and its link to the one before were checked."""
+        """The next entry, once its form, its link to the one before and what it refers to were checked."""
         number = len(self._entries)
         where = f"Ledger {self._name}, entry {number:06d}"
-        try:
-            data = json.loads(raw)
-            entry = Entry(
-                sequence=data["sequence"],
-                id=data["id"],
-                kind=data["kind"],
-                previous=data["previous"],
-                written=data["written"],
-                body=data["body"],
-                digest=hashlib.sha256(raw).hexdigest(),
-            )
-            version = data["format"]
-            if datetime.fromisoformat(entry.written).tzinfo is None:
-                raise ValueError(f"{entry.written} has no time zone")
-        except (ValueError, KeyError, TypeError) as error:
-            raise LedgerBroken(f"{where} cannot be read: {error}; restore it from a backup.") from error
-        if version != FORMAT or entry.kind not in KINDS:
-            raise LedgerBroken(
-                f"{where} is a {entry.kind!r} of format {version}, which this version does not know: update."
-            )
+        entry = read_entry(raw, where)
         previous = self._entries[-1].digest if self._entries else ""
         if entry.sequence != number or entry.previous != previous:
             raise LedgerBroken(
@@ -177,21 +123,33 @@ class Chain:
             )
         if (entry.kind == "grant") != (number == 0):
             raise LedgerBroken(f"{where} is a {entry.kind!r}: a ledger has one grant, and it comes first.")
-        missing = KINDS[entry.kind] - set(entry.body)
-        if missing:
-            raise LedgerBroken(f"{where} lacks {', '.join(sorted(missing))}: it was changed; restore it from a backup.")
-        if entry.kind == "reserve":
-            try:
-                event_from_json(entry.body["event"])
-            except LedgerBroken as error:
-                raise LedgerBroken(f"{where} cannot be used: {error}") from error
+        check_body(entry, where)
+        if entry.id in self._reservations:
+            raise LedgerBroken(f"{where} repeats the id of another reservation: it was changed or replaced.")
+        about = entry.body.get("reservation")
+        if about is not None and self._reservations.get(about) != "open":
+            raise LedgerBroken(
+                f"{where} is a {entry.kind!r} of reservation {about}, which is {self._reservations.get(about, 'absent')} "
+                "by then: it was changed; restore it from a backup."
+            )
+        paid = entry.body["plan"]["builds_on"] if entry.kind == "reserve" else ()
+        if any(self._reservations.get(earlier, "void") == "void" for earlier in paid):
+            raise LedgerBroken(f"{where} builds on a reservation that never paid: it was changed or replaced.")
         return entry
+
+    def _accept(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        if entry.kind == "reserve":
+            self._reservations[entry.id] = "open"
+        elif entry.kind in ("settle", "void"):
+            self._reservations[entry.body["reservation"]] = entry.kind
 
     def _file(self, number: int) -> str:
         return f"{self._prefix}/{number:06d}.json"
 
     def _number(self, name: str) -> int:
         stem = name.rsplit("/", 1)[-1].removesuffix(".json")
-        if not stem.isdigit():
+        number = int(stem) if stem.isdecimal() and stem.isascii() else -1
+        if number < 0 or name != self._file(number):
             raise LedgerBroken(f"Ledger {self._name}: {name} is no ledger entry; move it away.")
-        return int(stem)
+        return number

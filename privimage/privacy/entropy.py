@@ -7,6 +7,7 @@ guarantee and is marked in the certificate.
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Protocol
 
@@ -51,10 +52,14 @@ class SecretRandom:
         cipher = Cipher(algorithms.ChaCha20(secrets.token_bytes(32), bytes(16)), mode=None)
         self._keystream = cipher.encryptor()
         self._used = 0
+        self._process = os.getpid()
 
     def _take(self, count: int) -> NDArray[np.uint64]:
-        """`count` words of keystream; one key serves at most 64 GiB and a bit (its counter ends at 256 GiB)."""
-        if self._used > 1 << 36:
+        """`count` words of keystream; one key serves at most 64 GiB and a bit (its counter ends at 256 GiB).
+
+        And one process: what is forked from it has a copy of the key, and would draw the same noise.
+        """
+        if self._used > 1 << 36 or os.getpid() != self._process:
             self._new_key()
         self._used += 8 * count
         return np.frombuffer(self._keystream.update(bytes(8 * count)), dtype=np.uint64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import dp_accounting as dpa
@@ -10,6 +11,10 @@ import dp_accounting as dpa
 from privimage.errors import LedgerBroken, PrivacyRefused
 
 __all__ = ["event_from_json", "event_in_words", "event_shape", "event_to_json", "times", "without_cap"]
+
+
+# Steps and images; more can be no honest number, and would not fit the accountants' arithmetic.
+_MOST = 10**15
 
 
 def event_to_json(event: dpa.DpEvent) -> dict[str, Any]:
@@ -38,21 +43,21 @@ def event_to_json(event: dpa.DpEvent) -> dict[str, Any]:
 
 
 def event_from_json(data: Any) -> dpa.DpEvent:
-    """Inverse of `event_to_json`; an event of another version is refused, never skipped."""
+    """Inverse of `event_to_json`; an event of another version, or with a number that is none, is refused, never skipped."""
     try:
         match data["event"]:
             case "GaussianDpEvent":
-                return dpa.GaussianDpEvent(float(data["noise_multiplier"]))
+                return dpa.GaussianDpEvent(_number(data["noise_multiplier"]))
             case "PoissonSampledDpEvent":
-                return dpa.PoissonSampledDpEvent(float(data["sampling_probability"]), event_from_json(data["of"]))
+                return dpa.PoissonSampledDpEvent(_number(data["sampling_probability"], 1), event_from_json(data["of"]))
             case "SelfComposedDpEvent":
-                return dpa.SelfComposedDpEvent(event_from_json(data["of"]), int(data["count"]))
+                return dpa.SelfComposedDpEvent(event_from_json(data["of"]), _count(data["count"]))
             case "TruncatedSubsampledGaussianDpEvent":
                 return dpa.TruncatedSubsampledGaussianDpEvent(
-                    dataset_size=int(data["dataset_size"]),
-                    sampling_probability=float(data["sampling_probability"]),
-                    truncated_batch_size=int(data["truncated_batch_size"]),
-                    noise_multiplier=float(data["noise_multiplier"]),
+                    dataset_size=_count(data["dataset_size"]),
+                    sampling_probability=_number(data["sampling_probability"], 1),
+                    truncated_batch_size=_count(data["truncated_batch_size"]),
+                    noise_multiplier=_number(data["noise_multiplier"]),
                 )
             case other:
                 raise LedgerBroken(
@@ -60,6 +65,19 @@ def event_from_json(data: Any) -> dpa.DpEvent:
                 )
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerBroken(f"The ledger holds a mechanism that cannot be read: {json.dumps(data)[:200]}") from error
+
+
+def _number(found: object, largest: float = sys.float_info.max) -> float:
+    """NaN would pass every comparison with a budget; less than nothing would make room in it."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= largest:
+        raise ValueError(f"{found!r} is no number from 0 to {largest:g}")
+    return float(found)
+
+
+def _count(found: object) -> int:
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= _MOST:
+        raise ValueError(f"{found!r} is no count")
+    return found
 
 
 def event_in_words(event: dpa.DpEvent) -> str:

@@ -25,7 +25,8 @@ import dp_accounting as dpa
 from privimage.errors import BudgetExceeded, ConfigError, LedgerBroken, PrivacyRefused, Uncharged
 from privimage.privacy.accounting import event_to_json
 from privimage.privacy.budget import Plan, Spent, check_budget, grant_for, reservations_of, spent_by, states_of
-from privimage.privacy.chain import Chain, Entry
+from privimage.privacy.chain import Chain
+from privimage.privacy.entry import Entry
 from privimage.privacy.mechanisms import RELATION
 from privimage.privacy.renyi import best_order
 from privimage.store.files import Store

@@ -13,13 +13,23 @@ from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
+from privimage.privacy.budget import reservations_of, spent_by
 from privimage.privacy.events import event_in_words, event_to_json, without_cap
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.code import code_digest
 from privimage.store.artifacts import Artifact, canonical_json
 
-__all__ = ["SCHEMA", "UNIT", "CrossCheck", "build_certificate", "certified_interval", "in_words", "interval_in_words"]
+__all__ = [
+    "SCHEMA",
+    "UNIT",
+    "CrossCheck",
+    "build_certificate",
+    "certified_interval",
+    "config_digest",
+    "in_words",
+    "interval_in_words",
+]
 
 CrossCheck = Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]]
 
@@ -63,7 +73,8 @@ def build_certificate(
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
         PrivacyRefused: the configuration states another epsilon or delta than was charged.
     """
-    held = ledger.reservations()
+    entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
+    held = reservations_of(entries)
     mechanisms = []
     events: dict[str, dpa.DpEvent] = {}
     for stage, artifact in private_artifacts.items():
@@ -92,7 +103,7 @@ def build_certificate(
             f"The configuration states epsilon {stated[0]:g}, delta {stated[1]:g}, but what was made was charged for "
             f"epsilon {plan['epsilon']:g}, delta {plan['delta']:g} and costs {computed:.6g}: no certificate."
         )
-    spent = ledger.spent()
+    spent = spent_by(entries)
     return {
         "schema": SCHEMA,
         "name": config.name,
@@ -112,10 +123,10 @@ def build_certificate(
             "dataset": ledger.dataset_id,
             "entries": [
                 {"sequence": entry.sequence, "kind": entry.kind, "id": entry.id, "sha256": entry.digest}
-                for entry in ledger.entries()
+                for entry in entries
             ],
             "spent_in_all": {"epsilon": spent.epsilon, "delta": spent.delta},
-            "granted_in_all": {name: ledger.entries()[0].body[name] for name in ("epsilon", "delta", "order")},
+            "granted_in_all": {name: entries[0].body[name] for name in ("epsilon", "delta", "order")},
         },
         "assumptions": [
             *_ASSUMPTIONS,
@@ -123,12 +134,15 @@ def build_certificate(
         ],
         "code": _code(private_artifacts),
         "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
-        "config_sha256": hashlib.sha256(
-            canonical_json(config.model_dump(mode="json", exclude={"performance"}))
-        ).hexdigest(),
+        "config_sha256": config_digest(config),
         "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+
+
+def config_digest(config: RunConfig) -> str:
+    """SHA-256 of a configuration without `performance`, which changes no result."""
+    return hashlib.sha256(canonical_json(config.model_dump(mode="json", exclude={"performance"}))).hexdigest()
 
 
 def certified_interval(

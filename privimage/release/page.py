@@ -79,7 +79,10 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; }
   th, td { padding-right: .7rem; } td:last-child:not(.number) { min-width: 7rem; } }
 @media print { body { background: #fff; font-size: 10pt; } main { max-width: none; padding: 0; }
   section { margin-top: 1.5rem; } h2, h3, thead { break-after: avoid; } tr, figure, img, .card { break-inside: avoid; }
-  .banner { border: 3px solid #9c1f1f; background: #fff; color: #9c1f1f; } .scroll { overflow: visible; } }
+  .banner { border: 3px solid #9c1f1f; background: #fff; color: #9c1f1f; } .scroll { overflow: visible; }
+  /* The head of a table, and its foot, are printed on every page. */
+  body { display: table; width: 100%; border-collapse: collapse; } main { display: table-row-group; }
+  .banner { display: table-header-group; } main ~ .banner { display: table-footer-group; } }
 """
 
 

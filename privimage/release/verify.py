@@ -11,18 +11,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import dp_accounting as dpa
 
 from privimage import __version__
+from privimage.config import RunConfig
 from privimage.errors import LedgerBroken, PrivimageError, StoreError
-from privimage.privacy.accounting import epsilon_of_plan
-from privimage.privacy.chain import Entry
-from privimage.privacy.events import event_from_json
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
+from privimage.privacy.budget import spent_by
+from privimage.privacy.entry import Entry
+from privimage.privacy.events import event_from_json, event_in_words
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
-from privimage.release.certificate import SCHEMA, UNIT, certified_interval, interval_in_words
+from privimage.release.certificate import SCHEMA, UNIT, certified_interval, config_digest, interval_in_words
 from privimage.release.code import code_digest
 from privimage.release.export import SUMS, sums
 from privimage.store.artifacts import list_artifacts
@@ -61,12 +64,13 @@ def _is_readable(name: str) -> bool:
     return True
 
 
-def verify_release(files: Mapping[str, bytes], ledgers: Store | None) -> list[Check]:
+def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: RunConfig | None = None) -> list[Check]:
     """Check a release's files against each other, its epsilon against its mechanisms, and both against the ledger.
 
     Args:
         files: content of every file in the release folder, SHA256SUMS included.
         ledgers: the store with the ledger, or None if it is not at hand.
+        config: the configuration that the release is said to be of; None, and that is not looked at.
     """
     checks = [_check_files(files)]
     try:
@@ -79,6 +83,7 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None) -> list[Ch
             _check_nothing_private(files),
             _check_ledger(certificate, ledgers),
             _check_code(certificate),
+            *([_check_config(certificate, config)] if config else []),
         ]
     except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
@@ -139,15 +144,25 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     found = epsilon_of_plan(own, builds_on, certificate["delta"])
     stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
     whole = stages == {"query", "finetune"} and len(own) + len(builds_on) == len(certificate["mechanisms"])
-    same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON)
+    same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON) and all(
+        _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
+    )
     return _check(
         "epsilon",
         whole and same and found <= certificate["epsilon"] * (1 + 1e-9),
         f"computed anew from the {len(certificate['mechanisms'])} mechanisms that are listed, privacy costs epsilon "
         f"{found:.6g} at delta {certificate['delta']:g}, within the stated {certificate['epsilon']:g}",
         f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
-        f"{certificate['epsilon']:g}, and {certificate['epsilon_computed']:.6g} as computed",
+        f"{certificate['epsilon']:g}, and {certificate['epsilon_computed']:.6g} as computed, or a mechanism is told in "
+        "other words or at another cost than its own",
     )
+
+
+def _says_what_it_is(mechanism: Mapping[str, Any], delta: float) -> bool:
+    """Whether a mechanism's line for people fits its event."""
+    event = event_from_json(mechanism["event"])
+    alone = math.isclose(epsilon_of([event], delta), mechanism["epsilon_alone"], rel_tol=_SAME_EPSILON)
+    return alone and mechanism["in_words"] == event_in_words(event)
 
 
 def _events(certificate: Mapping[str, Any]) -> tuple[list[dpa.DpEvent], list[dpa.DpEvent]]:
@@ -195,6 +210,16 @@ def _check_code(certificate: Mapping[str, Any]) -> Check:
     return Check(step="code", outcome="passed", why=f"{made}, {same}{apart}")
 
 
+def _check_config(certificate: Mapping[str, Any], config: RunConfig) -> Check:
+    return _check(
+        "configuration",
+        certificate["config_sha256"] == config_digest(config),
+        "the configuration that was given is, setting by setting, the one that the certificate names",
+        f"the configuration that was given has another digest ({config_digest(config)[:16]}…) than the certificate names "
+        f"({certificate['config_sha256'][:16]}…)",
+    )
+
+
 def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
     named = [name for name, data in files.items() if b"private/artifacts" in data or b"private/checkpoints" in data]
     return _check(
@@ -240,13 +265,22 @@ def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
 
 def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
     """What the certificate says and the ledger does not."""
-    known = {entry.id: entry for entry in entries}
     settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
+    stated = certificate["ledger"]
+    then = entries[: len(stated["entries"])]
+    held = [{"sequence": e.sequence, "kind": e.kind, "id": e.id, "sha256": e.digest} for e in then]
     wrong = [
-        f"entry {item['id']} is unknown or was changed"
-        for item in certificate["ledger"]["entries"]
-        if item["id"] not in known or known[item["id"]].digest != item["sha256"]
+        f"entry {item['sequence']} ({item['id']}) is unknown or was changed"
+        for item, own in zip_longest(stated["entries"], held)
+        if item != own
     ]
+    if not wrong:
+        spent = spent_by(then)
+        sums = {"epsilon": spent.epsilon, "delta": spent.delta}
+        granted = {name: then[0].body[name] for name in ("epsilon", "delta", "order")} if then else {}
+        wrong += [f"granted is {granted}, certified {stated['granted_in_all']}"] * (granted != stated["granted_in_all"])
+        if any(not math.isclose(sums[name], stated["spent_in_all"][name], rel_tol=_SAME_EPSILON) for name in sums):
+            wrong.append(f"spent in all is {sums}, certified {stated['spent_in_all']}")
     for mechanism in certificate["mechanisms"]:
         stage, paid = mechanism["stage"], mechanism["ledger_entry"]["id"]
         entry = counting.get(paid)

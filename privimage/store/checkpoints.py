@@ -64,14 +64,25 @@ class Checkpoints:
         return True
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint whose digest fits; newer ones that do not fit are skipped and named in `damaged`."""
-        self.damaged = []
-        for name in reversed(self._names()):
-            data = self._load(name)
-            if data is not None:
-                return Checkpoint(step=int(name.rpartition("/")[2][5:14]), data=data)
-            self.damaged.append(name)
-        return None
+        """The newest checkpoint whose digest fits; newer ones that do not fit are skipped and named in `damaged`.
+
+        One that another writer drops while it is looked for, because newer ones are there, is no damaged one.
+        """
+        names = self._names()
+        while True:
+            self.damaged = []
+            found = None
+            for name in reversed(names):
+                data = self._load(name)
+                if data is not None:
+                    found = Checkpoint(step=int(name.rpartition("/")[2][5:14]), data=data)
+                    break
+                self.damaged.append(name)
+            if not self.damaged:
+                return found
+            before, names = names, self._names()
+            if names == before:
+                return found
 
     def clear(self) -> None:
         """Delete all of them, damaged ones too: once the artifact is published."""

@@ -6,6 +6,7 @@ Every statistical test rejects at p < 1e-9 on fresh draws, so that a false alarm
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import random as python_random
 
@@ -102,6 +103,20 @@ def test_it_leaves_the_global_generators_alone() -> None:
 def test_it_cannot_be_copied_or_stored(duplicate: object) -> None:
     with pytest.raises(TypeError, match="two copies would make the same noise"):
         duplicate(SecretRandom())  # type: ignore[operator]
+
+
+def test_a_forked_process_does_not_draw_the_noise_of_its_parent() -> None:
+    random = SecretRandom()
+    random.seed()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, random.normal(8).tobytes())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    theirs = np.frombuffer(os.read(reader, 64))
+    assert len(theirs) == 8
+    assert not np.isin(random.normal(8), theirs).any()
 
 
 def test_showing_it_shows_nothing() -> None:

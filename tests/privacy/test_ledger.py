@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import dp_accounting as dpa
 import pytest
 
 from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, StoreError, Uncharged
-from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
-from privimage.privacy.budget import Plan
+from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, epsilon_of_plan
+from privimage.privacy.budget import Plan, left_of_grant
 from privimage.privacy.chain import CLOCK_TOLERANCE
+from privimage.privacy.entry import entry_bytes
 from privimage.privacy.ledger import Ledger, Reservation
 from privimage.privacy.renyi import best_order, budget_of_order
 from privimage.store.files import Store
@@ -206,6 +208,30 @@ def test_the_filter_lets_through_what_adding_epsilons_would_not(ledger: Ledger) 
     assert epsilon_of([training], DELTA) > 0.6
     assert ledger.spent().epsilon > 4.0
     assert ledger.spent().share < 0.5
+
+
+def test_a_run_of_what_is_said_to_be_left_is_let_in_and_one_of_a_little_more_is_not(ledger: Ledger) -> None:
+    def left() -> float:
+        return left_of_grant(ledger.entries()[0].body, ledger.spent())
+
+    def one_more(name: str, epsilon: float) -> None:
+        noise = calibrate_noise_multiplier(dpa.GaussianDpEvent, epsilon=epsilon, delta=DELTA, prior=[])
+        event = dpa.GaussianDpEvent(noise)
+        reserve(ledger, event, plan_of(name, event))
+
+    assert left() == 5.0
+    one_more("first", 2.0)
+    assert 3.0 < left() < 5.0
+    with pytest.raises(BudgetExceeded):
+        one_more("more", left() * 1.001)
+    one_more("all", left() * 0.999)
+    assert left() < 0.5
+
+
+def test_nothing_is_left_beside_a_run_that_has_the_whole_grant(ledger: Ledger) -> None:
+    whole = taking(0.95)
+    reserve(ledger, whole, plan_of("whole", whole))
+    assert left_of_grant(ledger.entries()[0].body, ledger.spent()) == 0.0
 
 
 def test_what_a_plan_still_intends_is_set_aside(ledger: Ledger) -> None:
@@ -542,6 +568,14 @@ def replace(store: Store, number: int, raw: bytes) -> None:
     assert store.create(name_of(number), raw)
 
 
+def append_by_hand(store: Store, kind: str, body: dict[str, Any], id: str = "f" * 16) -> None:
+    """An entry whose link to the one before is right, as whoever may write to the ledger could make it."""
+    entries = Ledger(store, "faces").entries()
+    number, last = len(entries), entries[-1]
+    raw = entry_bytes(sequence=number, id=id, kind=kind, previous=last.digest, written=last.written, body=body)
+    assert store.create(name_of(number), raw)
+
+
 @pytest.fixture
 def long(memory: Store) -> Store:
     """Entries: 0 grant, 1 reserve, 2 reserve, 3 settle."""
@@ -609,9 +643,15 @@ def test_a_last_entry_that_vanishes_under_a_running_process_is_noticed(long: Sto
         ledger.entries()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "000004.json.bak", "00000x.json"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "000004.json.bak", "00000x.json", "000004", "4.json", "00000²", "٠٠٠٠٠٤.json"]
+)
 def test_a_foreign_file_is_noticed(long: Store, name: str) -> None:
-    long.create(f"ledger/faces/entries/{name}", b"{}")
+    class WithIt(Store):
+        def list(self, prefix: str = "") -> list[str]:
+            return [*super().list(prefix), f"ledger/faces/entries/{name}"]
+
+    long = WithIt(url=long.url, backend=long.backend)  # a name that a store refuses can still be put there
     with pytest.raises(LedgerBroken, match=name):
         Ledger(long, "faces").entries()
 
@@ -673,6 +713,91 @@ def test_an_entry_that_cannot_be_read_is_refused(long: Store, raw: bytes) -> Non
     replace(long, 3, raw)
     with pytest.raises(LedgerBroken, match="entry 000003 cannot be read"):
         Ledger(long, "faces").entries()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"event": {"event": "GaussianDpEvent", "noise_multiplier": float("nan")}}, "cannot be read: NaN is no number"),
+        ({"event": {"event": "GaussianDpEvent", "noise_multiplier": float("inf")}}, "cannot be read: Infinity is no"),
+        ({"event": {"event": "GaussianDpEvent", "noise_multiplier": 10**400}}, "cannot be used"),
+        ({"event": {"event": "GaussianDpEvent", "noise_multiplier": -1.0}}, "cannot be used"),
+        ({"event": {"event": "GaussianDpEvent", "noise_multiplier": True}}, "cannot be used"),
+        (
+            {
+                "event": {
+                    "event": "SelfComposedDpEvent",
+                    "count": -1000,
+                    "of": {"event": "GaussianDpEvent", "noise_multiplier": 1.0},
+                }
+            },
+            "cannot be used",
+        ),
+        ({"event": {"event": "PoissonSampledDpEvent", "sampling_probability": -0.5, "of": {}}}, "cannot be used"),
+        ({"plan": {"id": "p", "epsilon": 1.0, "delta": 0.0, "intends": [], "builds_on": []}}, "plan.delta is 0.0"),
+        ({"plan": {"id": "p", "epsilon": "1", "delta": 0.1, "intends": [], "builds_on": []}}, "plan.epsilon is '1'"),
+        ({"plan": {"id": "p", "epsilon": 1.0, "delta": 0.1, "intends": {}, "builds_on": []}}, "plan.intends is {}"),
+        ({"plan": "plan-a"}, "plan is 'plan-a'"),
+        ({"restart_allowance": -5}, "restart_allowance is -5"),
+        ({"checkpoint_steps": None}, "checkpoint_steps is None"),
+        ({"num_images": 1.5}, "num_images is 1.5"),
+    ],
+)
+def test_a_last_entry_with_a_number_that_is_none_is_refused(long: Store, change: dict[str, Any], what: str) -> None:
+    """Of NaN every comparison with the budget is false, and less than nothing would make room in it."""
+    edit(long, 3, lambda entry: entry.update(kind="reserve", body=json.loads(long.read(name_of(2)))["body"] | change))
+    with pytest.raises(LedgerBroken, match=f"entry 000003.*{re.escape(what)}"):
+        Ledger(long, "faces").spent()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"order": 1}, "order is 1"), ({"order": 10**30}, "order is 10"), ({"epsilon": "10"}, "epsilon is '10'")],
+)
+def test_a_grant_that_was_edited_before_anything_follows_it_is_refused(
+    ledger: Ledger, memory: Store, change: dict[str, Any], what: str
+) -> None:
+    edit(memory, 0, lambda entry: entry["body"].update(change))
+    with pytest.raises(LedgerBroken, match=f"entry 000000 was changed: {what}"):
+        reserve(Ledger(memory, "faces"))
+
+
+@pytest.mark.parametrize("kind", ["void", "settle", "pause", "resume"])
+@pytest.mark.parametrize("which", ["settled", "unknown"])
+def test_an_entry_that_contradicts_an_earlier_one_is_refused(long: Store, kind: str, which: str) -> None:
+    """Put in by hand, with fitting digests: what was settled must not be given back, nor resumed without an end."""
+    first = json.loads(long.read(name_of(1)))["id"] if which == "settled" else "0" * 16
+    body = {"reservation": first, "reason": "", "artifact": "other", "attempt": 2, "step": 1, "lost_steps": 0}
+    append_by_hand(long, kind, body)
+    with pytest.raises(
+        LedgerBroken, match=f"entry 000004 is a '{kind}' of reservation {first}, which is (settle|absent)"
+    ):
+        Ledger(long, "faces").spent()
+
+
+def test_two_reservations_of_one_id_are_refused(long: Store) -> None:
+    """By its id each is counted: of two with the same one would be forgotten."""
+    twin = json.loads(long.read(name_of(2)))
+    append_by_hand(long, "reserve", twin["body"], id=twin["id"])
+    with pytest.raises(LedgerBroken, match="entry 000004 repeats the id"):
+        Ledger(long, "faces").spent()
+
+
+def test_a_reservation_that_builds_on_what_never_paid_is_refused(long: Store) -> None:
+    body = json.loads(long.read(name_of(2)))["body"]
+    append_by_hand(long, "reserve", body | {"plan": {**body["plan"], "builds_on": ["0" * 16]}})
+    with pytest.raises(LedgerBroken, match="entry 000004 builds on a reservation that never paid"):
+        Ledger(long, "faces").spent()
+
+
+def test_what_no_reader_would_accept_is_not_written(ledger: Ledger, memory: Store) -> None:
+    before = memory.list("ledger")
+    with pytest.raises(LedgerBroken, match="entry 000001 was changed: checkpoint_steps is -1"):
+        reserve(ledger, checkpoint_steps=-1)
+    other = granted(Store.open(f"memory://{secrets.token_hex(6)}"))
+    with pytest.raises(LedgerBroken, match="'settle' of reservation .*, which is absent"):
+        ledger.settle(reserve(other), artifact="digest")
+    assert memory.list("ledger") == before
 
 
 def test_a_second_grant_put_in_by_hand_is_refused(long: Store) -> None:

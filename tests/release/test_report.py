@@ -146,6 +146,14 @@ def test_an_internal_report_carries_its_banner_at_both_ends_and_a_release_none()
     assert BANNER not in render_report(DATA)
 
 
+def test_an_internal_report_that_is_printed_carries_its_banner_on_every_page() -> None:
+    """Browsers repeat the head and the foot of a table on each page; nothing else reserves its own room there."""
+    printed = render_report(INTERNAL).partition("@media print {")[2].partition("</style>")[0]
+    assert "body { display: table;" in printed
+    assert ".banner { display: table-header-group; } main ~ .banner { display: table-footer-group; }" in printed
+    assert "main { display: table-row-group; }" in printed
+
+
 def test_the_headline_says_what_epsilon_and_delta_mean() -> None:
     document = render_report(DATA)
     assert "by a factor of at most e<sup>1</sup> ≈ 2.72 (plus 10<sup>−5</sup>)" in document

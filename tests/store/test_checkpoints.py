@@ -45,6 +45,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(store: Store, 
     assert checkpoints.damaged == ["private/checkpoints/finetune/key/step-000000020.ckpt"]
 
 
+def test_a_checkpoint_that_is_dropped_while_it_is_looked_for_is_not_damaged(store: Store) -> None:
+    """Another process saves on: what was listed is gone, and newer ones are there. Taken for damaged it would be charged."""
+    other = Checkpoints(store, "finetune", "key", sealed=True)
+    other.save(10, b"state 10")
+
+    class Overtaken(Store):
+        def read(self, name: str) -> bytes:
+            if name.endswith("10.ckpt"):
+                for step in (20, 30):
+                    other.save(step, f"state {step}".encode())
+            return super().read(name)
+
+    checkpoints = Checkpoints(Overtaken(url=store.url, backend=store.backend), "finetune", "key", sealed=True)
+    assert checkpoints.latest() == Checkpoint(step=30, data=b"state 30")
+    assert checkpoints.damaged == []
+    other.clear()
+    assert checkpoints.latest() is None
+
+
 def test_a_run_resumed_before_a_damaged_checkpoint_replaces_it_and_keeps_two_sound_ones(
     store: Store, tmp_path: Path
 ) -> None:

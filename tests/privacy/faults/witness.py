@@ -16,7 +16,7 @@ import dp_accounting as dpa
 
 from privimage.errors import LedgerBroken
 from privimage.privacy.accounting import epsilon_of
-from privimage.privacy.chain import Entry
+from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.store.files import Store

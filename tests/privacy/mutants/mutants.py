@@ -290,6 +290,12 @@ _RANDOM = _of(
         "test_a_key_is_replaced_long_before_its_keystream_would_repeat",
     ),
     (
+        "A forked process draws the noise of its parent",
+        " or os.getpid() != self._process",
+        "",
+        "test_a_forked_process_does_not_draw_the_noise_of_its_parent",
+    ),
+    (
         "The largest uniform draw is 1, and a coin of rate 1 may fall the wrong way",
         "(bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52",
         "(bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53",
@@ -733,6 +739,12 @@ _SPENDING = _of(
     "privacy/budget.py",
     "privacy/test_ledger.py",
     (
+        "A grant is said to hold more than is left of it",
+        "left = (1 - spent.share) *",
+        "left = (1.1 - spent.share) *",
+        "test_a_run_of_what_is_said_to_be_left_is_let_in_and_one_of_a_little_more_is_not",
+    ),
+    (
         "What is set aside for other plans is given away",
         "    return reserved + pending",
         "    return reserved",
@@ -959,12 +971,53 @@ _CHAIN = _of(
         "test_a_clock_that_runs_backwards_writes_nothing",
     ),
     (
-        "A mechanism of a newer version is read as if it were none",
-        '        if entry.kind == "reserve":\n            try',
-        '        if entry.kind == "void":\n            try',
-        "test_a_mechanism_of_a_newer_version_is_refused_with_the_entry_s_number",
+        "A settled charge can be given back by an entry put in by hand",
+        'if about is not None and self._reservations.get(about) != "open"',
+        "if False",
+        "test_an_entry_that_contradicts_an_earlier_one_is_refused",
+    ),
+    (
+        "Of two reservations with one id, one is forgotten",
+        "if entry.id in self._reservations",
+        "if False",
+        "test_two_reservations_of_one_id_are_refused",
     ),
 )
+
+_ENTRIES = [
+    *_of(
+        "privacy/entry.py",
+        "privacy/test_ledger.py",
+        (
+            "A mechanism of a newer version is read as if it were none",
+            '    if entry.kind == "reserve":\n        try',
+            '    if entry.kind == "void":\n        try',
+            "test_a_mechanism_of_a_newer_version_is_refused_with_the_entry_s_number",
+        ),
+        (
+            "A plan may have a delta of nothing",
+            "_Delta = Annotated[float, Field(gt=0, lt=1)]",
+            "_Delta = Annotated[float, Field(lt=1)]",
+            "test_a_last_entry_with_a_number_that_is_none_is_refused",
+        ),
+    ),
+    *_of(
+        "privacy/events.py",
+        "privacy/test_ledger.py",
+        (
+            "A noise of less than nothing is read",
+            "or not 0 <= found <= largest",
+            "or not found <= largest",
+            "test_a_last_entry_with_a_number_that_is_none_is_refused",
+        ),
+        (
+            "A negative count of steps makes room in the budget",
+            "or not 1 <= found <= _MOST",
+            "or not found <= _MOST",
+            "test_a_last_entry_with_a_number_that_is_none_is_refused",
+        ),
+    ),
+]
 
 _LEDGERS = _of(
     "ledgers.py",
@@ -1051,6 +1104,17 @@ _GIVEN_BACK = _of(
         "reservations = [*earlier, live]",
         "reservations = [*left_open, live]",
         "test_a_reservation_that_is_given_back_meanwhile_pays_for_nothing",
+    ),
+)
+
+_CHECKPOINTS = _of(
+    "store/checkpoints.py",
+    "store/test_checkpoints.py",
+    (
+        "A checkpoint that another process drops is taken for damaged, and its steps are charged again",
+        "            if names == before:\n",
+        "            if True:\n",
+        "test_a_checkpoint_that_is_dropped_while_it_is_looked_for_is_not_damaged",
     ),
 )
 
@@ -1182,6 +1246,18 @@ _RELEASE = _of(
         "test_an_interval_that_the_second_accountant_does_not_find_fails[0.99-lower]",
     ),
     (
+        "Verification believes what the certificate says of a mechanism",
+        'alone and mechanism["in_words"] == event_in_words(event)',
+        "bool(alone) or True",
+        "test_a_forged_statement_fails_though_all_sums_fit[other-words]",
+    ),
+    (
+        "Verification believes what the certificate says of the grant and of other runs",
+        "    if not wrong:\n        spent",
+        "    if False:\n        spent",
+        "test_a_forged_statement_fails_though_all_sums_fit[another-grant]",
+    ),
+    (
         "Verification does not compare certificate and ledger",
         "wrong = _differences(certificate, entries, counting)",
         "wrong = []",
@@ -1204,9 +1280,11 @@ MUTANTS: tuple[Mutant, ...] = (
     *_SPENDING,
     *_LIFE,
     *_CHAIN,
+    *_ENTRIES,
     *_LEDGERS,
     *_CHARGING,
     *_GIVEN_BACK,
+    *_CHECKPOINTS,
     *_REHEARSAL,
     *_RUNNER,
     *_STAGES,

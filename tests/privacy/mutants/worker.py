@@ -45,14 +45,16 @@ LIBRARIES = (
 )
 # Loaded before pytest could rewrite its asserts: of no concern, but a warning, and warnings are errors here.
 LOADED_BEFORE = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-OPTIONS = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "--timeout=120", *LOADED_BEFORE)
+# Looks for errors in finalisers, for which it collects garbage ten times as it ends.
+NO_GARBAGE = ("-p", "no:unraisableexception")
+OPTIONS = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "--timeout=120", *NO_GARBAGE, *LOADED_BEFORE)
 
 
 def main() -> None:
     """Serve until standard input ends."""
     for name in LIBRARIES:
         importlib.import_module(name)
-    gc.freeze()  # pytest collects garbage five times as it ends: not all of torch, each time
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         with tempfile.TemporaryFile("w+") as output:
