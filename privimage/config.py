@@ -274,12 +274,14 @@ class SynthesizeConfig(Section):
 
     num_images: int = Field(default=2000, ge=1, le=10_000_000, description="Synthetic images, the same for each class.")
     num_steps: int = Field(
-        default=18, ge=2, le=1000, description="Steps of the sampler (2 evaluations each, but the last)."
+        default=18, ge=2, le=1000, description="Evaluations of the network per image; twice as many with guidance."
     )
-    sigma_min: float = Field(default=0.002, gt=0, description="Smallest noise level.")
+    sigma_min: float = Field(default=0.02, gt=0, description="Smallest noise level; 0.008 is one level of 255.")
     sigma_max: float = Field(default=80.0, gt=0, description="Largest noise level.")
     rho: float = Field(default=7.0, gt=0, description="Spacing of the noise levels (Karras et al. 2022, Eq. 5).")
-    guidance: float = Field(default=0.0, ge=0, le=20, description="Classifier-free guidance weight; 0 = none.")
+    guidance: float = Field(
+        default=0.0, ge=0, le=20, description="Classifier-free guidance weight; 0 = none, which is twice as fast."
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="First of the per-image seeds (sampling is reproducible).")
 
     @model_validator(mode="after")

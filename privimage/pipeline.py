@@ -263,11 +263,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="synthesize",
-        version=1,
+        version=2,
         about="synthetic images",
         inputs=("finetune",),
         fields=_section("synthesize"),
-        run=_later("generation", "run_synthesize"),
+        run=_later("synthesize", "run"),
     ),
     Stage(
         name="evaluate",

@@ -68,7 +68,7 @@ SETTINGS: dict[str, Any] = {
         "checkpoint_steps": 2,
         "restart_allowance": 4,
     },
-    "synthesize": {"num_images": 40, "num_steps": 3},
+    "synthesize": {"num_images": 40, "num_steps": 6},
     "evaluate": {"epochs": 1},
     "performance": {"device": "cpu", "physical_batch_size": 64},
 }

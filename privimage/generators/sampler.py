@@ -1,27 +1,33 @@
-"""Deterministic sampling: Heun's 2nd-order method on the probability-flow ODE (Karras et al. 2022, Algorithm 1)."""
+"""Deterministic sampling: DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095) on EDM's probability-flow ODE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from privimage.config import SynthesizeConfig
 from privimage.generators.denoiser import Denoiser, to_pixels
 
-__all__ = ["guided", "initial_noise", "sample_heun", "sigma_schedule", "synthesize_images"]
+__all__ = ["guided", "initial_noise", "sample_multistep", "sigma_schedule", "synthesize_images"]
 
-DenoiseFn = Callable[[Tensor, Tensor], Tensor]
+DenoiseFn = Callable[[Tensor, float], Tensor]
+
+# From so many rows on, in one thread, the kernels of a CPU give an image the same bits in every batch; for fewer
+# others are used, which add in another order.
+_FEWEST_ROWS = 16
 
 
-def sigma_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Noise levels sigma_max .. sigma_min, then 0; shape (num_steps + 1,). Karras et al. (2022), Eq. 5."""
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
+def sigma_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """`num_steps` noise levels from sigma_max to sigma_min. Karras et al. (2022), Eq. 5, without its closing 0."""
+    ramp = np.linspace(0, 1, num_steps)
+    sigmas: list[float] = ((sigma_max ** (1 / rho) * (1 - ramp) + ramp * sigma_min ** (1 / rho)) ** rho).tolist()
+    return sigmas
 
 
 def initial_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -32,10 +38,13 @@ def initial_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def guided(denoiser: Denoiser, labels: Tensor, guidance: float) -> DenoiseFn:
-    """Classifier-free guidance: (1 + w) D(x, label) - w D(x, no label) (Ho and Salimans 2022, Eq. 6); w = 0 is plain."""
+    """Classifier-free guidance: (1 + w) D(x, label) - w D(x, no label) (Ho and Salimans 2022, Eq. 6); w = 0 is plain.
 
-    def denoise(noised: Tensor, sigma: Tensor) -> Tensor:
-        sigmas = sigma.expand(len(noised))
+    Any other weight takes two evaluations of the network.
+    """
+
+    def denoise(noised: Tensor, sigma: float) -> Tensor:
+        sigmas = noised.new_full((len(noised),), sigma)
         conditional: Tensor = denoiser(noised, sigmas, labels)
         if guidance == 0:
             return conditional
@@ -45,26 +54,38 @@ def guided(denoiser: Denoiser, labels: Tensor, guidance: float) -> DenoiseFn:
     return denoise
 
 
-def sample_heun(denoise: DenoiseFn, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """Images from standard normal `noise`, after 2 * (len(sigmas) - 1) - 1 evaluations of `denoise(noised, sigma)`."""
+def sample_multistep(denoise: DenoiseFn, noise: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Images from standard normal `noise`, after one evaluation of `denoise(noised, sigma)` at each of the noise levels.
+
+    Of second order: a step holds for its whole length what the denoiser would say at its middle, by a line in ln sigma
+    through its last two answers (Lu et al., Algorithm 2, with alpha = 1). The first step has one answer to go by; the
+    last one, from the smallest level to 0, ends at the answer itself.
+    """
     x = noise * sigmas[0]
+    denoised = before = denoise(x, sigmas[0])
+    last_length = math.inf
     for sigma, following in pairwise(sigmas):
-        slope = (x - denoise(x, sigma)) / sigma
-        euler = x + (following - sigma) * slope
-        if following > 0:
-            slope = (slope + (euler - denoise(euler, following)) / following) / 2
-            euler = x + (following - sigma) * slope
-        x = euler
-    return x
+        length = math.log(sigma / following)
+        middle = denoised + length / (2 * last_length) * (denoised - before)
+        x = following / sigma * x + (1 - following / sigma) * middle
+        before, denoised, last_length = denoised, denoise(x, following), length
+    return denoised
 
 
 @torch.no_grad()
 def synthesize_images(
     denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig
 ) -> Tensor:
-    """uint8 NCHW images for `labels` (batch,), one seed each; a pure function of the arguments."""
+    """uint8 NCHW images for `labels` (batch,), one seed each; a pure function of the arguments.
+
+    In one thread of a CPU row i is a function of labels[i] and seeds[i], to the bit, whatever the batch. Elsewhere the
+    size of the batch, or the number of threads, may choose kernels that round otherwise: a pixel at the edge of rounding may
+    then differ by one level.
+    """
     device = next(denoiser.parameters()).device
-    sigmas = sigma_schedule(config.num_steps, config.sigma_min, config.sigma_max, config.rho).to(device)
-    denoise = guided(denoiser, labels.to(device), config.guidance)
-    images = sample_heun(denoise, initial_noise(seeds, shape).to(device), sigmas)
-    return to_pixels(images).cpu()
+    padding = -len(labels) % _FEWEST_ROWS
+    rows = functional.pad(labels, (0, padding)).to(device)
+    noise = functional.pad(initial_noise(seeds, shape), (0, 0, 0, 0, 0, 0, 0, padding)).to(device)
+    sigmas = sigma_schedule(config.num_steps, config.sigma_min, config.sigma_max, config.rho)
+    images = sample_multistep(guided(denoiser, rows, config.guidance), noise, sigmas)
+    return to_pixels(images[: len(labels)]).cpu()

@@ -1,4 +1,4 @@
-"""Stages `pretrain`, `finetune` and `synthesize`."""
+"""Stages `pretrain` and `finetune`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from privimage.config import ImageConfig, RunConfig
+from privimage.config import RunConfig
 from privimage.data.facts import TableFacts
-from privimage.data.table import TableWriter
-from privimage.device import choose_device, choose_devices, rows_with_gradients, rows_without_gradients
+from privimage.device import choose_devices, rows_with_gradients
 from privimage.errors import Uncharged
 from privimage.generators.denoiser import Denoiser, new_denoiser
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
 from privimage.generators.pretrain import PretrainState, pretrain
 from privimage.generators.private_sum import PrivateSum
-from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.semantics.index import require_table
@@ -32,7 +30,7 @@ from privimage.store.artifacts import Artifact
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
 
-__all__ = ["rehearse_finetune", "run_finetune", "run_pretrain", "run_synthesize"]
+__all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
 
 CURVE_POINTS = 200
 _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
@@ -190,29 +188,6 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
     work = _private_sum(denoiser, config, execution)
     work.check(facts["channels"], facts["resolution"])
     work.rehearse(facts["channels"], facts["resolution"])
-
-
-def run_synthesize(context: StageContext) -> Outcome:
-    """Writes images-*.parquet: synthetic images, classes in turn, one seed an image."""
-    config = context.config.synthesize
-    device = choose_device(context.config.performance.device)
-    denoiser, facts = open_denoiser(context.inputs["finetune"], device)
-    image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
-    classes = len(facts["class_names"])
-    shape = (image.channels, image.resolution, image.resolution)
-    numbers = torch.arange(config.num_images)
-    labels, seeds = numbers % classes, numbers + (config.seed << 32)
-    parts = labels.split(rows_without_gradients(context.config.performance, device))
-    with TableWriter(context.folder, "images", facts["class_names"], image) as table:
-        at = 0
-        for part in context.progress.track(parts, "synthesize (batches)", len(parts)):
-            images = synthesize_images(denoiser, part, seeds[at : at + len(part)], shape, config).numpy()
-            for pixels, label in zip(images, part.tolist(), strict=True):
-                table.add(pixels, label)
-            at += len(part)
-    about = {"class_names": facts["class_names"], "guarantee": facts["guarantee"]}
-    (context.folder / "synthesis.json").write_text(json.dumps(about))
-    return Outcome(metrics={"num_images": config.num_images})
 
 
 def _open_for_finetuning(

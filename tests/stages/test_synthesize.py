@@ -1,0 +1,72 @@
+"""Stage `synthesize`: classes in turn, the same files for every device count and batch size, nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privimage.data.table import read_images
+from privimage.errors import ConfigError
+from privimage.generators import shards
+from privimage.runner import run_all
+from privimage.store.artifacts import open_ref
+from tests.pipeline_fixtures import Place
+
+
+def synthetic_files(place: Place, draw: int, *settings: str) -> list[Path]:
+    """Another draw of the stage: of the same weights, so the same images."""
+    run = place.run(*settings, draws={"synthesize": draw})
+    return open_ref(run.store, run_all(run, "synthesize")["synthesize"].ref).files("images-")
+
+
+def test_device_count_and_batch_size_change_no_byte_of_the_table(finished_copy: Place) -> None:
+    (before,) = synthetic_files(finished_copy, 1)
+    settings = ("performance.num_devices=2", "performance.physical_batch_size=9")
+    (after,) = synthetic_files(finished_copy, 2, *settings)
+    assert after != before and after.read_bytes() == before.read_bytes()
+    images, labels = read_images([after])
+    assert images.shape == (40, 1, 8, 8) and len(np.unique(images, axis=0)) == 40
+    assert labels.tolist() == [number % 3 for number in range(40)]
+    (other,) = synthetic_files(finished_copy, 1, "synthesize.seed=5")
+    assert not (read_images([other])[0] == images).all(axis=(1, 2, 3)).any()
+
+
+def test_what_fails_on_the_way_leaves_no_artifact_and_the_same_command_makes_it(
+    finished_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = shards.synthesize_images, 0
+
+    def failing(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RuntimeError("out of memory")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    settings = ("synthesize.seed=5", "performance.physical_batch_size=10")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(shards, "synthesize_images", failing)
+        synthetic_files(finished_copy, 1, *settings)
+    assert len(list(finished_copy.folder.glob("artifacts/synthesize/*/manifest.json"))) == 1
+    assert len(synthetic_files(finished_copy, 1, *settings)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (("synthesize.num_steps=1",), "num_steps"),
+        (("synthesize.num_steps=2000",), "num_steps"),
+        (("synthesize.sigma_min=2", "synthesize.sigma_max=2"), r"sigma_min \(2.0\) must be below sigma_max \(2.0\)"),
+        (("synthesize.sigma_min=0",), "sigma_min"),
+        (("synthesize.rho=0",), "rho"),
+        (("synthesize.guidance=-1",), "guidance"),
+        (("synthesize.guidance=21",), "guidance"),
+    ],
+)
+def test_settings_that_cannot_be_sampled_with_are_refused_before_anything_runs(
+    finished_copy: Place, settings: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        finished_copy.run(*settings)
