@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from privimage.config import FolderSource, ImageConfig, ParquetSource
 from privimage.data.admission import admit_public
 from privimage.data.sources import open_source
 from privimage.errors import DataError
+from tests.store.faulty_s3 import FaultyS3
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a new bucket; moto keeps buckets for the whole process, so its name is new as well."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # s3fs keeps instances by their arguments, and the endpoint is none.
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = uuid.uuid4().hex
-    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def bucket(s3_bucket: str) -> str:
+    """The URL of a new bucket."""
+    return f"s3://{s3_bucket}"
 
 
 @pytest.fixture
 def fs(bucket: str) -> s3fs.S3FileSystem:
-    return s3fs.S3FileSystem(use_listings_cache=False)
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
 
 def test_folder_zip_and_parquet_in_a_bucket_are_what_they_are_on_disk(
@@ -85,3 +72,42 @@ def test_missing_buckets_and_folders_are_data_errors(bucket: str) -> None:
         for source in (FolderSource(path=path), FolderSource(path=path + ".zip"), ParquetSource(path=path)):
             with pytest.raises(DataError, match="Nothing found at"):
                 open_source(source)
+
+
+def test_sources_are_read_whole_through_a_bad_network(
+    s3_endpoint: str,
+    bucket: str,
+    fs: s3fs.S3FileSystem,
+    tmp_path: Path,
+    make_folder: Callable[..., Path],
+    gray8: ImageConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    local = make_folder(tmp_path / "pets", per_class=5)
+    here = admit_public(FolderSource(path=str(local)), gray8, tmp_path / "local")
+    fs.put(str(local), f"{bucket}/pets", recursive=True)
+    fs.put(str(tmp_path / "local" / "images-00000.parquet"), f"{bucket}/tables/a.parquet")
+    with FaultyS3(s3_endpoint) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
+        for source in (FolderSource(path=f"{bucket}/pets"), ParquetSource(path=f"{bucket}/tables")):
+            faulty.order("reset", "GET", skip=3)  # past the look whether the address is right
+            faulty.order("cut", "GET", skip=4)
+            assert admit_public(source, gray8, tmp_path / "there") == here
+
+
+def test_a_wrong_address_is_told_soon(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=f"{bucket}/pets cannot be read: Could not connect to .*127.0.0.1:1"):
+        open_source(FolderSource(path=f"{bucket}/pets"))
+    assert time.monotonic() - begun < 10
+
+
+def test_a_bucket_that_may_not_be_read_is_told_apart(
+    s3_endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyS3(s3_endpoint) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
+        faulty.order("deny")
+        with pytest.raises(DataError, match=f"{bucket}/pets cannot be read: AccessDenied"):
+            open_source(FolderSource(path=f"{bucket}/pets"))
