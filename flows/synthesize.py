@@ -9,67 +9,63 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from prefect import flow
+from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.forms import (
+    DEFAULT_STORE_URL,
+    EARLIEST,
+    LATEST,
+    Redo,
+    StageName,
+    StoreUrl,
+    draws_of,
+)
+from flows.pipeline import Keys, run_stages
 from privimage.commands.shared import add_config, exit_code, open_run
 from privimage.config import RunConfig
-from tasks import stages
+from privimage.pipeline import STAGES
 
 __all__ = ["main", "synthesize"]
 
 
 @flow(
     name="synthesize",
-    flow_run_name="{config.name}-eps{config.privacy.epsilon}",
+    flow_run_name="{config.name}-eps{config.privacy.epsilon:g}",
     # One stage at a time: each uses the whole device.
     task_runner=ThreadPoolTaskRunner(max_workers=1),
     persist_result=False,
 )
-def synthesize(config: RunConfig, store: str = ".privimage", draws: dict[str, int] | None = None) -> dict[str, str]:
+def synthesize(
+    *,
+    dry_run: bool = False,
+    start_at: StageName = EARLIEST,
+    stop_after: StageName = LATEST,
+    redo: list[Redo] = [],  # noqa: B006 (Prefect shows it in the form; nobody changes it)
+    store: StoreUrl = DEFAULT_STORE_URL,
+    config: RunConfig,
+) -> Keys | State[Any]:
     """Make a synthetic, differentially private image set from a sensitive one.
 
     Finished stages are reused, an interrupted one goes on from its checkpoint; the privacy cost is charged to the
     ledger of the sensitive set, whose owner has to have granted it (`privimage ledger grant`).
 
     Args:
-        config: Data, privacy and settings of every stage.
+        dry_run: Only show the plan: what would be reused, run and charged.
+        start_at: Stages before this one are only reused; the run fails at once if one of them is not there.
+        stop_after: Run no stage that is not needed for this one; `release` runs all.
+        redo: Stages of which another, independent run is wanted; a private stage is charged again.
         store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.
-        draws: Stages of which another, independent run is wanted, by number; a private stage is charged again.
+        config: Data, privacy and settings of every stage; filled in from the data set's file, changed here for this run.
 
     Returns:
         Keys of the artifacts, by stage.
     """
-    request = {"config": config.model_dump(mode="json"), "store": store, "draws": draws or {}}
-
-    public = stages.admit_public.submit(request)
-    admit = stages.admit_sensitive.submit(request)
-    checked = stages.check.submit(request, public, admit)
-    classifier = stages.train_classifier.submit(request, public, wait_for=[checked])
-    index = stages.build_index.submit(request, public, classifier)
-    query = stages.query.submit(request, admit, classifier)
-    select = stages.select.submit(request, query, index)
-    pretrain = stages.pretrain.submit(request, public, select)
-    finetune = stages.finetune.submit(request, admit, query, pretrain)
-    images = stages.synthesize_images.submit(request, finetune)
-    evaluate = stages.evaluate.submit(request, admit, classifier, images)
-    release = stages.release.submit(
-        request,
-        public=public,
-        admit=admit,
-        classifier=classifier,
-        query=query,
-        select=select,
-        pretrain=pretrain,
-        finetune=finetune,
-        synthesize=images,
-    )
-    # In order, so that the first failure is the one that is raised.
-    checked.result()
-    made = [public, admit, classifier, index, query, select, pretrain, finetune, images, evaluate, release]
-    references = [future.result() for future in made]
-    return {reference["stage"]: reference["key"] for reference in references}
+    last = None if stop_after == STAGES[-1].name else stop_after
+    return run_stages(config, store, draws_of(redo), first=start_at, last=last, dry_run=dry_run)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,12 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     about = "Make a differentially private synthetic image set, as a Prefect flow; the same stages as `privimage run`."
     parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=about)
     add_config(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only show the plan")
     options = parser.parse_args(arguments)
 
     def run_flow() -> int:
         run = open_run(options)
-        keys = synthesize(run.config, store=options.store, draws=dict(run.draws))
-        print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
+        redo = [Redo.model_validate({"stage": stage, "draw": draw}) for stage, draw in run.draws.items()]
+        keys = synthesize(config=run.config, store=options.store, redo=redo, dry_run=options.dry_run)
+        if isinstance(keys, dict):
+            print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
         return 0
 
     return exit_code(run_flow)

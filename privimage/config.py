@@ -7,11 +7,14 @@ section that can change no result, and is left out of every artifact key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from privimage.errors import ConfigError
 
@@ -43,9 +46,38 @@ __all__ = [
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know."""
+    """A frozen part of the configuration that refuses keys it does not know; its JSON schema is made for forms."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        model_title_generator=lambda model: model.__name__.removesuffix("Config"),
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Bounds stand in the descriptions too: forms check them, but show descriptions only."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for field in schema.get("properties", {}).values():
+            if bounds := _bounds(field):
+                field["description"] = f"{field.get('description', '').rstrip('.')} ({bounds})."
+        return schema
+
+
+def _bounds(field: Mapping[str, Any]) -> str:
+    """The bounds of a number's schema in words, such as "1 to 64" or "above 0, at most 1"."""
+    numbers = [part for part in field.get("anyOf", [field]) if part.get("type") in ("integer", "number")]
+    bounds: Mapping[str, float] = numbers[0] if numbers else {}
+    if "minimum" in bounds and "maximum" in bounds:
+        return f"{_plain(bounds['minimum'])} to {_plain(bounds['maximum'])}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return ", ".join(f"{word} {_plain(bounds[name])}" for name, word in words.items() if name in bounds)
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 class TorchvisionSource(Section):
@@ -98,7 +130,8 @@ class DemoGlyphs(Section):
 
 
 SourceConfig = Annotated[
-    TorchvisionSource | FolderSource | ParquetSource | DemoDigits | DemoGlyphs, Field(discriminator="kind")
+    # A form opens at the first one that has the given keys.
+    DemoDigits | DemoGlyphs | FolderSource | ParquetSource | TorchvisionSource, Field(discriminator="kind")
 ]
 
 
@@ -411,6 +444,8 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML file and apply `a.b=value` overrides (values are YAML).
 
+    A section `deployment` says how Prefect runs it (`deployments/register.py`), and nothing about the run: it is skipped.
+
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown, or a value is out of bounds.
     """
@@ -426,6 +461,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds {type(data).__name__}"
         raise ConfigError(f"{file} {found}, expected a mapping of configuration sections.")
+    data.pop("deployment", None)
     for override in overrides or []:
         _apply(data, override)
     return parse_config(data, origin=str(file))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "Silent", "Terminal", "Ticker"]
+__all__ = ["Interruptible", "Progress", "Silent", "Terminal", "Ticker"]
 
 T = TypeVar("T")
-Ticker = Callable[[int], None]
-"""Called with the number of finished steps."""
+
+
+class Ticker(Protocol):
+    """Called with the number of finished steps; in training on public images, with the loss of the last one as well."""
+
+    def __call__(self, done: int, /, public_loss: float | None = None) -> None: ...
 
 
 class Progress:
@@ -26,10 +30,12 @@ class Progress:
     @contextmanager
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
         """A function to call with the number of finished steps, for the time of the `with` block."""
-        yield lambda done: None
+        yield _nothing
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Yield `items`, counting them."""
+        """Yield `items`, counting them; without a `total`, it is their length, if they have one."""
+        if total is None and isinstance(items, Sized):
+            total = len(items)
         with self.ticker(description, total) as tick:
             for number, item in enumerate(items, start=1):
                 yield item
@@ -38,6 +44,24 @@ class Progress:
 
 class Silent(Progress):
     """No progress at all."""
+
+
+class Interruptible(Progress):
+    """Another progress, which asks at each tick whether to stop: for stages where nothing is lost by stopping anywhere."""
+
+    def __init__(self, inner: Progress, check: Callable[[], None]) -> None:
+        self._inner = inner
+        self._check = check
+
+    @contextmanager
+    def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
+        with self._inner.ticker(description, total) as inner:
+
+            def tick(done: int, /, public_loss: float | None = None) -> None:
+                inner(done, public_loss)
+                self._check()
+
+            yield tick
 
 
 class Terminal(Progress):
@@ -54,12 +78,12 @@ class Terminal(Progress):
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
         if self._stream.isatty():
             with tqdm(total=total, desc=f"  {description}", file=self._stream, leave=False, dynamic_ncols=True) as bar:
-                yield lambda done: _advance(bar, done)
+                yield lambda done, /, public_loss=None: _advance(bar, done)
             return
         start = last = time.monotonic()
         of = f" of {total}" if total else ""
 
-        def tick(done: int) -> None:
+        def tick(done: int, /, public_loss: float | None = None) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= self._pause:
@@ -68,6 +92,10 @@ class Terminal(Progress):
                 print(f"  {description}: {done}{of}{left}", file=self._stream, flush=True)
 
         yield tick
+
+
+def _nothing(done: int, /, public_loss: float | None = None) -> None:
+    """Say nothing."""
 
 
 def _advance(bar: tqdm, done: int) -> None:

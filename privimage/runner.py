@@ -13,6 +13,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages
 from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
 from privimage.privacy.ledger import Ledger
-from privimage.progress import Progress, Silent
+from privimage.progress import Interruptible, Progress, Silent
 from privimage.release.code import code_digest
 from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
 from privimage.store.checkpoints import Checkpoints
@@ -49,6 +50,7 @@ class Run:
         provenance: who runs this (such as Prefect's run id), for the manifests.
         insecure_random_voiding_guarantee: tests only; everything made with it says `guarantee: none`.
         stop: ask it, and the run stops where nothing is lost, by raising Stopped.
+        turn: entered while a stage computes, such as to wait for a free GPU; a reused stage does not wait.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Run:
     provenance: Mapping[str, str] = field(default_factory=dict)
     insecure_random_voiding_guarantee: InsecureRandomForTests | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    turn: Callable[[Stage], AbstractContextManager[object]] = lambda stage: nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,21 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     existing = _reused(run, stage, key, ledger)
     if existing is not None:
         return existing
+    with run.turn(stage):
+        # Looked up again: while it waited for its turn, another run may have made it.
+        return _reused(run, stage, key, ledger) or _make(run, stage, key, opened, facts, ledger)
 
+
+def _make(
+    run: Run,
+    stage: Stage,
+    key: str,
+    opened: Mapping[str, Artifact],
+    facts: SensitiveFacts | None,
+    ledger: Ledger | None,
+) -> StageResult:
+    """Charge, run or resume, publish, settle."""
+    sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
     started = time.monotonic()
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
@@ -167,7 +184,8 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
             ledger=ledger,
             folder=folder,
             store=run.store,
-            progress=run.progress,
+            # What was charged is not broken off: fine-tuning answers by itself, and the query runs in one go.
+            progress=run.progress if stage.charge else Interruptible(run.progress, run.stop.check),
             paid=payment.paid if payment else None,
             private_images=door,
             write_private=lambda title, text: _write_private(run.store, title, text),

@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Completed, State
 
 from privimage.config import RunConfig
-from privimage.progress import Terminal
-from privimage.release.certificate import in_words
-from privimage.release.export import release_name
+from privimage.errors import Stopped
+from privimage.interrupts import StopRequest
+from privimage.plan import RunPlan, plan_run
 from privimage.runner import Run, check_run, run_stage
 from privimage.store.artifacts import ArtifactRef, open_ref
 from privimage.store.files import Store
+from tasks.policies import wait_for_turn
+from tasks.progress import PrefectProgress
+from tasks.showing import show_made, show_plan, show_release
 
-__all__ = ["Reference", "Request", "check_request", "publish_release", "reference_or_reused"]
+__all__ = ["STOP", "Reference", "Request", "check_request", "plan_request", "reference_or_reused", "request_for"]
 
 Reference = dict[str, Any]
 """A small JSON name of one artifact: stage, key, digest, sealed."""
 
 Request = dict[str, Any]
-"""What to run: `config` (a RunConfig as JSON), `store` (its URL) and `draws` (by stage)."""
+"""What to run, as JSON: `config`, `store` (its URL), `draws` (by stage), `label` (for names of runs)."""
+
+STOP: ContextVar[StopRequest | None] = ContextVar("STOP", default=None)
+"""The flow's wish to stop; its tasks' threads inherit it."""
 
 
-def reference_or_reused(stage: str, request: Request, inputs: dict[str, Reference]) -> Reference | State[Any]:
-    """Run one stage; the state is named `Reused`, and says since when, if its artifact was there already."""
-    run = _run(request)
-    result = run_stage(stage, run, {name: ArtifactRef.from_json(reference) for name, reference in inputs.items()})
+def request_for(config: RunConfig, store: str, draws: Mapping[str, int]) -> Request:
+    """What a flow hands to its tasks."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "store": store,
+        "draws": dict(draws),
+        "label": f"{config.name}-eps{config.privacy.epsilon:g}",
+    }
+
+
+def reference_or_reused(stage: str, request: Request, inputs: Mapping[str, Reference]) -> Reference | State[Any]:
+    """Run one stage; the state is named `Reused`, and says since when, if its artifact was there already.
+
+    Asked to stop, it ends in a state named `Stopped`: the next run goes on from there.
+    """
+    run = _run(request, stage)
+    try:
+        result = run_stage(stage, run, {name: ArtifactRef.from_json(reference) for name, reference in inputs.items()})
+    except Stopped as stopped:
+        return Cancelled(name="Stopped", message=str(stopped))
+    artifact = open_ref(run.store, result.ref)
+    if not result.reused:
+        show_made(run.config, artifact)
+    if stage == "release":
+        show_release(run.config, run.store, artifact)
     reference = result.ref.to_json()
     if result.reused:
         return Completed(name="Reused", message=f"{stage} {result.ref.key[:12]}, made {result.written}", data=reference)
@@ -43,32 +70,22 @@ def check_request(request: Request, public: Reference, admit: Reference) -> None
     check_run(_run(request), ArtifactRef.from_json(public), ArtifactRef.from_json(admit))
 
 
-def publish_release(request: Request, reference: Reference) -> None:
-    """Show a release in Prefect: its promise, where it lies, and the sample grid. All of it is public."""
+def plan_request(request: Request, last: str | None) -> RunPlan:
+    """What would be run and charged, shown as a table; nothing is run."""
     run = _run(request)
-    artifact = open_ref(run.store, ArtifactRef.from_json(reference))
-    certificate = artifact.read_json("certificate.json")
-    name = run.config.name
-    lines = [
-        f"# {name}",
-        in_words(certificate),
-        f"Release: `{run.store.url}/{release_name(name, artifact)}`",
-        "| stage | mechanism |\n|---|---|\n"
-        + "\n".join(f"| {mechanism['stage']} | {mechanism['in_words']} |" for mechanism in certificate["mechanisms"]),
-    ]
-    create_markdown_artifact(key=f"certificate-{name}", markdown="\n\n".join(lines), description="Privacy certificate")
-    picture = base64.b64encode(artifact.read_bytes("samples.png")).decode()
-    create_image_artifact(
-        key=f"samples-{name}", image_url=f"data:image/png;base64,{picture}", description="Synthetic images"
-    )
+    plan = plan_run(run, last)
+    show_plan(run.config, plan)
+    return plan
 
 
-def _run(request: Request) -> Run:
-    provenance = {"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_task_run": str(task_run.get_id() or "")}
+def _run(request: Request, stage: str = "") -> Run:
+    config = RunConfig.model_validate(request["config"])
     return Run(
-        config=RunConfig.model_validate(request["config"]),
+        config=config,
         store=Store.open(request["store"]),
-        progress=Terminal(),
+        progress=PrefectProgress(config.name, stage),
         draws=request["draws"],
-        provenance=provenance,
+        provenance={"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_task_run": str(task_run.get_id() or "")},
+        stop=STOP.get() or StopRequest(),
+        turn=wait_for_turn,
     )

@@ -121,13 +121,13 @@ def train_classifier(
     config: ClassifierConfig,
     *,
     device: torch.device,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> TrainedClassifier:
     """Train on uint8 NCHW `public_images` by SGD with momentum, cosine schedule and softmax cross-entropy.
 
     A share of the images, the same for a given seed, is held out; accuracy on it is reported, no choice depends on it.
-    `on_step(step)` is called after each optimizer step, with its number from 1. `public_images` may be mapped from a
-    file: a batch at a time is read.
+    `on_step(step, loss)` is called after each optimizer step, with its number from 1. `public_images` may be mapped
+    from a file: a batch at a time is read.
 
     Raises:
         DataError: too few images. TrainingError: a loss, or a weight after the last step, is not finite.
@@ -165,7 +165,7 @@ def train_classifier(
         optimizer.step()
         if step % 20 == 0 or step + 1 == total:
             losses.append((step, value))
-        on_step(step + 1)
+        on_step(step + 1, value)
         if (step + 1) % per_epoch == 0:
             accuracies.append((step + 1, _accuracy(model, public_images, categories, validation, device)))
     if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):

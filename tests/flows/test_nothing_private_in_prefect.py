@@ -94,10 +94,24 @@ def test_no_private_value_reaches_the_server_not_even_after_a_failure(granted: P
     found = spy.found_in(shown)
     assert [leak for leak in found if not leak.startswith("planted: ")] == []
     # The server was there, and knows both runs.
-    assert tables["table flow_run"].count(b"tiny-eps1.0") >= 2
+    assert tables["table flow_run"].count(b"tiny-eps1 ") >= 2
     assert b"which is private" in tables["table flow_run_state"] + tables["table task_run_state"]
     for table, word in (("log", b"finetune"), ("events", b"task-run"), ("artifact", b"differential privacy")):
         assert word in tables[f"table {table}"], table
+    # All that is shown was searched.
+    for key in (
+        "plan-tiny",
+        "progress-tiny-query",
+        "progress-tiny-finetune",
+        "progress-tiny-evaluate",
+        "loss-tiny-pretrain",
+        "categories-tiny",
+        "samples-tiny",
+        "certificate-tiny",
+        "report-tiny",
+        "lineage-tiny",
+    ):
+        assert key.encode() in tables["table artifact"], key
     # The search looks everywhere: it finds what a leaky flow told, in each of the ways.
     for channel in ("log", "events", "artifact", "flow_run", "flow_run_state"):
         assert f"planted: table {channel}" in found

@@ -1,4 +1,4 @@
-"""The Prefect flow, run as people run it: a process of its own, a real (ephemeral) server, a store on S3."""
+"""The Prefect flow, run as people run it: a process of its own, a real server, a store on S3."""
 
 from __future__ import annotations
 
@@ -8,73 +8,36 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
-import yaml
 
-from privimage.config import RunConfig
+from flows.forms import EARLIEST, LATEST, Redo, StageName, draws_of
+from privimage.errors import ConfigError
 from privimage.pipeline import STAGES
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store
-from tasks import stages
+from tasks.policies import COMPUTING
+from tasks.stages import STAGE_TASKS
+from tests.flows.layout import layout
+from tests.flows.prefect_server import ROOT, Server
 from tests.pipeline_fixtures import GRANT, Place
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO"}
-    environment.pop("PREFECT_API_URL", None)
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-
-
-def layout(store: Store) -> set[str]:
-    """Names in a store without what is random or names one run: keys, payload folders, ledger ids."""
-    shapes = set()
-    for name in store.list(""):
-        parts = name.split("/")
-        if "artifacts" in parts:
-            at = parts.index("artifacts")
-            shapes.add(
-                "/".join(
-                    [
-                        *parts[: at + 2],
-                        "KEY",
-                        *(("PAYLOAD", *parts[at + 4 :]) if len(parts) > at + 4 else parts[at + 3 :]),
-                    ]
-                )
-            )
-        elif "steps" in parts:
-            shapes.add("/".join([parts[0], "NAME", "steps", "RESERVATION", *parts[4:]]))
-        elif parts[0] in ("ledger", "releases"):
-            shapes.add("/".join([parts[0], "NAME", *parts[2:]]))
-        else:
-            shapes.add(name)
-    return shapes
 
 
 @pytest.mark.slow
 def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line_makes_on_disk(
-    s3_bucket: str, tiny_config: Path, finished: Place, tmp_path: Path
+    server: Server, s3_bucket: str, tiny_config: Path, finished: Place
 ) -> None:
     store = f"s3://{s3_bucket}/privimage"
-    refused = run(["-m", "flows.synthesize", str(tiny_config), "--store", store], tmp_path)
+    refused = server.python("-m", "flows.synthesize", str(tiny_config), "--store", store)
     assert refused.returncode == 3, refused.stderr
     (complaint,) = [line for line in refused.stderr.splitlines() if line.startswith("privimage: ")]
     assert "has no grant" in complaint
 
     grant = ["--epsilon", str(GRANT["epsilon"]), "--delta", str(GRANT["delta"])]
-    granted = run(["-m", "privimage.cli", "ledger", "grant", str(tiny_config), "--store", store, *grant], tmp_path)
+    granted = server.python("-m", "privimage.cli", "ledger", "grant", str(tiny_config), "--store", store, *grant)
     assert granted.returncode == 0, granted.stderr
-    done = run(["-m", "flows.synthesize", str(tiny_config), "--store", store], tmp_path)
+    done = server.python("-m", "flows.synthesize", str(tiny_config), "--store", store)
     assert done.returncode == 0, done.stderr
     # What ran before the refusal was reused, and Prefect says so.
     for stage in ("public", "admit"):
@@ -85,18 +48,18 @@ def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line
     made = {artifact.ref.stage for artifact in list_artifacts(Store.open(store))}
     assert made == {stage.name for stage in STAGES}
 
-    planned = run(["-m", "privimage.cli", "plan", str(tiny_config), "--store", store, "--json"], tmp_path)
+    planned = server.python("-m", "privimage.cli", "plan", str(tiny_config), "--store", store, "--json")
     assert {row["action"] for row in json.loads(planned.stdout)["stages"]} == {"reused"}
     (release,) = {name.split("/")[1] for name in Store.open(store).list("releases")}
-    verified = run(["-m", "privimage.cli", "verify", f"{store}/releases/{release}", "--store", store], tmp_path)
+    verified = server.python("-m", "privimage.cli", "verify", f"{store}/releases/{release}", "--store", store)
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_every_stage_is_one_task_that_is_neither_cached_nor_retried_by_prefect() -> None:
-    tasks = {task.name: task for task in (getattr(stages, name) for name in stages.__all__)}
-    assert set(tasks) == {stage.name for stage in STAGES} | {"check"}
+    assert list(STAGE_TASKS) == [stage.name for stage in STAGES]
     for stage in STAGES:
-        task = tasks[stage.name]
+        task = STAGE_TASKS[stage.name]
+        assert task.name == stage.name
         assert task.retries == 0
         assert task.persist_result is False
         assert type(task.cache_policy).__name__ == "_None"
@@ -104,20 +67,22 @@ def test_every_stage_is_one_task_that_is_neither_cached_nor_retried_by_prefect()
         assert ("private" in task.tags) == touches, stage.name
 
 
+def test_the_forms_name_every_stage() -> None:
+    assert get_args(StageName) == tuple(stage.name for stage in STAGES)
+    assert (STAGES[0].name, STAGES[-1].name) == (EARLIEST, LATEST)
+    assert {stage.name for stage in STAGES} >= set(COMPUTING)
+
+
+def test_a_stage_is_redone_under_the_number_that_was_asked_for_so_that_a_retry_goes_on_with_it() -> None:
+    assert draws_of([Redo(stage="finetune", draw=3), Redo(stage="synthesize")]) == {"finetune": 3, "synthesize": 2}
+    with pytest.raises(ConfigError, match="redo names finetune twice"):
+        draws_of([Redo(stage="finetune"), Redo(stage="finetune", draw=3)])
+
+
 def test_no_flow_file_hides_an_importable_module() -> None:
     for file in (ROOT / "flows").glob("[!_]*.py"):
         found = importlib.util.find_spec(file.stem)
         assert found is None, f"{file.name} would hide {found}"
-
-
-def test_the_run_form_of_the_flow_accepts_every_configured_data_set() -> None:
-    from flows.synthesize import synthesize
-
-    for file in (ROOT / "deployments" / "datasets").glob("*.yaml"):
-        validated = synthesize.validate_parameters(
-            {"config": yaml.safe_load(file.read_text()), "store": "x", "draws": {}}
-        )
-        assert isinstance(validated["config"], RunConfig)
 
 
 def test_prefect_s_server_answers_nulls_in_optional_fields(tmp_path: Path) -> None:
@@ -129,5 +94,7 @@ def test_prefect_s_server_answers_nulls_in_optional_fields(tmp_path: Path) -> No
         "    reply = client.post('/api/flows/filter', json={'flows': None, 'sort': 'NAME_ASC'})\n"
         "print('status', reply.status_code)\n"
     )
-    answered = run(["-c", code], tmp_path)
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    answered = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert "status 200" in answered.stdout, answered.stderr

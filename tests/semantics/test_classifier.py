@@ -75,7 +75,7 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_progress_is_told_after_each_step() -> None:
     told: list[int] = []
     config = CONFIG.model_copy(update={"epochs": 2, "horizontal_flip": True})
-    train_classifier(*bars(100), 3, config, device=CPU, on_step=told.append)
+    train_classifier(*bars(100), 3, config, device=CPU, on_step=lambda step, _: told.append(step))
     assert told == [1, 2, 3, 4]
     assert num_training_steps(100, config) == 4
 
@@ -115,7 +115,11 @@ def test_a_diverging_training_stops_at_the_step_whose_loss_is_not_finite() -> No
     told: list[int] = []
     with pytest.raises(TrainingError, match=r"diverged at step 1: lower classifier\.learning_rate"):
         train_classifier(
-            *bars(400), 3, CONFIG.model_copy(update={"learning_rate": 1e30}), device=CPU, on_step=told.append
+            *bars(400),
+            3,
+            CONFIG.model_copy(update={"learning_rate": 1e30}),
+            device=CPU,
+            on_step=lambda step, _: told.append(step),
         )
     assert told == [1]
 
