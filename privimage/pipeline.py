@@ -271,7 +271,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        version=1,
+        version=2,
         about="internal figures against held-out sensitive images",
         inputs=("admit", "classifier", "synthesize"),
         fields=_section("evaluate"),

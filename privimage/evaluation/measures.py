@@ -34,6 +34,13 @@ class Subject:
         """Numbers of synthetic and private images."""
         return len(self.synthetic), len(self.private)
 
+    def of(self, synthetic_rows: np.ndarray, private_rows: np.ndarray) -> Subject:
+        """Only the rows for which these are true."""
+        probabilities = None if self.probabilities is None else self.probabilities[synthetic_rows]
+        return Subject(
+            synthetic=self.synthetic[synthetic_rows], private=self.private[private_rows], probabilities=probabilities
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:

@@ -31,6 +31,7 @@ from privimage.release.certificate import SCHEMA, UNIT, certified_interval, conf
 from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter, privacy_statement
 from privimage.release.export import SUMS, sums
+from privimage.release.figures import INTERNAL
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
@@ -236,12 +237,13 @@ def _check_config(certificate: Mapping[str, Any], config: RunConfig) -> Check:
 
 
 def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
-    named = [name for name, data in files.items() if b"private/artifacts" in data or b"private/checkpoints" in data]
+    signs = (b"private/artifacts", b"private/checkpoints", INTERNAL.encode())
+    named = [name for name, data in files.items() if any(sign in data for sign in signs)]
     return _check(
         "private side",
         not named,
-        "no file points into the private side of the store, where the images are",
-        f"{', '.join(named)} refers to the private side",
+        "no file points into the private side of the store, where the images are, or is an internal report",
+        f"{', '.join(named)} refers to the private side, or is an internal report",
     )
 
 

@@ -15,8 +15,9 @@ from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.crosscheck import prv_interval
 from privimage.release.certificate import build_certificate, interval_in_words
 from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
+from privimage.release.figures import Figure
 from privimage.release.pictures import sample_grid, thumbnail_strip
-from privimage.release.report import ChosenCategory, ChosenClass, Figure, ReportData, StageCost, render_report
+from privimage.release.report import ChosenCategory, ChosenClass, ReportData, StageCost, render_report
 from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
@@ -94,6 +95,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             value=f"{noise:.3g} votes",
             note="standard deviation per category",
             kind="charged",
+            paid_by=inputs["query"].manifest.reservations,
         ),
         Figure(
             name="Parameters of the generator",
@@ -149,6 +151,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             **{name: str(value) for name, value in certificate["packages"].items()},
         },
         verify_command=VERIFY,
+        paid=[mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]],
     )
 
 
