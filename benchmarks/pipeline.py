@@ -79,7 +79,10 @@ def main() -> None:
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "accuracy": round(metrics["accuracy_on_private_test"], 4),
             **_comparisons(run, artifacts),
-            "fidelity": metrics["fidelity"],
+            "fidelity": {
+                extractor: {name: estimate["value"] for name, estimate in found["overall"].items()}
+                for extractor, found in metrics["fidelity"].items()
+            },
         }
     print(json.dumps(figures))
 

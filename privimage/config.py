@@ -391,6 +391,11 @@ class RunConfig(Section):
         pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the run: small letters, digits, dashes."
     )
     description: str = Field(default="", description="One sentence for people.")
+    license: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9.+-]{0,62}$",
+        description="License of the release, as Hugging Face spells it, such as cc-by-4.0; none = none is stated.",
+    )
     image: ImageConfig = Field(description="The canonical image form.")
     sensitive: SensitiveConfig = Field(description="The sensitive images.")
     public: PublicConfig = Field(description="The public images.")

@@ -271,7 +271,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        version=1,
+        version=2,
         about="internal figures against held-out sensitive images",
         inputs=("admit", "classifier", "synthesize"),
         fields=_section("evaluate"),
@@ -280,10 +280,10 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="release",
-        version=1,
-        about="synthetic.parquet, certificate, report",
+        version=2,
+        about="synthetic.parquet, datasheet, certificate, report",
         inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
-        fields=_section("name", "description"),
+        fields=_section("name", "description", "license"),
         run=_later("release", "run"),
         finish=lambda config, store, artifact: export_release(store, config.name, artifact),
     ),

@@ -28,7 +28,7 @@ def test_exit_codes_follow_the_tree_of_errors() -> None:
 def test_help_lists_every_command(privimage: Command) -> None:
     answer = privimage("--help")
     assert answer.code == 0
-    for command in ("plan", "run", "stage", "ledger", "artifacts", "verify", "report", "doctor"):
+    for command in ("plan", "run", "stage", "ledger", "artifacts", "verify", "report", "export", "doctor"):
         assert f"\n    {command}" in answer.out
     assert {"show", "grant", "verify"} <= set(privimage("ledger", "--help").out.split())
     assert {"list", "show", "remove"} <= set(privimage("artifacts", "--help").out.split())

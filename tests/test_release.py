@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -16,10 +17,12 @@ from PIL import Image
 
 import privimage as package
 from privimage.release.code import code_digest
+from privimage.release.datasheet import front_matter
+from privimage.release.export import SUMS, sums
 from privimage.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
 
-FILES = ["SHA256SUMS", "certificate.json", "report.html", "samples.png", "synthetic.parquet"]
+FILES = ["README.md", "SHA256SUMS", "certificate.json", "report.html", "samples.png", "synthetic.parquet"]
 NO_STORE = "no-store-here"
 
 
@@ -75,7 +78,7 @@ def test_one_changed_byte_in_any_file_fails(release: Path, verify: Verify, name:
     assert steps["files"] == "failed"
 
 
-@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("name", sorted({*FILES} - {"SHA256SUMS"}))
 def test_a_missing_file_fails(release: Path, verify: Verify, name: str) -> None:
     (release / name).unlink()
     code, steps = verify(release)
@@ -99,13 +102,11 @@ def test_a_folder_without_sums_is_no_release(release: Path, privimage: Callable[
 
 def rewritten(release: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the certificate and make all sums fit again, as a careful forger would."""
-    from privimage.release.export import sums
-
     certificate = json.loads((release / "certificate.json").read_text())
     change(certificate)
     (release / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True))
-    files = {name: (release / name).read_bytes() for name in FILES[1:]}
-    (release / "SHA256SUMS").write_bytes(sums(files))
+    files = {name: (release / name).read_bytes() for name in FILES if name != SUMS}
+    (release / SUMS).write_bytes(sums(files))
 
 
 def test_a_smaller_epsilon_than_the_mechanisms_cost_fails(release: Path, verify: Verify) -> None:
@@ -353,6 +354,53 @@ def test_the_images_are_parquet_that_hugging_face_reads_with_class_names(finishe
     for row in table["image"].to_pylist():
         picture = Image.open(io.BytesIO(row["bytes"]))
         assert (picture.size, picture.mode) == ((8, 8), "L")
+
+
+def forged_card(release: Path, old: str, new: str) -> None:
+    """Change the datasheet and make all digests fit again."""
+    card = release / "README.md"
+    text = card.read_text()
+    assert old in text
+    card.write_text(text.replace(old, new))
+    digest = hashlib.sha256(card.read_bytes()).hexdigest()
+    rewritten(release, lambda certificate: certificate["files"].update({"README.md": digest}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  epsilon: 1.0\n", "  epsilon: 0.1\n"),
+        ("  unit: one image\n", "  unit: one person\n"),
+        ("(1, 0.0001)-differential privacy", "(0.1, 0.0001)-differential privacy"),
+        ("num_examples: 40", "num_examples: 50"),
+        ("---\n", "***\n"),
+        ("differential_privacy:", "something_else:"),
+    ],
+)
+def test_a_datasheet_that_says_other_than_the_certificate_fails(
+    release: Path, verify: Verify, old: str, new: str
+) -> None:
+    forged_card(release, "# tiny", "# tidy")
+    assert set(verify(release)[1].values()) == {"passed", "skipped"}
+    forged_card(release, old, new)
+    code, steps = verify(release)
+    assert code == 1
+    assert (steps["certified files"], steps["datasheet"]) == ("passed", "failed")
+
+
+def test_the_datasheet_describes_the_release(finished: Place) -> None:
+    card = (finished.release / "README.md").read_text()
+    head = front_matter(card)
+    assert head["pretty_name"] == "tiny"
+    assert "license" not in head
+    assert head["dataset_info"]["features"][1]["dtype"]["class_label"]["names"] == dict(
+        zip("012", ["anna", "berta", "carla"], strict=True)
+    )
+    assert head["dataset_info"]["splits"][0]["num_examples"] == 40
+    assert head["dataset_info"]["download_size"] == (finished.release / "synthetic.parquet").stat().st_size
+    assert head["differential_privacy"]["epsilon"] == finished.run().config.privacy.epsilon
+    assert "The smallest run that goes through every stage." in card
+    assert "| 0 | anna | 14 |" in card
 
 
 def test_the_sample_grid_opens(finished: Place) -> None:

@@ -40,6 +40,9 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: Images) -> np.ndarray:
         """Features, shape (images, features), of uint8 images, shape (images, channels, height, width)."""
 
+    def probabilities(self, features: np.ndarray) -> np.ndarray | None:
+        """Of the network's categories, shape (images, categories), for features; None where it has no categories."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Network:
@@ -50,6 +53,14 @@ class _Network:
     prepare: Callable[[Tensor], Tensor]
     device: torch.device
     batch_size: int
+    head: Callable[[Tensor], Tensor] | None
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray | None:
+        if self.head is None:
+            return None
+        with torch.inference_mode():
+            logits = self.head(torch.tensor(features, dtype=torch.float32, device=self.device))
+            return np.asarray(logits.double().softmax(dim=1).cpu().numpy())
 
     def __call__(self, images: Images) -> np.ndarray:
         rows = [self._features(batch) for batch in _batches(_checked(images), self.batch_size)]
@@ -67,7 +78,11 @@ class _Network:
 
 
 def network_extractor(
-    name: str, fn: Callable[[Tensor], Tensor], device: torch.device | str, batch_size: int
+    name: str,
+    fn: Callable[[Tensor], Tensor],
+    device: torch.device | str,
+    batch_size: int,
+    head: Callable[[Tensor], Tensor] | None = None,
 ) -> FeatureExtractor:
     """Extractor around a callable, such as the public classifier without its last layer.
 
@@ -76,9 +91,15 @@ def network_extractor(
         fn: float32 images in [-1, 1], shape (images, channels, height, width), on `device`, to features, shape
             (images, features). A module must be in evaluation mode already.
         batch_size: images given to `fn` at once; changes no feature of a network in evaluation mode.
+        head: features to the logits of the network's categories, if it has any.
     """
     return _Network(
-        name=name, fn=fn, prepare=lambda batch: batch / 127.5 - 1, device=torch.device(device), batch_size=batch_size
+        name=name,
+        fn=fn,
+        prepare=lambda batch: batch / 127.5 - 1,
+        device=torch.device(device),
+        batch_size=batch_size,
+        head=head,
     )
 
 
@@ -101,7 +122,16 @@ def inception_extractor(weights_folder: str | None, device: torch.device | str) 
         # The published weights are TorchScript; torch announces its end at each load.
         warnings.simplefilter("ignore", FutureWarning)
         network = InceptionV3W(str(folder), download=False, resize_inside=False).to(device).eval()
-    return _Network(name="inception", fn=network, prepare=_clean_resize, device=device, batch_size=INCEPTION_BATCH)
+    # Without the bias, as the Inception Score was defined.
+    categories: Tensor = network.base.output.weight.detach()
+    return _Network(
+        name="inception",
+        fn=network,
+        prepare=_clean_resize,
+        device=device,
+        batch_size=INCEPTION_BATCH,
+        head=lambda features: features @ categories.T,
+    )
 
 
 def _weights_folder(given: str | None) -> Path:

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from privimage.errors import DataError, PrivacyRefused
+from privimage.errors import DataError
+from privimage.release.figures import INTERNAL, Figure, check_releasable
 from privimage.release.page import escaped, page, picture, section, table
 from privimage.release.pictures import curve_svg
 
-__all__ = ["ChosenCategory", "ChosenClass", "Figure", "ReportData", "StageCost", "render_report"]
+__all__ = ["ChosenCategory", "ChosenClass", "ReportData", "StageCost", "render_report"]
 
 MAX_BYTES = 5_000_000
-INTERNAL = "Internal: computed from sensitive images without a privacy charge; must not leave the private side"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,6 @@ class ChosenClass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A named result. `internal` means: computed from sensitive images without a privacy charge."""
-
-    name: str
-    value: str
-    note: str
-    kind: Literal["public", "charged", "internal"]
-
-
-@dataclass(frozen=True, kw_only=True)
 class StageCost:
     """How long a stage took, in seconds, and what it did in that time."""
 
@@ -64,7 +54,7 @@ class ReportData:
     `num_private_images` is public under the zero-out relation. `curves` maps a chart's title, which also says what
     its steps count, to its series of (step, value) points: of public training only. `mechanisms` holds (name,
     description, epsilon), `ledger_entries` (id, kind, text). `confusion` counts test images by true class (row) and
-    predicted class (column).
+    predicted class (column). `paid` are the ids of the ledger entries that paid for what is reported.
     """
 
     title: str
@@ -86,6 +76,7 @@ class ReportData:
     provenance: Mapping[str, str]
     verify_command: str
     confusion: tuple[tuple[int, ...], ...] | None = None
+    paid: Sequence[str] = ()
 
 
 def render_report(data: ReportData) -> str:
@@ -95,7 +86,7 @@ def render_report(data: ReportData) -> str:
     categories are left out where the document would be too large with them.
 
     Raises:
-        PrivacyRefused: a report that is not internal was given internal figures.
+        PrivacyRefused: a report that is not internal was given internal figures, or a charged one that was not paid.
         DataError: the document is too large even without example images.
     """
     _refuse_internal_figures(data)
@@ -111,14 +102,11 @@ def render_report(data: ReportData) -> str:
 
 
 def _refuse_internal_figures(data: ReportData) -> None:
-    """The wall between the private side and a release; the message names figures and no values."""
-    found = [figure.name for figure in data.figures if figure.kind == "internal"]
-    found += ["the confusion matrix"] if data.confusion is not None else []
-    if found and not data.internal:
-        raise PrivacyRefused(
-            f"A release report cannot carry {', '.join(found)}: computed from sensitive images without a privacy "
-            "charge; put them into the internal report."
-        )
+    """The confusion matrix is internal, too."""
+    if data.internal:
+        return
+    confusion = [Figure(name="the confusion matrix", value="", note="", kind="internal")]
+    check_releasable([*data.figures, *(confusion if data.confusion is not None else [])], data.paid)
 
 
 def _document(data: ReportData, *, with_examples: bool) -> str:
@@ -129,6 +117,7 @@ def _document(data: ReportData, *, with_examples: bool) -> str:
         _chosen(data.chosen, with_examples),
         _curves(data),
         _figures(data),
+        _per_class(data),
         _confusion(data),
         _costs(data.costs),
         _accounting(data),
@@ -219,11 +208,32 @@ def _curves(data: ReportData) -> str:
 
 def _figures(data: ReportData) -> str:
     """The results, and by which right each one is shown."""
-    rows = [(figure.name, figure.value, figure.kind, figure.note) for figure in data.figures]
+    rows = [
+        (figure.name, figure.value, " ".join([figure.kind, *figure.paid_by]), figure.note)
+        for figure in data.figures
+        if figure.of_class is None
+    ]
     intro = "Public: computed without sensitive images, or from the release itself. Charged: paid for in the ledger."
     if data.internal:
         intro += " Internal: computed from sensitive images, paid by nothing."
     return section("Figures", intro, table(("Figure", "Value", "Kind", "Note"), rows, numbers=(1,)))
+
+
+def _per_class(data: ReportData) -> str:
+    """A table for each note: classes by figures, which are all of one kind."""
+    groups: dict[tuple[str, str], list[Figure]] = {}
+    for figure in data.figures:
+        if figure.of_class is not None:
+            groups.setdefault((figure.note, figure.kind), []).append(figure)
+    parts = []
+    for (note, kind), figures in groups.items():
+        names = list(dict.fromkeys(figure.name for figure in figures))
+        cells = {(figure.of_class, figure.name): figure.value for figure in figures}
+        classes = dict.fromkeys(figure.of_class for figure in figures)
+        rows = [[str(one), *(cells.get((one, name), "–") for name in names)] for one in classes]
+        shown = table(("Class", *names), rows, numbers=range(1, len(names) + 1))
+        parts.append(f'<p class="soft">{escaped(note)} ({escaped(kind)})</p>\n{shown}')
+    return section("Figures of each class", "", "\n".join(parts))
 
 
 def _confusion(data: ReportData) -> str:

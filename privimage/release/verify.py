@@ -15,6 +15,8 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 import dp_accounting as dpa
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from privimage import __version__
 from privimage.config import RunConfig
@@ -25,17 +27,19 @@ from privimage.privacy.entry import Entry
 from privimage.privacy.events import event_from_json, event_in_words
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
-from privimage.release.certificate import SCHEMA, UNIT, certified_interval, config_digest, interval_in_words
+from privimage.release.certificate import SCHEMA, UNIT, certified_interval, config_digest, in_words, interval_in_words
 from privimage.release.code import code_digest
+from privimage.release.datasheet import front_matter, privacy_statement
 from privimage.release.export import SUMS, sums
+from privimage.release.figures import INTERNAL
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
-__all__ = ["Check", "read_release", "verify_release"]
+__all__ = ["Check", "check_files", "read_release", "verify_release"]
 
 # Other versions of the accountants may round otherwise; figures that were made up differ by more.
 _SAME_EPSILON, _SAME_BOUND = 1e-4, 2e-3
-REQUIRED = ("certificate.json", "report.html", "samples.png", "synthetic.parquet")
+REQUIRED = ("README.md", "certificate.json", "report.html", "samples.png", "synthetic.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +84,26 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
             _check_promise(certificate),
             _check_epsilon(certificate),
             _check_second_accountant(certificate),
+            _check_datasheet(files, certificate),
             _check_nothing_private(files),
             _check_ledger(certificate, ledgers),
             _check_code(certificate),
             *([_check_config(certificate, config)] if config else []),
         ]
-    except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
     return checks
+
+
+def check_files(files: Mapping[str, bytes]) -> list[Check]:
+    """Only that the files are those that were written, and those that the certificate was made for."""
+    first = _check_files(files)
+    if first.outcome == "failed":
+        return [first]
+    try:
+        return [first, _check_listed(files, json.loads(files["certificate.json"]))]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return [Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}")]
 
 
 def _check(step: str, ok: bool, good: str, bad: str) -> Check:
@@ -221,12 +237,31 @@ def _check_config(certificate: Mapping[str, Any], config: RunConfig) -> Check:
 
 
 def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
-    named = [name for name, data in files.items() if b"private/artifacts" in data or b"private/checkpoints" in data]
+    signs = (b"private/artifacts", b"private/checkpoints", INTERNAL.encode())
+    named = [name for name, data in files.items() if any(sign in data for sign in signs)]
     return _check(
         "private side",
         not named,
-        "no file points into the private side of the store, where the images are",
-        f"{', '.join(named)} refers to the private side",
+        "no file points into the private side of the store, where the images are, or is an internal report",
+        f"{', '.join(named)} refers to the private side, or is an internal report",
+    )
+
+
+def _check_datasheet(files: Mapping[str, bytes], certificate: Mapping[str, Any]) -> Check:
+    """Its front matter, and the sentence of the promise; other words are covered by the certificate's digest alone."""
+    step, card = "datasheet", files.get("README.md", b"").decode(errors="replace")
+    try:
+        head = front_matter(card)
+    except ValueError as error:
+        return Check(step=step, outcome="failed", why=f"README.md is no datasheet: {error}")
+    stated = head.get("differential_privacy")
+    images = pq.read_metadata(pa.BufferReader(files["synthetic.parquet"])).num_rows
+    counted = [split["num_examples"] for split in head["dataset_info"]["splits"]]
+    return _check(
+        step,
+        stated == privacy_statement(certificate) and in_words(certificate) in card and counted == [images],
+        f"README.md states the certificate's guarantee, and the number of images that there are ({images:,})",
+        f"README.md states {stated} and {counted} images; the certificate and the images say otherwise",
     )
 
 

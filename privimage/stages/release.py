@@ -14,8 +14,10 @@ from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.crosscheck import prv_interval
 from privimage.release.certificate import build_certificate, interval_in_words
+from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
+from privimage.release.figures import Figure
 from privimage.release.pictures import sample_grid, thumbnail_strip
-from privimage.release.report import ChosenCategory, ChosenClass, Figure, ReportData, StageCost, render_report
+from privimage.release.report import ChosenCategory, ChosenClass, ReportData, StageCost, render_report
 from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
@@ -25,7 +27,7 @@ EXAMPLES = 6
 
 
 def run(context: StageContext) -> Outcome:
-    """Writes synthetic.parquet, samples.png, report.html and certificate.json."""
+    """Writes synthetic.parquet, samples.png, README.md, report.html and certificate.json."""
     if context.ledger is None or context.facts is None:
         raise Uncharged("A release needs the ledger of its images.")
     inputs, facts, ledger = context.inputs, context.facts, context.ledger
@@ -34,7 +36,8 @@ def run(context: StageContext) -> Outcome:
     images, labels = read_images(files)
     grid = sample_grid(images, labels, class_names, per_class=GRID_IMAGES)
     (context.folder / "samples.png").write_bytes(grid)
-    pq.write_table(pa.concat_tables([pq.read_table(file) for file in files]), context.folder / "synthetic.parquet")
+    table = pa.concat_tables([pq.read_table(file) for file in files])
+    pq.write_table(table, context.folder / "synthetic.parquet")
     private_artifacts = {"query": inputs["query"], "finetune": inputs["finetune"]}
     denoiser = inputs["finetune"].read_json("denoiser.json")
     guarantees = [inputs["query"].read_json("query.json")["guarantee"], denoiser["guarantee"]]
@@ -43,9 +46,24 @@ def run(context: StageContext) -> Outcome:
         return build_certificate(context.config, facts, ledger, private_artifacts, guarantees, files, prv_interval)
 
     written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
-    report = render_report(_report(context, certified(written), grid))
-    (context.folder / "report.html").write_text(report)
-    certificate = certified({**written, "report.html": report.encode()})
+    so_far = certified(written)
+    synthetic = SyntheticFacts(
+        class_names=class_names,
+        images_per_class=np.bincount(labels, minlength=len(class_names)).tolist(),
+        channels=images.shape[1],
+        resolution=images.shape[2],
+        parquet_bytes=len(written["synthetic.parquet"]),
+        arrow_bytes=table.nbytes,
+    )
+    config = context.config
+    told = {
+        "README.md": render_datasheet(so_far, synthetic, description=config.description, licence=config.license),
+        "report.html": render_report(_report(context, so_far, grid)),
+    }
+    for name, text in told.items():
+        written[name] = text.encode()
+        (context.folder / name).write_bytes(written[name])
+    certificate = certified(written)
     (context.folder / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True))
     return Outcome(
         metrics={"epsilon": certificate["epsilon"], "delta": certificate["delta"], "num_images": len(images)}
@@ -77,6 +95,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             value=f"{noise:.3g} votes",
             note="standard deviation per category",
             kind="charged",
+            paid_by=inputs["query"].manifest.reservations,
         ),
         Figure(
             name="Parameters of the generator",
@@ -131,7 +150,8 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             ),
             **{name: str(value) for name, value in certificate["packages"].items()},
         },
-        verify_command="privimage verify RELEASE_FOLDER",
+        verify_command=VERIFY,
+        paid=[mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]],
     )
 
 

@@ -19,14 +19,15 @@ GRAY = torch.arange(5 * 8 * 8).reshape(5, 1, 8, 8).remainder(256).to(torch.uint8
 
 
 class TinyInception(nn.Module):
-    """A network with the outward form of clean-fid's weights: `layers` maps 299 x 299 to 2,048 features."""
+    """A network with the outward form of clean-fid's weights: `layers`, 299 x 299 to 2,048 features; `output`, to logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2048))
+        self.output = nn.Linear(2048, 1008)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+        return self.output(self.layers(images))
 
 
 @pytest.fixture
@@ -89,3 +90,22 @@ def test_inception_gets_gray_images_as_clean_fid_resizes_them(weights: tuple[Pat
     batch = (torch.from_numpy(by_hand).permute(0, 3, 1, 2) - 128) / 128
     assert result.shape == (5, 2048)
     assert np.allclose(result, network.layers(batch).detach().numpy(), atol=1e-5)
+
+
+def test_inception_s_probabilities_come_from_its_last_layer_without_the_bias(
+    weights: tuple[Path, TinyInception],
+) -> None:
+    folder, network = weights
+    extract = inception_extractor(str(folder), "cpu")
+    found = extract(GRAY)
+    probabilities = extract.probabilities(found)
+    assert probabilities is not None
+    by_hand = torch.from_numpy(found).float() @ network.output.weight.T
+    assert probabilities.shape == (5, 1008)
+    assert np.allclose(probabilities, by_hand.softmax(dim=1).detach().numpy(), atol=1e-6)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+
+
+def test_a_network_without_categories_has_no_probabilities() -> None:
+    extract = network_extractor("f", lambda b: b.flatten(1), "cpu", 2)
+    assert extract.probabilities(extract(GRAY)) is None

@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from privimage.errors import DataError, PrivacyRefused
+from privimage.errors import DataError, PrivacyRefused, Uncharged
 from privimage.release import report
+from privimage.release.figures import Figure
 from privimage.release.pictures import sample_grid, thumbnail_strip
-from privimage.release.report import ChosenCategory, ChosenClass, Figure, ReportData, StageCost, render_report
+from privimage.release.report import ChosenCategory, ChosenClass, ReportData, StageCost, render_report
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x>"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
@@ -135,6 +136,28 @@ def test_a_release_refuses_internal_figures_and_the_confusion_matrix() -> None:
     assert "84.7" not in str(caught.value)
     with pytest.raises(PrivacyRefused, match="confusion matrix"):
         render_report(replace(DATA, confusion=((8, 2), (1, 9))))
+
+
+def test_a_release_carries_a_charged_figure_with_the_entry_that_paid_for_it() -> None:
+    charged = Figure(name="Noise", value="3 votes", note="", kind="charged", paid_by=("query-1",))
+    assert "charged query-1" in render_report(replace(DATA, figures=(charged,), paid=("query-1",)))
+    with pytest.raises(Uncharged, match="cannot carry Noise"):
+        render_report(replace(DATA, figures=(charged,)))
+
+
+def test_figures_of_classes_stand_in_one_table_with_gaps_where_there_are_none() -> None:
+    def of(name: str, of_class: str, value: str) -> Figure:
+        return Figure(name=name, value=value, note="some features", kind="internal", of_class=of_class)
+
+    figures = (of("FID", "zero", "1.5"), of("KID", "zero", "0.1"), of("KID", "<one>", "0.2"))
+    document = render_report(replace(INTERNAL, figures=figures))
+    table = document.partition("Figures of each class")[2].partition("</section>")[0]
+    assert "some features (internal)" in table
+    assert re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", table) == [
+        "Class", "FID", "KID", "zero", "1.5", "0.1", "&lt;one&gt;", "–", "0.2",
+    ]  # fmt: skip
+    with pytest.raises(PrivacyRefused, match="FID, KID"):
+        render_report(replace(DATA, figures=figures))
 
 
 def test_an_internal_report_carries_its_banner_at_both_ends_and_a_release_none() -> None:

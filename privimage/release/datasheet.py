@@ -1,0 +1,200 @@
+"""The datasheet of a release: README.md, a dataset card with the front matter that Hugging Face reads.
+
+It is written from the certificate and from facts about the synthetic images, so all of it is public. What its front
+matter says of privacy can be read back, which is how `verify` compares it with the certificate.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from privimage.release.certificate import in_words, interval_in_words
+
+__all__ = ["VERIFY", "SyntheticFacts", "front_matter", "privacy_statement", "render_datasheet"]
+
+_STATED = ("guarantee", "epsilon", "delta", "relation", "unit", "num_training_images", "accountant")
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
+_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+VERIFY = "privimage verify RELEASE_FOLDER"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticFacts:
+    """What there is to say of synthetic.parquet: images of each class, in the order of their numbers; sizes in bytes."""
+
+    class_names: Sequence[str]
+    images_per_class: Sequence[int]
+    channels: int
+    resolution: int
+    parquet_bytes: int
+    arrow_bytes: int
+
+    @property
+    def num_images(self) -> int:
+        """Of all classes together."""
+        return sum(self.images_per_class)
+
+
+def privacy_statement(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """The certificate's promise as it stands in the front matter."""
+    return {**{name: certificate[name] for name in _STATED}, "verify": VERIFY}
+
+
+def render_datasheet(
+    certificate: Mapping[str, Any], facts: SyntheticFacts, *, description: str = "", licence: str | None = None
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        description: a sentence of the publisher's for people.
+        licence: as Hugging Face spells it; None where the publisher has named none, and none is made up.
+    """
+    head = yaml.safe_dump(
+        _head(certificate, facts, licence), sort_keys=False, allow_unicode=True, width=math.inf
+    ).rstrip("\n")
+    parts = [
+        f"# {_text(certificate['name'])}",
+        *([_text(description)] if description else []),
+        _SYNTHETIC.format(num=f"{facts.num_images:,}", classes=len(facts.class_names)),
+        "## Privacy",
+        *_privacy(certificate),
+        "## Content",
+        *_content(facts),
+        "## How it was made",
+        *_making(certificate),
+        "## What it is not",
+        _LIMITS,
+        "## How to verify",
+        _VERIFICATION.format(command=VERIFY),
+        "## Licence",
+        f"`{licence}`" if licence else "The publisher has named none.",
+    ]
+    return f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The front matter of a card, read back.
+
+    Raises:
+        ValueError: there is none, or it is no YAML mapping.
+    """
+    found = _FRONT_MATTER.match(card)
+    try:
+        head = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the front matter is no YAML: {error}") from error
+    if not isinstance(head, dict):
+        raise ValueError("there is no front matter")
+    return head
+
+
+def _head(certificate: Mapping[str, Any], facts: SyntheticFacts, licence: str | None) -> dict[str, Any]:
+    names = {str(number): name for number, name in enumerate(facts.class_names)}
+    return {
+        "pretty_name": certificate["name"],
+        **({"license": licence} if licence else {}),
+        "task_categories": ["image-classification"],
+        "size_categories": [_SIZES[min(len(_SIZES) - 1, max(0, len(str(facts.num_images)) - 3))]],
+        "tags": ["synthetic", "differential-privacy", "privimage"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "synthetic.parquet"}]}],
+        "dataset_info": {
+            "features": [
+                {"name": "id", "dtype": "int64"},
+                {"name": "label", "dtype": {"class_label": {"names": names}}},
+                {"name": "image", "dtype": "image"},
+            ],
+            "splits": [{"name": "train", "num_bytes": facts.arrow_bytes, "num_examples": facts.num_images}],
+            "download_size": facts.parquet_bytes,
+            "dataset_size": facts.arrow_bytes,
+        },
+        "differential_privacy": privacy_statement(certificate),
+    }
+
+
+def _privacy(certificate: Mapping[str, Any]) -> list[str]:
+    if certificate["guarantee"] != "differential privacy":
+        return [f"**{in_words(certificate)}** Treat the images like the sensitive ones."]
+    rows = [
+        ("epsilon", f"{certificate['epsilon']:g}"),
+        ("delta", f"{certificate['delta']:g}"),
+        ("unit of protection", certificate["unit"]),
+        ("neighbouring data sets", f"{certificate['relation_in_words']} (`{certificate['relation']}`)"),
+        ("sensitive training images", f"{certificate['num_training_images']:,}"),
+        ("epsilon as computed", f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})"),
+        ("independent check", interval_in_words(certificate["epsilon_certified_interval"])),
+    ]
+    return [
+        f"{in_words(certificate)}.",
+        "Whether any single image was in the training set changes the probability of any outcome by a factor of at most "
+        f"e^{certificate['epsilon']:g}, plus delta. Someone with several images in the set is protected less.",
+        _table(("what", "value"), rows),
+        "It rests on these assumptions:",
+        "\n".join(f"- {_text(assumption)}" for assumption in certificate["assumptions"]),
+    ]
+
+
+def _content(facts: SyntheticFacts) -> list[str]:
+    colours = "gray" if facts.channels == 1 else "RGB"
+    rows = [
+        (str(number), _text(name), f"{count:,}")
+        for number, (name, count) in enumerate(zip(facts.class_names, facts.images_per_class, strict=True))
+    ]
+    return [
+        f"`synthetic.parquet` holds {facts.num_images:,} {colours} images of {facts.resolution} x {facts.resolution} "
+        "pixels: `image` (PNG, struct of bytes and path), `label` (class number), `id` (row number).",
+        _table(("label", "class", "images"), rows),
+        _OPENING,
+    ]
+
+
+def _making(certificate: Mapping[str, Any]) -> list[str]:
+    rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
+    return [_METHOD, _table(("stage", "mechanism that touched the sensitive images"), rows)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _text(text: str) -> str:
+    """Plain text in Markdown: one line, and neither markup nor HTML."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return _SPECIAL.sub(r"\\\1", line)
+
+
+_SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
+_METHOD = (
+    "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that look "
+    "like them; a diffusion model is trained on this selection and fine-tuned on the sensitive images with DP-SGD; it "
+    "then draws the images."
+)
+_LIMITS = """\
+- As many images of each class were asked for: how common a class is among the sensitive images is not in here.
+- What is rare among the sensitive images is rare or missing here; that is what the privacy guarantee asks for.
+- No figure on quality stands here, because it would be computed from sensitive images and was not paid for."""
+_OPENING = """\
+```python
+datasets.load_dataset("RELEASE_FOLDER")                          # Hugging Face
+polars.read_parquet("synthetic.parquet")
+duckdb.sql("FROM 'synthetic.parquet'")
+pyarrow.parquet.read_table("synthetic.parquet")
+```
+
+`privimage export RELEASE_FOLDER --format folder --to DIR` writes a folder for `torchvision.datasets.ImageFolder`,
+`--format webdataset` tar shards."""
+_VERIFICATION = """\
+```
+{command}
+```
+
+checks the files, computes epsilon again from the mechanisms and compares; with the publisher's store at hand
+(`--store`), it compares with the ledger too. `certificate.json` says all of it for programs. Ask the publisher for its
+SHA-256 by another way."""
