@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from privimage.store.files import Store
+from privimage.store.s3 import s3_file_system
 
 # Threads that wait for each other cost more than they save on networks as small as the tests': 40 s become 10.
 # Set before the fixtures are imported, because torch reads it when it is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.moto_process import moto_process
 from tests.pipeline_fixtures import (
     finished,
     finished_copy,
@@ -43,33 +43,36 @@ __all__ = [
 ]
 
 
+# What only a real server can show.
+collect_ignore = [] if "PRIVIMAGE_TEST_S3" in os.environ else ["store/test_real_server.py"]
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """Address of an S3 server in memory; the AWS variables point to it until the session ends."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
+    """Address of an S3 server: moto, or the real one that `make test-s3` has started.
+
+    The AWS variables point to it until the session ends.
+    """
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        endpoint = os.environ.get("PRIVIMAGE_TEST_S3")
+        if endpoint is None:
+            endpoint = stack.enter_context(moto_process())
+            patch.setenv("AWS_ACCESS_KEY_ID", f"key-{secrets.token_hex(8)}")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", f"secret-{secrets.token_hex(16)}")
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        patch.delenv("AWS_PROFILE", raising=False)
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
         yield endpoint
-    server.stop()
 
 
 @pytest.fixture
 def s3_bucket(s3_endpoint: str) -> str:
     """Name of a new, empty bucket."""
     bucket = f"bucket-{secrets.token_hex(6)}"
-    with urlopen(Request(f"{s3_endpoint}/{bucket}", method="PUT")) as reply:
-        assert reply.status == 200
+    s3_file_system(attempts=5).call_s3("create_bucket", Bucket=bucket)
     return bucket
 
 

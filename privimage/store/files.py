@@ -6,6 +6,7 @@ same name, exactly one wins, and nothing half-written is ever visible. Layout an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -25,7 +26,7 @@ from privimage.store.s3 import S3Backend
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["Store", "check_name"]
+__all__ = ["Store", "advice", "check_name"]
 
 _PART = re.compile(r"[A-Za-z0-9_=+@,-][A-Za-z0-9_=+@,.-]*")
 _CREATE_ATTEMPTS = 6
@@ -207,9 +208,18 @@ class Store:
                 f"Access denied: cannot {doing} {name} in {self.url} ({error}); check credentials and permissions."
             ) from error
         except OSError as error:
-            raise StoreError(
-                f"Cannot {doing} {name} in {self.url} ({error}); check connection and free space, then try again."
-            ) from error
+            raise StoreError(f"Cannot {doing} {name} in {self.url} ({error}); {advice(error)}") from error
+
+
+def advice(error: OSError) -> str:
+    """What to do about a fault of the storage: the end of a message."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return "check AWS_ENDPOINT_URL and the network, then run again: nothing is lost."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space there, then run again: nothing is lost."
+    if error.errno == errno.EROFS:
+        return "name a folder that can be written, or have it mounted so."
+    return "look after the storage, then run again: nothing is lost."
 
 
 def _is_name(name: str) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from privimage.config import FolderSource, ImageConfig, ParquetSource
 from privimage.data.admission import admit_public
@@ -18,27 +16,14 @@ from privimage.errors import DataError
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a new bucket; moto keeps buckets for the whole process, so its name is new as well."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # s3fs keeps instances by their arguments, and the endpoint is none.
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = uuid.uuid4().hex
-    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def bucket(s3_bucket: str) -> str:
+    """The URL of a new bucket."""
+    return f"s3://{s3_bucket}"
 
 
 @pytest.fixture
 def fs(bucket: str) -> s3fs.S3FileSystem:
-    return s3fs.S3FileSystem(use_listings_cache=False)
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
 
 def test_folder_zip_and_parquet_in_a_bucket_are_what_they_are_on_disk(

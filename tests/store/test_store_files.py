@@ -18,7 +18,6 @@ import pytest
 from privimage.errors import StoreError
 from privimage.store.backends import LocalBackend
 from privimage.store.files import Store, check_name
-from privimage.store.s3 import S3Backend
 
 
 def test_of_two_creates_the_first_wins_and_its_bytes_stay(store: Store) -> None:
@@ -239,35 +238,3 @@ def test_an_unreachable_server_is_named_soon(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with pytest.raises(StoreError, match=f"Cannot connect to {endpoint} for bucket 'bucket'"):
         Store.open("s3://bucket")
-
-
-def test_denied_access_is_told_apart(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import s3fs
-
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError("Access Denied")
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", denied)
-    with pytest.raises(StoreError, match=f"Access to bucket '{s3_bucket}' at .* was denied"):
-        Store.open(f"s3://{s3_bucket}")
-
-
-def test_a_failed_condition_that_the_server_does_not_name_counts_as_existing(
-    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ceph answers 412 without a <Condition>, which s3fs reports as EINVAL; S3 may also answer 409."""
-    from botocore.exceptions import ClientError
-
-    store = Store.open(f"s3://{s3_bucket}")
-    store.create("a", b"theirs")
-    assert isinstance(store.backend, S3Backend)
-    for status in (409, 412):
-
-        def conflict(*_: object, status: int = status, **__: object) -> None:
-            cause = ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
-            raise OSError(22, "PreconditionFailed") from cause
-
-        monkeypatch.setattr(store.backend._fs, "pipe_file", conflict)
-        assert not store.create("a", b"mine")
-        with pytest.raises(StoreError, match="cannot be read"):
-            store.create("absent", b"mine")
