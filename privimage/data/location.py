@@ -11,8 +11,9 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 
 from privimage.errors import DataError
+from privimage.store.s3 import PATIENT_ATTEMPTS, S3Backend, arrow_file_system, s3_file_system
 
-__all__ = ["filesystem", "is_remote", "local_path", "reading"]
+__all__ = ["filesystem", "is_remote", "local_path", "open_parquet_file", "reading"]
 
 
 def is_remote(path: str) -> bool:
@@ -28,13 +29,33 @@ def local_path(path: str) -> Path:
 def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec file system of a path, and the path in it.
 
-    Listings are never cached: a bucket that was filled a minute ago must not look empty.
+    Listings are never cached: a bucket that was filled a minute ago must not look empty. On S3 a request is tried again
+    while the server is away for a minute, but an address that is wrong from the start is told at once.
     """
     with reading(path):
         if not is_remote(path):
             return fsspec.filesystem("file"), str(local_path(path))
+        if path.startswith("s3://"):
+            bucket, _, folder = path.removeprefix("s3://").strip("/").partition("/")
+            _check_bucket(path, bucket, folder)
+            return s3_file_system(PATIENT_ATTEMPTS, broken_replies=4), f"{bucket}/{folder}".rstrip("/")
         fs, root = fsspec.core.url_to_fs(path, use_listings_cache=False)
         return fs, str(root).rstrip("/")
+
+
+def _check_bucket(path: str, bucket: str, folder: str) -> None:
+    """Look whether the bucket answers: what it says names no file, so it may be told."""
+    try:
+        S3Backend(bucket, folder).check()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+
+
+def open_parquet_file(fs: Any, path: str) -> Any:
+    """A file of `filesystem`, for pyarrow to read parts of."""
+    return arrow_file_system().open_input_file(path) if "s3" in fs.protocol else fs.open(path, "rb")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from PIL import Image
 
 from privimage.config import ParquetSource
 from privimage.data.decode import open_image
-from privimage.data.location import filesystem, is_remote, local_path, reading
+from privimage.data.location import filesystem, is_remote, local_path, open_parquet_file, reading
 from privimage.data.records import Source, SourceImage
 from privimage.errors import DataError
 
@@ -80,7 +80,7 @@ def _files(path: str) -> tuple[Any, list[str]]:
 
 @contextmanager
 def _parquet_file(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
-    with reading(path), fs.open(path, "rb") as file:
+    with reading(path), open_parquet_file(fs, path) as file:
         try:
             with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
                 yield parquet

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from privimage.config import ClassifierConfig, DenoiserConfig
@@ -20,7 +20,8 @@ __all__ = ["open_classifier", "open_denoiser", "save_weights"]
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, path)
+    # Written by Python, because safetensors' own writer tells of a full disk by an error of its own.
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}))
 
 
 def open_classifier(artifact: Artifact, device: torch.device) -> tuple[ResNet, Sequence[str]]:

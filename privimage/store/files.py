@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from privimage.errors import StoreError
 from privimage.store.backends import Backend, LocalBackend, MemoryBackend
-from privimage.store.s3 import S3Backend
+from privimage.store.s3 import S3Backend, endpoint
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -203,16 +203,15 @@ class Store:
             yield
         except (FileNotFoundError, FileExistsError):
             raise
-        except PermissionError as error:
-            raise StoreError(
-                f"Access denied: cannot {doing} {name} in {self.url} ({error}); check credentials and permissions."
-            ) from error
         except OSError as error:
-            raise StoreError(f"Cannot {doing} {name} in {self.url} ({error}); {advice(error)}") from error
+            denied = "Access denied: cannot" if isinstance(error, PermissionError) else "Cannot"
+            raise StoreError(f"{denied} {doing} {name} in {self.url} ({error}); {advice(error)}") from error
 
 
 def advice(error: OSError) -> str:
     """What to do about a fault of the storage: the end of a message."""
+    if isinstance(error, PermissionError):
+        return "check credentials and permissions."
     if isinstance(error, ConnectionError | TimeoutError):
         return "check AWS_ENDPOINT_URL and the network, then run again: nothing is lost."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -237,7 +236,7 @@ def _open_folder(folder: Path) -> Store:
 def _open_bucket(bucket: str, prefix: str) -> Store:
     url = f"s3://{bucket}/{prefix}".rstrip("/")
     backend = S3Backend(bucket, prefix)
-    server = backend.endpoint() or "AWS S3"
+    server = endpoint() or "AWS S3"
     try:
         backend.check()
     except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import tempfile
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from privimage.store.files import Store
+from privimage.errors import StoreError
+from privimage.store.files import Store, advice
 
 __all__ = ["scratch_folder"]
 
+_DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _LOCK = "lock"
 _MAKING = "."
 
@@ -24,12 +27,27 @@ def scratch_folder(store: Store) -> Iterator[Path]:
     In a local store it lies below `private/scratch/`, so that publishing needs no space elsewhere; else in the
     system's folder for temporary files. Folders there whose process was killed are removed: they may hold sensitive
     images.
+
+    Raises:
+        StoreError: the folder cannot be made or written, or the disk is full, in the `with` block as well.
     """
     place = store.local_path("private/scratch")
-    if place is None:
-        with tempfile.TemporaryDirectory(prefix="privimage-") as name:
-            yield Path(name)
-        return
+    try:
+        if place is None:
+            with tempfile.TemporaryDirectory(prefix="privimage-", ignore_cleanup_errors=True) as name:
+                yield Path(name)
+        else:
+            with _locked_folder(place) as folder:
+                yield folder
+    except OSError as error:
+        where = place or tempfile.gettempdir()
+        if error.errno not in _DISK_IS_FULL and not str(error.filename).startswith(str(where)):
+            raise
+        raise StoreError(f"Cannot write below {where} ({error}); {advice(error)}") from error
+
+
+@contextmanager
+def _locked_folder(place: Path) -> Iterator[Path]:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.parent.chmod(0o700)
     _remove_abandoned(place)

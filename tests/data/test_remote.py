@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from privimage.config import FolderSource, ImageConfig, ParquetSource
 from privimage.data.admission import admit_public
 from privimage.data.sources import open_source
 from privimage.errors import DataError
+from tests.store.faulty_s3 import FaultyS3
 
 
 @pytest.fixture
@@ -70,3 +72,42 @@ def test_missing_buckets_and_folders_are_data_errors(bucket: str) -> None:
         for source in (FolderSource(path=path), FolderSource(path=path + ".zip"), ParquetSource(path=path)):
             with pytest.raises(DataError, match="Nothing found at"):
                 open_source(source)
+
+
+def test_sources_are_read_whole_through_a_bad_network(
+    s3_endpoint: str,
+    bucket: str,
+    fs: s3fs.S3FileSystem,
+    tmp_path: Path,
+    make_folder: Callable[..., Path],
+    gray8: ImageConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    local = make_folder(tmp_path / "pets", per_class=5)
+    here = admit_public(FolderSource(path=str(local)), gray8, tmp_path / "local")
+    fs.put(str(local), f"{bucket}/pets", recursive=True)
+    fs.put(str(tmp_path / "local" / "images-00000.parquet"), f"{bucket}/tables/a.parquet")
+    with FaultyS3(s3_endpoint) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
+        for source in (FolderSource(path=f"{bucket}/pets"), ParquetSource(path=f"{bucket}/tables")):
+            faulty.order("reset", "GET", skip=3)  # past the look whether the address is right
+            faulty.order("cut", "GET", skip=4)
+            assert admit_public(source, gray8, tmp_path / "there") == here
+
+
+def test_a_wrong_address_is_told_soon(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=f"{bucket}/pets cannot be read: Could not connect to .*127.0.0.1:1"):
+        open_source(FolderSource(path=f"{bucket}/pets"))
+    assert time.monotonic() - begun < 10
+
+
+def test_a_bucket_that_may_not_be_read_is_told_apart(
+    s3_endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyS3(s3_endpoint) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
+        faulty.order("deny")
+        with pytest.raises(DataError, match=f"{bucket}/pets cannot be read: AccessDenied"):
+            open_source(FolderSource(path=f"{bucket}/pets"))

@@ -21,6 +21,7 @@ from privimage.store.s3 import S3Backend
 from tests.privacy.faults.bench import SHAPES, Bench, make_bench
 from tests.privacy.faults.planted import PLANTED
 from tests.privacy.faults.race import race
+from tests.privacy.faults.remote import s3_bucket
 from tests.privacy.faults.schedule import Verdict, play
 
 ON_A_FOLDER = range(100)
@@ -39,8 +40,10 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.fixture
-def bucket(s3_bucket: str) -> S3Backend:
-    return S3Backend(s3_bucket, "")
+def bucket() -> Iterator[S3Backend]:
+    """On a server in this process, into whose memory the witness looks."""
+    with s3_bucket() as bucket:
+        yield bucket
 
 
 def complaints(verdicts: list[Verdict]) -> list[str]:

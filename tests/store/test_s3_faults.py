@@ -169,7 +169,7 @@ def test_a_server_that_stays_away_ends_in_one_sentence_that_names_it(
         begun = time.monotonic()
         with pytest.raises(StoreError, match=r"Cannot read a in s3://.*tried again for 0 s.*AWS_ENDPOINT_URL"):
             store.read("a")
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 10
         with pytest.raises(StoreError, match="Cannot upload"):
             store.upload(payload(tmp_path, 1000), "file")
     assert store.list() == []
