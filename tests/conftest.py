@@ -43,8 +43,15 @@ __all__ = [
 ]
 
 
-# What only a real server can show.
-collect_ignore = [] if "PRIVIMAGE_TEST_S3" in os.environ else ["store/test_real_server.py"]
+# What only real servers can show: make test-s3, make test-stack.
+collect_ignore = [
+    file
+    for file, variable in (
+        ("store/test_real_server.py", "PRIVIMAGE_TEST_S3"),
+        ("docker/test_stack.py", "PRIVIMAGE_TEST_STACK"),
+    )
+    if variable not in os.environ
+]
 
 
 @pytest.fixture(scope="session")
