@@ -75,12 +75,15 @@ def transfer(bucket: str, folder: Path, megabytes: int, repeats: int) -> dict[st
     ways: dict[str, Callable[[], object]] = {
         "publish": lambda: published.append(publish_folder(store, payload)),
         "boto3_upload": lambda: client.upload_file(str(payload / "file"), bucket, "boto3/file"),
-        "read": lambda: published.pop().local("file"),
+        "read": lambda: published[-1].local("file"),
         "boto3_download": lambda: client.download_file(bucket, "boto3/file", str(copy)),
     }
     for _ in range(repeats):
         for name, way in ways.items():
             times[name].append(seconds(way))
+        # Neither way may be slowed down by the disk that writes out what the other one left.
+        published.pop().local("file").unlink()
+        copy.unlink()
         store.delete_tree("artifacts")
     medians = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
     pairs = zip(times["publish"], times["read"], times["boto3_upload"], times["boto3_download"], strict=True)

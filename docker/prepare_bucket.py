@@ -13,7 +13,8 @@ import sys
 
 from privimage.errors import PrivimageError, StoreError
 from privimage.store.files import Store
-from privimage.store.s3 import s3_file_system
+from privimage.store.s3 import s3_client
+from privimage.store.s3_errors import as_oserror
 
 WEEK = {
     "ID": "unfinished uploads",
@@ -48,13 +49,16 @@ def prepare(url: str) -> None:
 
 
 def make(bucket: str) -> None:
-    server = s3_file_system(attempts=5)
+    server = s3_client(attempts=5)
+    nowhere = FileNotFoundError(bucket)
     try:
-        server.call_s3("create_bucket", Bucket=bucket)
+        with as_oserror(missing_bucket=nowhere):
+            server.create_bucket(Bucket=bucket)
     except OSError as error:
         raise StoreError(f"Bucket {bucket!r} can be neither found nor made ({error}).") from error
     try:
-        server.call_s3("put_bucket_lifecycle_configuration", Bucket=bucket, LifecycleConfiguration={"Rules": [WEEK]})
+        with as_oserror(missing_bucket=nowhere):
+            server.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [WEEK]})
     except OSError as error:
         print(f"{bucket}: this server clears no unfinished uploads away ({error})", file=sys.stderr)
 

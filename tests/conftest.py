@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from privimage.store.files import Store
-from privimage.store.s3 import s3_file_system
+from privimage.store.s3 import s3_client
 
 # Threads that wait for each other cost more than they save on networks as small as the tests': 40 s become 10.
 # Set before the fixtures are imported, because torch reads it when it is.
@@ -79,7 +79,7 @@ def s3_endpoint() -> Iterator[str]:
 def s3_bucket(s3_endpoint: str) -> str:
     """Name of a new, empty bucket."""
     bucket = f"bucket-{secrets.token_hex(6)}"
-    s3_file_system(attempts=5).call_s3("create_bucket", Bucket=bucket)
+    s3_client(attempts=5).create_bucket(Bucket=bucket)
     return bucket
 
 

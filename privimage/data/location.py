@@ -11,7 +11,6 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 
 from privimage.errors import DataError
-from privimage.store.s3 import PATIENT_ATTEMPTS, S3Backend, arrow_file_system, s3_file_system
 
 __all__ = ["filesystem", "is_remote", "local_path", "open_parquet_file", "reading"]
 
@@ -38,13 +37,15 @@ def filesystem(path: str) -> tuple[Any, str]:
         if path.startswith("s3://"):
             bucket, _, folder = path.removeprefix("s3://").strip("/").partition("/")
             _check_bucket(path, bucket, folder)
-            return s3_file_system(PATIENT_ATTEMPTS, broken_replies=4), f"{bucket}/{folder}".rstrip("/")
+            return _patient_s3(), f"{bucket}/{folder}".rstrip("/")
         fs, root = fsspec.core.url_to_fs(path, use_listings_cache=False)
         return fs, str(root).rstrip("/")
 
 
 def _check_bucket(path: str, bucket: str, folder: str) -> None:
     """Look whether the bucket answers: what it says names no file, so it may be told."""
+    from privimage.store.s3 import S3Backend
+
     try:
         S3Backend(bucket, folder).check()
     except FileNotFoundError:
@@ -53,9 +54,27 @@ def _check_bucket(path: str, bucket: str, folder: str) -> None:
         raise DataError(f"{path} cannot be read: {error}.") from None
 
 
+def _patient_s3() -> Any:
+    """s3fs without its listing cache, which hides what others wrote, even from `exists`."""
+    from s3fs import S3FileSystem
+
+    from privimage.store.s3 import PATIENT_ATTEMPTS, s3_options
+
+    return S3FileSystem(
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        default_fill_cache=False,
+        config_kwargs=s3_options(PATIENT_ATTEMPTS),
+    )
+
+
 def open_parquet_file(fs: Any, path: str) -> Any:
     """A file of `filesystem`, for pyarrow to read parts of."""
-    return arrow_file_system().open_input_file(path) if "s3" in fs.protocol else fs.open(path, "rb")
+    if "s3" not in fs.protocol:
+        return fs.open(path, "rb")
+    from privimage.store.s3 import arrow_file_system
+
+    return arrow_file_system().open_input_file(path)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -106,8 +107,9 @@ class Artifact:
             if path is None:
                 store_folder = hashlib.sha256(self.store.url.encode()).hexdigest()[:16]
                 path = _process_folder() / store_folder / source
-                self.store.download(source, path)
-            found = _sha256(path)
+                found = self.store.download(source, path)
+            else:
+                found = _sha256(path)
         except FileNotFoundError as error:
             raise self._damaged(name, "is missing") from error
         if found != self.manifest.files[name].sha256:
@@ -167,10 +169,9 @@ def publish(
     sources = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     if not sources:
         raise ValueError(f"{folder} holds no files: a stage has to write its result there before it is published.")
-    files = {name: FileEntry(size=path.stat().st_size, sha256=_sha256(path)) for name, path in sources.items()}
     place = _folder(stage, key, sealed)
     payload = f"payload-{secrets.token_hex(4)}"
-    manifest = {
+    manifest: dict[str, JSON] = {
         "format": FORMAT,
         "stage": stage,
         "version": version,
@@ -180,18 +181,29 @@ def publish(
         "payload": payload,
         "config": config,
         "inputs": {name: ref.to_json() for name, ref in inputs.items()},
-        "files": {name: entry.model_dump() for name, entry in files.items()},
-        "digest": _content_digest(store, files, sealed),
         "metrics": metrics,
         "reservations": list(reservations),
         "provenance": provenance,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "writer": secrets.token_hex(16),
     }
-    data = json.dumps(manifest, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    Manifest.model_validate_json(data)
-    for name, path in sources.items():
-        store.upload(path, f"{place}/{payload}/{name}")
+
+    def described(files: Mapping[str, FileEntry], digest: str) -> bytes:
+        whole = {**manifest, "files": {name: entry.model_dump() for name, entry in files.items()}, "digest": digest}
+        data = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        Manifest.model_validate_json(data)
+        return data
+
+    # What is wrong with names or metrics is told now, before anything is written.
+    described({name: FileEntry(size=0, sha256="0" * 64) for name in sources}, "0" * 64)
+    with ThreadPoolExecutor(1) as hashing:
+        digests = hashing.map(_sha256, sources.values())
+        for name, path in sources.items():
+            store.upload(path, f"{place}/{payload}/{name}")
+        sizes = [path.stat().st_size for path in sources.values()]
+        entries = [FileEntry(size=size, sha256=digest) for size, digest in zip(sizes, digests, strict=True)]
+    files = dict(zip(sources, entries, strict=True))
+    data = described(files, _content_digest(store, files, sealed))
     if not store.create(f"{place}/manifest.json", data):
         store.delete_tree(f"{place}/{payload}")
     artifact = find(store, stage, key, sealed)

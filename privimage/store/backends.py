@@ -7,6 +7,7 @@ and no reader ever sees half an object. Names are checked by `Store`; errors lea
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -26,7 +27,10 @@ _PRIVATE = "private/"
 
 
 class Backend(Protocol):
-    """Bytes under names; `read`, `get` and `size` raise FileNotFoundError where there is no such object."""
+    """Bytes under names; `read`, `get` and `size` raise FileNotFoundError where there is no such object.
+
+    `get` tells the SHA-256, in hex, of what it has written.
+    """
 
     def read(self, name: str) -> bytes: ...
 
@@ -34,7 +38,7 @@ class Backend(Protocol):
 
     def put(self, local: Path, name: str) -> None: ...
 
-    def get(self, name: str, local: Path) -> None: ...
+    def get(self, name: str, local: Path) -> str: ...
 
     def size(self, name: str) -> int: ...
 
@@ -78,9 +82,11 @@ class LocalBackend:
             os.replace(temporary, target)
             _sync_folder(target.parent)
 
-    def get(self, name: str, local: Path) -> None:
+    def get(self, name: str, local: Path) -> str:
         with _absent_where_s3_has_nothing(name):
             shutil.copyfile(self.path(name), local)
+        with local.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def size(self, name: str) -> int:
         path = self.path(name)
@@ -169,8 +175,10 @@ class MemoryBackend:
         with self._lock:
             self._fs.pipe_file(self._path(name), data)
 
-    def get(self, name: str, local: Path) -> None:
-        local.write_bytes(self.read(name))
+    def get(self, name: str, local: Path) -> str:
+        data = self.read(name)
+        local.write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
 
     def size(self, name: str) -> int:
         with self._lock:

@@ -1,8 +1,7 @@
 """S3 as storage below a `Store`: AWS, or a server that speaks its protocol and honours `If-None-Match` on PUT.
 
-Everything that was learnt the hard way about s3fs is kept here: no listing cache, one PUT per create, every spelling
-of "exists already", and whole operations done again while the server is away. A reply that got lost is no matter: of
-a create the store asks whose bytes are there, and everything else may be done twice.
+Requests are botocore's, and whole operations are done again while the server is away. A reply that got lost is no
+matter: of a create the store asks whose bytes are there, and everything else may be done twice.
 """
 
 from __future__ import annotations
@@ -18,20 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from privimage.errors import StoreError
 from privimage.store.patience import Patience
 from privimage.store.s3_errors import as_oserror
+from privimage.store.s3_parts import PART, download, upload
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["PATIENT_ATTEMPTS", "S3Backend", "arrow_file_system", "endpoint", "s3_file_system"]
+__all__ = ["PATIENT_ATTEMPTS", "S3Backend", "arrow_file_system", "endpoint", "s3_client", "s3_options"]
 
 T = TypeVar("T")
 
 PATIENT_ATTEMPTS = 15
 """At a request, so that the waits between them, some 100 s, outlast a minute in which the server is away."""
 
-_PART = 16 * 2**20
-_PARTS_AT_ONCE = 8
-_MOST_PARTS = 10_000
 _LARGEST_PUT = 5 * 2**30
 """From this size on S3 takes an object in parts only, whose completion some servers (Ceph 16) never make conditional."""
 
@@ -50,7 +47,7 @@ class S3Backend:
         self.bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience = patience or Patience()
-        self._fs = s3_file_system(attempts)
+        self._client = s3_client(attempts)
 
     def check(self) -> None:
         """List one name, with few retries, so that a wrong URL or key is told at once.
@@ -58,18 +55,16 @@ class S3Backend:
         Raises:
             OSError: FileNotFoundError (no bucket), PermissionError, ConnectionError, or another.
         """
-        hasty = s3_file_system(attempts=2)
         with as_oserror(missing_bucket=FileNotFoundError(self.bucket)):
-            hasty.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+            s3_client(attempts=2).list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
 
     def read(self, name: str) -> bytes:
-        # One request: with more, s3fs asks for the size first.
-        return bytes(self._persist(lambda: self._fs.cat_file(self._path(name), max_concurrency=1)))
+        return bytes(self._persist(lambda: self._client.get_object(**self._where(name))["Body"].read()))
 
     def create(self, name: str, data: bytes) -> bool:
         try:
             if len(data) < _LARGEST_PUT:
-                self._call("put_object", name, Body=data, IfNoneMatch="*")
+                self._persist(lambda: self._client.put_object(Body=data, IfNoneMatch="*", **self._where(name)))
             else:
                 self._create_in_parts(name, data)
         except FileExistsError:
@@ -77,32 +72,39 @@ class S3Backend:
         return True
 
     def put(self, local: Path, name: str) -> None:
-        part = _part_size(local.stat().st_size)
-        self._persist(
-            lambda: self._fs.put_file(str(local), self._path(name), chunksize=part, max_concurrency=_PARTS_AT_ONCE)
-        )
+        size = local.stat().st_size
+        with local.open("rb") as file:
 
-    def get(self, name: str, local: Path) -> None:
-        self._persist(
-            lambda: self._fs.get_file(self._path(name), str(local), chunksize=_PART, max_concurrency=_PARTS_AT_ONCE)
-        )
+            def read(start: int, count: int) -> bytes:
+                return os.pread(file.fileno(), count, start)
+
+            def write() -> None:
+                if size <= 2 * PART:
+                    self._client.put_object(Body=read(0, size), **self._where(name))
+                else:
+                    upload(self._client, size, read, **self._where(name))
+
+            self._persist(write)
+
+    def get(self, name: str, local: Path) -> str:
+        return self._persist(lambda: download(self._client, self.size(name), local, **self._where(name)))
 
     def size(self, name: str) -> int:
-        return int(self._call("head_object", name)["ContentLength"])
+        return int(self._persist(lambda: self._client.head_object(**self._where(name)))["ContentLength"])
 
     def names(self, prefix: str) -> list[str]:
         folder = f"{self._prefix}{prefix}/" if prefix else self._prefix
         found: list[str] = []
         page: dict[str, Any] = {"IsTruncated": True}
         while page["IsTruncated"]:
-            further = {"ContinuationToken": page["NextContinuationToken"]} if found else {}
-            page = self._call("list_objects_v2", Prefix=folder, **further)
+            further = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
+            page = self._list(folder, **further)
             found += [entry["Key"] for entry in page.get("Contents", [])]
         # A key that ends with a slash is what some tools put down for a folder.
         return sorted(key.removeprefix(self._prefix) for key in found if not key.endswith("/"))
 
     def delete(self, name: str) -> None:
-        self._call("delete_object", name)
+        self._persist(lambda: self._client.delete_object(**self._where(name)))
 
     def delete_tree(self, prefix: str) -> None:
         # One by one: the bulk request needs checksums that servers other than AWS may not know.
@@ -112,6 +114,12 @@ class S3Backend:
     def arrow(self) -> tuple[FileSystem, str]:
         return arrow_file_system(), f"{self.bucket}/{self._prefix}".rstrip("/")
 
+    def _list(self, folder: str, **further: str) -> dict[str, Any]:
+        page: dict[str, Any] = self._persist(
+            lambda: self._client.list_objects_v2(Bucket=self.bucket, Prefix=folder, **further)
+        )
+        return page
+
     def _create_in_parts(self, name: str, data: bytes) -> None:
         if not self._completes_on_condition:
             raise OSError(
@@ -119,35 +127,24 @@ class S3Backend:
                 f"an object of {len(data) / 2**30:.1f} GiB has to be written in parts, and this server ignores "
                 "If-None-Match when it puts parts together",
             )
-        part = _part_size(len(data))
-        self._persist(
-            lambda: self._fs.pipe_file(
-                self._path(name), data, mode="create", chunksize=part, max_concurrency=_PARTS_AT_ONCE
-            )
-        )
+
+        def read(start: int, count: int) -> bytes:
+            return data[start : start + count]
+
+        self._persist(lambda: upload(self._client, len(data), read, IfNoneMatch="*", **self._where(name)))
 
     @cached_property
     def _completes_on_condition(self) -> bool:
         """Whether the server refuses to put parts together under a name that is there already: tried out once."""
         name = f"probe-{secrets.token_hex(8)}"
-        self._call("put_object", name, Body=b"first")
+        self._persist(lambda: self._client.put_object(Body=b"first", **self._where(name)))
         try:
-            upload = self._call("create_multipart_upload", name)["UploadId"]
-            part = self._call("upload_part", name, UploadId=upload, PartNumber=1, Body=b"second")
-            parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
-            self._call("complete_multipart_upload", name, UploadId=upload, MultipartUpload=parts, IfNoneMatch="*")
+            self._persist(lambda: upload(self._client, 1, lambda *_: b"2", IfNoneMatch="*", **self._where(name)))
         except FileExistsError:
-            self._call("abort_multipart_upload", name, UploadId=upload)
             return True
         finally:
             self.delete(name)
         return False
-
-    def _call(self, method: str, name: str | None = None, **arguments: Any) -> dict[str, Any]:
-        """One request of S3's interface, about the object `name` if one is given."""
-        key = {} if name is None else {"Key": f"{self._prefix}{name}"}
-        found: dict[str, Any] = self._persist(lambda: self._fs.call_s3(method, Bucket=self.bucket, **key, **arguments))
-        return found
 
     def _persist(self, operation: Callable[[], T]) -> T:
         def translated() -> T:
@@ -156,40 +153,33 @@ class S3Backend:
 
         return self._patience(translated, endpoint() or "AWS S3")
 
-    def _path(self, name: str) -> str:
-        return f"{self.bucket}/{self._prefix}{name}"
+    def _where(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": f"{self._prefix}{name}"}
 
 
-def _part_size(size: int) -> int:
-    """Bytes of a part of an object of `size` bytes, of which S3 takes ten thousand at most."""
-    return max(_PART, -(-size // _MOST_PARTS))
-
-
-def s3_file_system(attempts: int, *, broken_replies: int = 0) -> Any:
-    """s3fs without its listing cache, which hides what others wrote, even from `exists`.
+def s3_client(attempts: int) -> Any:
+    """botocore's client; threads may share it.
 
     Args:
         attempts: at each request, with waits that grow from half a second to ten.
-        broken_replies: how often a reply that breaks off is asked for again.
 
     Raises:
         StoreError: an AWS variable holds what would not work, and would be shown in other libraries' messages.
     """
-    from s3fs import S3FileSystem
+    from botocore.config import Config
+    from botocore.session import get_session
 
+    return get_session().create_client("s3", config=Config(max_pool_connections=32, **s3_options(attempts)))
+
+
+def s3_options(attempts: int) -> dict[str, Any]:
+    """botocore's settings of timeouts and retries; arguments and errors as for `s3_client`."""
     _check_environment()
-    file_system = S3FileSystem(
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        default_fill_cache=False,
-        config_kwargs={
-            "retries": {"total_max_attempts": attempts, "mode": "standard"},
-            "connect_timeout": 5,
-            "read_timeout": 60,
-        },
-    )
-    file_system.retries = 1 + broken_replies
-    return file_system
+    return {
+        "retries": {"total_max_attempts": attempts, "mode": "standard"},
+        "connect_timeout": 5,
+        "read_timeout": 60,
+    }
 
 
 def arrow_file_system() -> FileSystem:

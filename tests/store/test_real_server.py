@@ -13,7 +13,7 @@ import pytest
 
 from privimage.errors import StoreError
 from privimage.store.files import Store
-from privimage.store.s3 import S3Backend, s3_file_system
+from privimage.store.s3 import S3Backend, s3_client
 
 
 def test_of_24_writers_one_wins_in_each_of_100_rounds(s3_bucket: str) -> None:
@@ -61,7 +61,7 @@ def test_with_the_policy_of_the_handbook_a_reader_sees_releases_and_nobody_delet
     for name in ("releases/demo/synthetic.parquet", "private/identity.key", "ledger/a/entries/000000.json"):
         owner.create(name, b"1")
     filled = policy.replace("BUCKET", s3_bucket).replace("READER", "stranger")
-    s3_file_system(attempts=1).call_s3("put_bucket_policy", Bucket=s3_bucket, Policy=filled)
+    s3_client(attempts=1).put_bucket_policy(Bucket=s3_bucket, Policy=filled)
 
     with pytest.raises(StoreError, match="Access denied: cannot delete ledger/a"):
         owner.delete("ledger/a/entries/000000.json")

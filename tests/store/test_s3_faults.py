@@ -96,7 +96,7 @@ def test_a_conflict_that_is_not_decided_yet_is_asked_again(store: Store, faulty:
 
 
 def test_a_failed_condition_that_the_server_does_not_name_counts_as_existing(store: Store, faulty: FaultyS3) -> None:
-    """Ceph answers 412 without a <Condition>, which s3fs takes for an invalid argument."""
+    """Ceph answers 412 without a <Condition>."""
     store.create("a", b"theirs")
     faulty.order("fails", "PUT")
     assert not store.create("a", b"mine")
@@ -254,7 +254,7 @@ def test_a_bucket_that_may_be_read_only_is_told_at_the_first_write(s3_bucket: st
 
 def test_a_bucket_that_vanished_is_no_empty_store(store: Store) -> None:
     assert isinstance(store.backend, S3Backend)
-    store.backend._fs.call_s3("delete_bucket", Bucket=store.backend.bucket)
+    store.backend._client.delete_bucket(Bucket=store.backend.bucket)
     for operation in (lambda: store.read("a"), lambda: store.list(), lambda: store.create("a", b"1")):
         with pytest.raises(StoreError, match="there is no bucket"):
             operation()

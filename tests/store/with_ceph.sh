@@ -66,6 +66,8 @@ log_file = $folder/log/\$name.log
 mon_data = $folder/mon
 
 [osd.0]
+# Without it the OSD may ask before it knows the cluster's name, and is turned away.
+monmap = $folder/monmap
 osd_data = $folder/osd
 osd_objectstore = memstore
 memstore_device_bytes = 4294967296
@@ -88,8 +90,7 @@ CONF
   # An OSD in memory makes up its own identity, so the cluster is told of it afterwards.
   ceph osd new "$(cat "$folder/osd/fsid")" 0
   ceph osd crush add osd.0 1 root=default host=localhost
-  # The monitor may not have taken note yet, and then turns the OSD away.
-  ceph-osd --id 0 || { sleep 2; ceph-osd --id 0; }
+  ceph-osd --id 0
 } >"$folder/log/start" 2>&1 || { cat "$folder/log/start" >&2; exit 1; }
 
 user() { radosgw-admin --name client.rgw user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3" >/dev/null; }

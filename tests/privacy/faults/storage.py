@@ -6,6 +6,7 @@ A fault is asked of a `Weather`; the operation is then done, half done, done twi
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -95,8 +96,8 @@ class InWeather:
     def put(self, local: Path, name: str) -> None:
         self._do("put", name, lambda: self._inner.put(local, name), lambda: self._torn(name, local.read_bytes()))
 
-    def get(self, name: str, local: Path) -> None:
-        self._do("get", name, lambda: self._inner.get(name, local))
+    def get(self, name: str, local: Path) -> str:
+        return self._do("get", name, lambda: self._inner.get(name, local))
 
     def size(self, name: str) -> int:
         return self._do("size", name, lambda: self._inner.size(name))
@@ -190,11 +191,11 @@ class Below:
     def put(self, local: Path, name: str) -> None:
         self._inner.put(local, f"{self._folder}/{name}")
 
-    def get(self, name: str, local: Path) -> None:
+    def get(self, name: str, local: Path) -> str:
         if name in self._fixed:
             local.write_bytes(self._fixed[name])
-        else:
-            self._inner.get(f"{self._folder}/{name}", local)
+            return hashlib.sha256(self._fixed[name]).hexdigest()
+        return self._inner.get(f"{self._folder}/{name}", local)
 
     def size(self, name: str) -> int:
         return len(self._fixed[name]) if name in self._fixed else self._inner.size(f"{self._folder}/{name}")
