@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
 
 from flows.approval import approval_is_required, ask_for_approval
@@ -50,6 +53,7 @@ def run_stages(
         PrivimageError: as for `privimage.runner.run_stage`.
     """
     check_server()
+    _tag(config)
     request = request_for(config, store, draws)
     planned = plan_request(request, last)
     get_run_logger().info(plan_in_words(planned))
@@ -76,6 +80,15 @@ def run_stages(
     finally:
         STOP.reset(inherited)
     return {stage: future.result()["key"] for stage, future in futures.items()}
+
+
+def _tag(config: RunConfig) -> None:
+    """Name data set and epsilon: a deployment's tags are those of its file, and the form may have changed them."""
+    kept = [tag for tag in flow_run.tags if not tag.startswith(("dataset:", "eps:"))]
+    tags = [*kept, f"dataset:{config.name}", f"eps:{config.privacy.epsilon:g}"]
+    if set(tags) != set(flow_run.tags):
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.id), tags=tags)
 
 
 def _wait_for(future: PrefectFuture[Any], stop: StopRequest) -> None:

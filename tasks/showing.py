@@ -165,20 +165,21 @@ def _lineage(store: Store, release: Artifact) -> str:
         "  classDef paid fill:#c66a1f,color:#fff,stroke:#222",
     ]
     rows = [
-        f"| {part.ref.stage} | {_kind(part)} | {part.manifest.written} | {_place(store, part.ref)} |" for part in parts
+        f"| {part.ref.stage} | {_kind(part)} | {part.manifest.written[:16].replace('T', ' ')} | {_place(part.ref)} |"
+        for part in parts
     ]
     return "\n".join(
         [
             "```mermaid",
-            "graph LR",
+            "graph TB",
             *boxes,
             *arrows,
             *styles,
             "```",
             "",
-            "Orange: paid for with privacy budget. Grey: sealed, below `private/`.",
+            f"Orange: paid for with privacy budget. Grey: sealed, below `private/`. All of it is in `{store.url}`.",
             "",
-            "| stage | kind | made | in the store |",
+            "| stage | kind | made (UTC) | in the store |",
             "|---|---|---|---|",
             *rows,
         ]
@@ -196,8 +197,8 @@ def _class(artifact: Artifact) -> str:
     return "" if kind == "public" else f":::{kind}"
 
 
-def _place(store: Store, ref: ArtifactRef) -> str:
-    return f"`{store.url}/{'private/' if ref.sealed else ''}artifacts/{ref.stage}/{ref.key[:12]}…`"
+def _place(ref: ArtifactRef) -> str:
+    return f"`{'private/' if ref.sealed else ''}artifacts/{ref.stage}/{ref.key[:12]}…`"
 
 
 def _epsilon(row: PlannedStage) -> str:
