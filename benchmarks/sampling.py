@@ -148,7 +148,7 @@ def ways(guidance: float) -> dict[str, Way]:
         "Euler, 20 steps": way(euler, 20),
         "multistep, 18 steps, from 0.002": way(sample_multistep, 18, sigma_min=0.002),
         **{f"multistep, {steps} steps": way(sample_multistep, steps) for steps in (8, 10, 12, 14, 18, 20)},
-        "multistep, 18 steps, from 0.03": way(sample_multistep, 18, sigma_min=0.03),
+        "multistep, 18 steps, from 0.02": way(sample_multistep, 18, sigma_min=0.02),
         "multistep, 18 steps, to 20": way(sample_multistep, 18, sigma_max=20.0),
         "multistep, 18 steps, rho 10": way(sample_multistep, 18, rho=10.0),
     }

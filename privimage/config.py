@@ -309,7 +309,7 @@ class SynthesizeConfig(Section):
     num_steps: int = Field(
         default=18, ge=2, le=1000, description="Evaluations of the network per image; twice as many with guidance."
     )
-    sigma_min: float = Field(default=0.02, gt=0, description="Smallest noise level; 0.008 is one level of 255.")
+    sigma_min: float = Field(default=0.03, gt=0, description="Smallest noise level; 0.008 is one level of 255.")
     sigma_max: float = Field(default=80.0, gt=0, description="Largest noise level.")
     rho: float = Field(default=7.0, gt=0, description="Spacing of the noise levels (Karras et al. 2022, Eq. 5).")
     guidance: float = Field(
