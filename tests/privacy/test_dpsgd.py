@@ -60,6 +60,8 @@ def test_two_steps_share_no_noise() -> None:
 
 def test_no_two_coordinates_share_noise() -> None:
     noise = noise_in_units_of_the_accounted(torch.zeros(SIZE))
+    # First of all they differ: one draw for all of them has no correlation if it happens to be a small one.
+    assert abs(float(noise.std()) - 1) < 7 / (2 * SIZE) ** 0.5
     for lag in (1, SIZE // 2):
         assert abs(float((noise[:-lag] * noise[lag:]).mean())) < 7 / (SIZE - lag) ** 0.5
 
