@@ -42,7 +42,7 @@ class Bomb(Progress):
 
     @contextmanager
     def ticker(self, description: str, total: int | None) -> Iterator[Ticker]:
-        def tick(done: int) -> None:
+        def tick(done: int, /, public_loss: float | None = None) -> None:
             if not self._fuse.is_alive():
                 self._fuse.start()
 

@@ -62,7 +62,7 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Other:
+class _Other:
     """Another process, and the line on which it tells why it fails."""
 
     process: BaseProcess
@@ -80,7 +80,7 @@ class Other:
 class Team:
     """Computes sums; made by `team_of`."""
 
-    def __init__(self, work: Work, device: torch.device, others: Sequence[Other]) -> None:
+    def __init__(self, work: Work, device: torch.device, others: Sequence[_Other]) -> None:
         self._work, self._device, self._others = work, device, others
 
     def sum(self, weights: Tensor, job: Job) -> Tensor:
@@ -132,14 +132,14 @@ def team_of(work: Work, devices: Sequence[torch.device]) -> Iterator[Team]:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="privimage-team-") as folder:
         meeting = Path(folder, "meeting").as_uri()
-        others: list[Other] = []
+        others: list[_Other] = []
         try:
             for rank in range(1, len(devices)):
                 line, end = context.Pipe(duplex=False)
                 process = context.Process(target=_serve, args=(work, devices, rank, meeting, end), daemon=True)
                 process.start()
                 end.close()
-                others.append(Other(process=process, line=line))
+                others.append(_Other(process=process, line=line))
             for other in others:
                 _await_start(other)
             _join(devices, 0, meeting)
@@ -153,7 +153,7 @@ def team_of(work: Work, devices: Sequence[torch.device]) -> Iterator[Team]:
             _end(others)
 
 
-def _end(others: Sequence[Other]) -> None:
+def _end(others: Sequence[_Other]) -> None:
     """Wait a moment for them; kill who stays, also if this process is interrupted while it waits."""
     try:
         for other in others:
@@ -164,7 +164,7 @@ def _end(others: Sequence[Other]) -> None:
             other.process.join()
 
 
-def _await_start(other: Other) -> None:
+def _await_start(other: _Other) -> None:
     """Until the process is up: nobody may wait at the meeting for one that cannot come."""
     try:
         other.line.recv()

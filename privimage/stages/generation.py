@@ -81,7 +81,7 @@ def run_pretrain(context: StageContext) -> Outcome:
                 data = pack(_grouped(state), {"key": context.key, "step": state.step, "curve": state.curve})
                 checkpoints.save(state.step, data)
                 clock.restart()
-            tick(state.step)
+            tick(state.step, loss)
             context.stop.check()
 
         state = pretrain(
