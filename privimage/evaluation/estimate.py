@@ -2,7 +2,8 @@
 
 Intervals are of level 95 %. Where no formula gives one, images are weighted anew at random many times (Bayesian
 bootstrap): unlike drawing with replacement, this neither repeats an image, which would look like mode collapse, nor
-lowers the rank of a covariance.
+lowers the rank of a covariance. An interval is about chance alone: the bias that few images give FID, precision, recall
+and the Inception Score is not in it.
 """
 
 from __future__ import annotations
