@@ -152,7 +152,7 @@ _ENGINES = (
         (
             "All images of a call of a convolution share one gradient",
             "return weights.unflatten(0, (images, -1)), biases",
-            "return weights.unflatten(0, (images, -1)).mean(0, keepdim=True).expand(images, *[-1] * weights.dim()), biases",
+            "return weights.unflatten(0, (images, -1)).mean(0, keepdim=True).repeat(images, *[1] * weights.dim()), biases",
             "test_convolutions",
         ),
         (
