@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from httpx import HTTPStatusError
 from prefect.automations import Automation, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate, WorkPoolCreate
@@ -162,6 +163,7 @@ def _register(options: argparse.Namespace) -> int:
         for pool in POOLS:
             _ensure_pool(client, pool)
         _ensure_limit(client, options.gpus)
+        _note_leases(client)
         _ensure_automation()
     return _deploy(described)
 
@@ -187,6 +189,19 @@ def _ensure_limit(client: SyncPrefectClient, gpus: int | None) -> None:
     if gpus is not None:
         client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(limit=gpus))
         print(f"Concurrency limit {LIMIT}: {gpus}")
+
+
+def _note_leases(client: SyncPrefectClient) -> None:
+    """Say so if the server keeps leases in memory: once restarted it never frees a slot that was held."""
+    try:
+        found = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+    except (HTTPStatusError, KeyError):  # a server that does not show its settings
+        return
+    if found.endswith(".memory"):
+        print(
+            f"Note: this server keeps leases in memory, and a restart may leave a slot of the limit {LIMIT} taken for good. "
+            "Start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem"
+        )
 
 
 def _ensure_automation() -> None:
