@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=8)
     parser.add_argument("--train-steps", type=int, default=1500, help="of the generator, 128 images each")
     parser.add_argument("--images", type=int, default=1000, help="in a set")
-    parser.add_argument("--sets", type=int, default=4)
+    parser.add_argument("--sets", type=int, default=3)
     parser.add_argument("--guidance", type=float, default=0.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def prepare(folder: Path, public: str | None, resolution: int, train_steps: int)
 
 
 def ways(guidance: float) -> dict[str, Way]:
-    """The reference first; then what is compared with it. Levels are those of the default, if nothing else is said."""
+    """The reference first; then what is compared with it. Levels are those of the default, where no other is named."""
     default = SynthesizeConfig()
 
     def way(solver: Solver, steps: int, evaluations: int | None = None, **other: float) -> Way:
@@ -141,16 +141,16 @@ def ways(guidance: float) -> dict[str, Way]:
         return Way(solver=solver, sigmas=sigmas, evaluations=(evaluations or steps) * (2 if guidance else 1))
 
     return {
-        "Heun, 125 steps, from 0.002": way(heun, 125, 249, sigma_min=0.002),
-        "Heun, 10 steps, from 0.002": way(heun, 10, 19, sigma_min=0.002),
-        "Heun, 10 steps": way(heun, 10, 19),
-        "Euler, 50 steps, from 0.002": way(euler, 50, sigma_min=0.002),
-        "Euler, 20 steps": way(euler, 20),
-        "multistep, 18 steps, from 0.002": way(sample_multistep, 18, sigma_min=0.002),
-        **{f"multistep, {steps} steps": way(sample_multistep, steps) for steps in (8, 10, 12, 14, 18, 20)},
-        "multistep, 18 steps, from 0.02": way(sample_multistep, 18, sigma_min=0.02),
-        "multistep, 18 steps, to 20": way(sample_multistep, 18, sigma_max=20.0),
-        "multistep, 18 steps, rho 10": way(sample_multistep, 18, rho=10.0),
+        "Heun, 125 steps from 0.002": way(heun, 125, 249, sigma_min=0.002),
+        "Heun, 10 steps from 0.002": way(heun, 10, 19, sigma_min=0.002),
+        "Heun, 10 steps from 0.02": way(heun, 10, 19, sigma_min=0.02),
+        "Euler, 50 steps from 0.002": way(euler, 50, sigma_min=0.002),
+        "Euler, 20 steps from 0.02": way(euler, 20, sigma_min=0.02),
+        "multistep, 18 from 0.002": way(sample_multistep, 18, sigma_min=0.002),
+        **{f"multistep, {n} from 0.02": way(sample_multistep, n, sigma_min=0.02) for n in (8, 10, 12, 14, 18, 20)},
+        "multistep, 18 from 0.03": way(sample_multistep, 18, sigma_min=0.03),
+        "multistep, 18 from 0.02 below 20": way(sample_multistep, 18, sigma_min=0.02, sigma_max=20.0),
+        "multistep, 18 from 0.02, rho 10": way(sample_multistep, 18, sigma_min=0.02, rho=10.0),
     }
 
 
