@@ -48,7 +48,7 @@ class Formed:
             for piece, dropped in zip(self._pieces, images.split(self._counts), strict=True):
                 piece.masked_fill_(dropped[:, None], 0.0)
             return
-        # Touches those images only, and takes a tenth of the time of torch's own indexing.
+        # Touches those images only; torch's own indexing takes several times as long, a call a piece.
         mask, start = images.numpy(), 0
         for piece in self._pieces:
             piece.numpy()[mask[start : start + len(piece)]] = 0.0
