@@ -76,7 +76,7 @@ endif
 	touch $(READY)
 
 lock: $(READY)
-	$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 -o requirements.lock --quiet
+	$(UV) pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 -o requirements.lock --quiet
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -120,40 +120,38 @@ def build(folder: str) -> dict[str, float]:
     from privimage.config import ClassifierConfig
     from privimage.data.table import iterate_images
     from privimage.semantics.classifier import new_classifier
-    from privimage.semantics.index import write_index
+    from privimage.semantics.index import write_index, write_predictions
     from privimage.stages.semantics import INDEX_BATCH
 
     files = sorted(Path(folder).glob("images-*.parquet"))
     config = ClassifierConfig(base_channels=4, blocks=(1,))
     model = new_classifier(config, channels=1, num_categories=CATEGORIES)
     before, begun = memory_mb("VmRSS"), time.monotonic()
+    predictions = [file.with_name(file.name.replace("images", "predictions")) for file in files]
+    for file, made in zip(files, predictions, strict=True):
+        write_predictions(made, iterate_images([file], INDEX_BATCH), model, torch.device("cpu"))
     write_index(
         Path(folder),
-        iterate_images(files, INDEX_BATCH),
-        model,
+        predictions,
         category_names=[f"category {number}" for number in range(CATEGORIES)],
         table_digest="0" * 64,
-        shard_sizes=[pq.read_metadata(file).num_rows for file in files],
-        device=torch.device("cpu"),
+        num_images=sum(pq.read_metadata(file).num_rows for file in files),
     )
     return {"seconds": time.monotonic() - begun, "before_mb": before}
 
 
 def write_large(folder: str, rows: str) -> dict[str, float]:
-    """An index by the real writer, with predictions that take no space."""
+    """An index by the real writer, without predictions."""
     from privimage.semantics.index import INDEX_GROUP, IndexWriter
 
     Path(folder).mkdir()
     begun, count = time.monotonic(), int(rows)
     names = [f"category {number}" for number in range(CATEGORIES)]
     sizes = [50_000] * (count // 50_000) + [count % 50_000]
-    with IndexWriter(
-        Path(folder), category_names=names, table_digest="0" * 64, shard_sizes=sizes, embedding_size=1
-    ) as index:
+    with IndexWriter(Path(folder), category_names=names, table_digest="0" * 64, shard_sizes=sizes) as index:
         for at in range(0, count, INDEX_GROUP):
             ids = np.arange(at, min(at + INDEX_GROUP, count))
-            nothing = np.zeros((len(ids), 1), dtype=np.float32)
-            index.add(ids, ids * CATEGORIES // count, nothing.astype(np.int64), nothing[:, 0], nothing)
+            index.add(ids, (ids * CATEGORIES // count).astype(np.int32))
     return {"seconds": time.monotonic() - begun}
 
 

@@ -373,6 +373,20 @@ class Performance(Section):
         default="float32",
         description="Of forward and backward passes in training; clipping, sums, noise and weights are float32 always.",
     )
+    task_runner: Literal["threads", "dask", "ray"] = Field(
+        default="threads",
+        title="Task runner",
+        description="Where flows make the parts of the index and of the synthetic images: in the flow's own process, or on "
+        "a Dask or Ray cluster, whose machines all reach the store.",
+    )
+    cluster: str | None = Field(
+        default=None,
+        description="Address of the cluster, such as tcp://scheduler:8786 or ray://head:10001; none = one on this machine, for "
+        "the time of the stage.",
+    )
+    num_workers: int = Field(
+        default=2, ge=1, le=1024, title="Number of workers", description="Processes of a cluster on this machine."
+    )
     checkpoint_seconds: float = Field(
         default=120.0, ge=0, le=86_400, title="Checkpoint seconds", description="Time between checkpoints of training."
     )
@@ -382,6 +396,12 @@ class Performance(Section):
         title="Checkpoint steps",
         description="Pre-training is saved every so many steps too; none = by the clock alone.",
     )
+
+    @model_validator(mode="after")
+    def _a_cluster_needs_its_runner(self) -> Performance:
+        if self.cluster is not None and self.task_runner == "threads":
+            raise ValueError(f"cluster is {self.cluster}, but task_runner is threads: set it to dask or ray")
+        return self
 
 
 class RunConfig(Section):

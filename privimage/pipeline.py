@@ -11,7 +11,7 @@ Keys, caching, charging, checkpoints and publishing are done once, for all stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = [
     "Charge",
     "Outcome",
     "Paid",
+    "PartContext",
     "PrivateImages",
     "Stage",
     "StageContext",
@@ -96,6 +97,8 @@ class StageContext:
         ledger: of the sensitive images, under the same condition.
         paid: for private stages, what was charged.
         private_images: opens sensitive images, if the stage may.
+        make_parts: for stages that are made in parts: given the range of each, has them made, on other machines maybe,
+            and returns their files, which lie in `folder`.
         write_private: puts a text where only the private side reads, and returns its place.
         stop: whether the run was asked to stop; long loops answer.
     """
@@ -110,8 +113,25 @@ class StageContext:
     ledger: Ledger | None
     paid: Paid | None
     private_images: PrivateImages
+    make_parts: Callable[[Sequence[range]], Sequence[Path]]
     write_private: Callable[[str, str], str]
     stop: StopRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartContext:
+    """What is given to a stage that makes one part of its payload (`privimage.parts`).
+
+    Attributes:
+        items: what the part is made of, as the stage has cut itself.
+        file: where to write it, as Parquet.
+    """
+
+    config: RunConfig
+    inputs: Mapping[str, Artifact]
+    items: range
+    file: Path
+    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +151,7 @@ class Stage:
         charge: for stages that release something computed from sensitive images: what it costs. It sees public facts
             only and is called before any image is opened.
         sealed: the artifact holds private values and lives below `private/`.
+        make_part: makes one part of the payload, for public stages that other machines may help with.
         rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
     """
@@ -141,6 +162,7 @@ class Stage:
     inputs: tuple[str, ...]
     fields: Callable[[RunConfig], dict[str, Any]]
     run: Callable[[StageContext], Outcome]
+    make_part: Callable[[PartContext], object] | None = None
     charge: Callable[[RunConfig, str, Mapping[str, Artifact], SensitiveFacts, Ledger], Charge] | None = None
     rehearse: Callable[[RunConfig, Mapping[str, Artifact]], object] | None = None
     sealed: bool = False
@@ -220,11 +242,12 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="index",
-        version=2,
+        version=3,
         about="Parquet index of the public images",
         inputs=("public", "classifier"),
         fields=_section(),
         run=_later("semantics", "run_index"),
+        make_part=_later("semantics", "make_index_part"),
     ),
     Stage(
         name="query",
@@ -263,11 +286,12 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="synthesize",
-        version=2,
+        version=3,
         about="synthetic images",
         inputs=("finetune",),
         fields=_section("synthesize"),
         run=_later("synthesize", "run"),
+        make_part=_later("synthesize", "make_part"),
     ),
     Stage(
         name="evaluate",

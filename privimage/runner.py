@@ -12,11 +12,12 @@ import platform
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from privimage.charging import Door, Payment, check_paid, pay
@@ -25,6 +26,7 @@ from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
 from privimage.interrupts import StopRequest
 from privimage.ledgers import bind_ledger, ledger_of
+from privimage.parts import MapJobs, collect_parts, jobs_for, one_after_another
 from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages_until
 from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
@@ -50,6 +52,7 @@ class Run:
         provenance: who runs this (such as Prefect's run id), for the manifests.
         insecure_random_voiding_guarantee: tests only; everything made with it says `guarantee: none`.
         stop: ask it, and the run stops where nothing is lost, by raising Stopped.
+        map_jobs: how the parts of a stage are made: in this process, or on a cluster.
         turn: entered while a stage computes, such as to wait for a free GPU; a reused stage does not wait.
     """
 
@@ -60,6 +63,7 @@ class Run:
     provenance: Mapping[str, str] = field(default_factory=dict)
     insecure_random_voiding_guarantee: InsecureRandomForTests | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    map_jobs: MapJobs = one_after_another
     turn: Callable[[Stage], AbstractContextManager[object]] = lambda stage: nullcontext()
 
 
@@ -176,6 +180,8 @@ def _make(
                 return existing
             raise
         door = Door(stage, sealed, payment.live if payment else None, spill=folder)
+        # What was charged is not broken off: fine-tuning answers by itself, and the query runs in one go.
+        progress = run.progress if stage.charge else Interruptible(run.progress, run.stop.check)
         context = StageContext(
             config=run.config,
             key=key,
@@ -184,10 +190,10 @@ def _make(
             ledger=ledger,
             folder=folder,
             store=run.store,
-            # What was charged is not broken off: fine-tuning answers by itself, and the query runs in one go.
-            progress=run.progress if stage.charge else Interruptible(run.progress, run.stop.check),
+            progress=progress,
             paid=payment.paid if payment else None,
             private_images=door,
+            make_parts=lambda ranges: _parts(run, stage, key, opened, ranges, progress, folder),
             write_private=lambda title, text: _write_private(run.store, title, text),
             stop=run.stop,
         )
@@ -213,6 +219,23 @@ def _make(
         stage.finish(run.config, run.store, artifact)
     _clear_checkpoints(run.store, stage, key)
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
+
+
+def _parts(
+    run: Run,
+    stage: Stage,
+    key: str,
+    opened: Mapping[str, Artifact],
+    ranges: Sequence[range],
+    progress: Progress,
+    folder: Path,
+) -> list[Path]:
+    """Have the parts of a public stage made; their files."""
+    if stage.make_part is None or stage.charge or any(artifact.ref.sealed for artifact in opened.values()):
+        raise Uncharged(f"Stage {stage.name} is not public, or not made in parts: no other machine may help with it.")
+    inputs = {source: artifact.ref for source, artifact in opened.items()}
+    jobs = jobs_for(run.store, stage.name, key, run.config, inputs, ranges)
+    return collect_parts(run.store, jobs, run.map_jobs, progress, folder)
 
 
 def _reused(run: Run, stage: Stage, key: str, ledger: Ledger | None) -> StageResult | None:

@@ -17,6 +17,7 @@ from privimage.plan import RunPlan, plan_run
 from privimage.runner import Run, check_run, run_stage
 from privimage.store.artifacts import ArtifactRef, open_ref
 from privimage.store.files import Store
+from tasks.parts import map_on
 from tasks.policies import wait_for_turn
 from tasks.progress import PrefectProgress
 from tasks.showing import show_made, show_plan, show_release
@@ -85,6 +86,7 @@ def _run(request: Request, stage: str = "") -> Run:
         store=Store.open(request["store"]),
         progress=PrefectProgress(config.name, stage),
         draws=request["draws"],
+        map_jobs=map_on(config.performance),
         provenance={"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_task_run": str(task_run.get_id() or "")},
         stop=STOP.get() or StopRequest(),
         turn=wait_for_turn,

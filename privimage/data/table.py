@@ -63,14 +63,20 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 
 
 class TableWriter:
-    """Writes a table into a folder, replacing an earlier one of the same prefix.
+    """Writes a table into a folder, replacing an earlier one of the same prefix; its rows are numbered from `first_id`.
 
     A context manager: the shards get their final names when it ends well, and are removed when it does not, so that
     nothing half-written looks complete. After it, `files` holds the shards' names and `num_images` their rows.
     """
 
     def __init__(
-        self, folder: Path, prefix: str, class_names: Sequence[str], image: ImageConfig, shard_rows: int = 50_000
+        self,
+        folder: Path,
+        prefix: str,
+        class_names: Sequence[str],
+        image: ImageConfig,
+        shard_rows: int = 50_000,
+        first_id: int = 0,
     ) -> None:
         self.files: list[str] = []
         self.num_images = 0
@@ -79,6 +85,7 @@ class TableWriter:
         self._shape = (image.channels, image.resolution, image.resolution)
         self._schema = _schema(class_names, self._shape)
         self._shard_rows = shard_rows
+        self._first_id = first_id
         self._rows: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
 
@@ -99,7 +106,9 @@ class TableWriter:
         if self.num_images and self.num_images % self._shard_rows == 0:
             self._close_shard()
             self._open_shard()
-        self._rows.append({"id": self.num_images, "label": label, "image": {"bytes": png, "path": path}})
+        self._rows.append(
+            {"id": self._first_id + self.num_images, "label": label, "image": {"bytes": png, "path": path}}
+        )
         self.num_images += 1
         if len(self._rows) == ROW_GROUP_ROWS:
             self._flush()

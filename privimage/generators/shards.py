@@ -27,23 +27,24 @@ _ROWS_ON_A_CORE = 64
 
 
 def num_batches(num_images: int, devices: Sequence[torch.device], rows: int) -> int:
-    """How many batches `sample_in_order` makes."""
+    """How many batches `sample_in_order` makes of so many images."""
     return -(-num_images // _rows(devices, rows))
 
 
 def sample_in_order(
     denoiser: Denoiser,
     shape: tuple[int, int, int],
+    images: range,
     config: SynthesizeConfig,
     devices: Sequence[torch.device],
     rows: int,
 ) -> Generator[Batch, None, None]:
-    """Yields uint8 NCHW images and their labels, `config.num_images` in all, `rows` at a time at most.
+    """Yields uint8 NCHW images with the numbers `images`, and their labels, `rows` at a time at most.
 
     Image i is of class i modulo their number, and made of seed (config.seed, i). Batches are cut without regard to the
-    number of devices, which therefore changes nothing. On CPUs `rows` changes nothing either, to the bit; on a GPU it may
-    move a pixel by one level (`synthesize_images`). At most two batches for each worker are held. Close the iterator if
-    it is not used up: that waits for the batches under way.
+    number of devices, which therefore changes nothing. On CPUs `rows` and the range that an image is asked for in change
+    nothing either, to the bit; on a GPU they may move a pixel by one level (`synthesize_images`). At most two batches for
+    each worker are held. Close the iterator if it is not used up: that waits for the batches under way.
 
     Each GPU is given batches by a thread of its own. CPUs share out the threads that torch may use, and each of them
     makes batches by itself: threads that share one batch wait for each other, and round by how many they are.
@@ -63,11 +64,11 @@ def sample_in_order(
         stack.enter_context(_one_thread_each(workers))
         pools = [stack.enter_context(ThreadPoolExecutor(1, "sample")) for _ in workers]
         stack.callback(lambda: [future.cancel() for future in under_way])
-        for batch, start in enumerate(range(0, config.num_images, step)):
+        for batch, start in enumerate(images[::step]):
             if len(under_way) == _BATCHES_AHEAD * len(workers):
                 yield under_way.popleft().result()
             turn = batch % len(workers)
-            numbers = range(start, min(start + step, config.num_images))
+            numbers = range(start, min(start + step, images.stop))
             under_way.append(pools[turn].submit(sample, workers[turn], numbers))
         while under_way:
             yield under_way.popleft().result()

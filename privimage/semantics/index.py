@@ -1,8 +1,8 @@
 """The index of the public set: one row an image, in the order of the image table, which is sorted by category.
 
     index.parquet               id (row number in the image table), label (category), shard and row (where it lies)
-    predictions-00000.parquet   id, top (predicted categories, best first), confidence (probability of the first),
-    predictions-00001.parquet   embedding (float16); a million rows a file
+    predictions-00000.parquet   id, label, top (predicted categories, best first), confidence (probability of the first),
+    predictions-00001.parquet   embedding (float16); a file for each file of the image table
 
 Selecting reads the first file and nothing else. Sorted labels and numbers that count up take next to no space, so
 that the index of 14 million images is a file of half a megabyte: a store on S3 hands it out whole, with its digest
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,7 @@ __all__ = [
     "rows_of_categories",
     "table_metadata",
     "write_index",
+    "write_predictions",
 ]
 
 INDEX_FILE = "index.parquet"
@@ -58,7 +60,6 @@ ROW_ENCODING: Mapping[str, Any] = {
 """How pyarrow is to write rows of the index, and of selections from it: what repeats and what counts up, as such."""
 
 PREDICTIONS_GROUP = 8_192
-PREDICTIONS_SHARD = 1_000_000
 
 
 def index_schema(category_names: Sequence[str], *, table_digest: str, num_images: int) -> pa.Schema:
@@ -74,6 +75,7 @@ def predictions_schema(embedding_size: int) -> pa.Schema:
     return pa.schema(
         [
             ("id", pa.int64()),
+            ("label", pa.int32()),
             ("top", pa.list_(pa.int32())),
             ("confidence", pa.float32()),
             ("embedding", pa.list_(pa.float16(), embedding_size)),
@@ -104,9 +106,7 @@ def require_table(what: str, schema: pa.Schema, *, digest: str, num_images: int)
 
 
 class IndexWriter:
-    """Writes the files of an index into a folder; a context manager.
-
-    Holds at most one row group of each kind and one batch, however many rows there are.
+    """Writes the index into a folder; a context manager. Holds at most one row group and one batch.
 
     Args:
         table_digest: content digest of the image table.
@@ -114,40 +114,18 @@ class IndexWriter:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        category_names: Sequence[str],
-        table_digest: str,
-        shard_sizes: Sequence[int],
-        embedding_size: int,
+        self, folder: Path, *, category_names: Sequence[str], table_digest: str, shard_sizes: Sequence[int]
     ) -> None:
         self.num_rows = 0
-        self._folder = folder
         self._starts = np.concatenate([[0], np.cumsum(shard_sizes, dtype=np.int64)])
         self._schema = index_schema(category_names, table_digest=table_digest, num_images=int(self._starts[-1]))
-        self._predictions_schema = predictions_schema(embedding_size)
-        self._index = _GroupedFile(
-            folder / INDEX_FILE,
-            self._schema,
-            INDEX_GROUP,
-            **ROW_ENCODING,
-        )
-        self._predictions: _GroupedFile | None = None
-        self._num_predictions = 0
+        self._file = _GroupedFile(folder / INDEX_FILE, self._schema, INDEX_GROUP, **ROW_ENCODING)
 
     def __enter__(self) -> Self:
         return self
 
-    def add(
-        self,
-        ids: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        top: NDArray[np.int64],
-        confidence: NDArray[np.float32],
-        embeddings: NDArray[np.float32],
-    ) -> None:
-        """Append the next images of the table: `top` is (N, up to 10), `embeddings` (N, embedding_size).
+    def add(self, ids: NDArray[np.int64], labels: NDArray[np.int32]) -> None:
+        """Append the next images of the table.
 
         Raises:
             DataError: the ids do not go on where the last ones ended, or go beyond the table.
@@ -160,39 +138,17 @@ class IndexWriter:
             )
         shard = np.searchsorted(self._starts, ids, side="right") - 1
         columns = [ids, labels.astype(np.int32), shard.astype(np.int32), (ids - self._starts[shard]).astype(np.int32)]
-        self._index.add(pa.record_batch([pa.array(column) for column in columns], schema=self._schema))
-        ends = np.arange(len(top) + 1, dtype=np.int32) * top.shape[1]
-        batch = [
-            pa.array(ids),
-            pa.ListArray.from_arrays(pa.array(ends), pa.array(top.astype(np.int32).ravel())),
-            pa.array(confidence),
-            pa.FixedSizeListArray.from_arrays(pa.array(embeddings.astype(np.float16).ravel()), embeddings.shape[1]),
-        ]
-        self._predictions_file().add(pa.record_batch(batch, schema=self._predictions_schema))
+        self._file.add(pa.record_batch([pa.array(column) for column in columns], schema=self._schema))
         self.num_rows = end
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._index.close()
-        if self._predictions is not None:
-            self._predictions.close()
+        self._file.close()
         if kind is None and self.num_rows != self._starts[-1]:
             raise DataError(
                 f"The index has {self.num_rows} rows, but the image table has {self._starts[-1]}: make the table again."
             )
-
-    def _predictions_file(self) -> _GroupedFile:
-        if self._predictions is not None and self._predictions.num_rows < PREDICTIONS_SHARD:
-            return self._predictions
-        if self._predictions is not None:
-            self._predictions.close()
-        path = self._folder / f"predictions-{self._num_predictions:05d}.parquet"
-        self._num_predictions += 1
-        self._predictions = _GroupedFile(
-            path, self._predictions_schema, PREDICTIONS_GROUP, compression="zstd", use_dictionary=False
-        )
-        return self._predictions
 
 
 class _GroupedFile:
@@ -222,39 +178,52 @@ class _GroupedFile:
         self._held, self._num_held = [], 0
 
 
-def write_index(
-    folder: Path,
+def write_predictions(
+    file: Path,
     batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]],
     model: ResNet,
-    *,
-    category_names: Sequence[str],
-    table_digest: str,
-    shard_sizes: Sequence[int],
     device: torch.device,
-) -> int:
-    """Stream (images, labels, ids) of the image table, in table order, through the classifier into `folder`.
+) -> None:
+    """Stream (images, labels, ids) of one file of the image table through the classifier.
 
-    Memory does not depend on the number of images: see `IndexWriter`, whose arguments these are.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        DataError: the batches are not all rows of the table, in its order.
+    Memory does not depend on the number of images: one row group and one batch are held.
     """
-    with IndexWriter(
-        folder,
-        category_names=category_names,
-        table_digest=table_digest,
-        shard_sizes=shard_sizes,
-        embedding_size=model.embedding_size,
-    ) as index:
+    schema = predictions_schema(model.embedding_size)
+    with closing(_GroupedFile(file, schema, PREDICTIONS_GROUP, compression="zstd", use_dictionary=False)) as rows:
         for images, labels, ids in batches:
             logits, embeddings = predict(model, torch.from_numpy(images), device)
             probabilities = logits.softmax(1)
             top = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
-            index.add(ids, labels, top.indices.numpy(), top.values[:, 0].numpy(), embeddings.numpy())
-    return index.num_rows
+            ends = np.arange(len(ids) + 1, dtype=np.int32) * top.indices.shape[1]
+            flat = pa.array(embeddings.numpy().astype(np.float16).ravel())
+            columns = [
+                pa.array(ids),
+                pa.array(labels.astype(np.int32)),
+                pa.ListArray.from_arrays(pa.array(ends), pa.array(top.indices.numpy().astype(np.int32).ravel())),
+                pa.array(top.values[:, 0].numpy()),
+                pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
+            ]
+            rows.add(pa.record_batch(columns, schema=schema))
+
+
+def write_index(
+    folder: Path, predictions: Sequence[Path], *, category_names: Sequence[str], table_digest: str, num_images: int
+) -> None:
+    """Write the index from the predictions, one file of them for each file of the image table, in its order.
+
+    Raises:
+        DataError: the predictions are not those of all images of the table, in its order.
+    """
+    sizes = [pq.read_metadata(file).num_rows for file in predictions]
+    if sum(sizes) != num_images:
+        raise DataError(
+            f"There are predictions for {sum(sizes)} images, but the image table has {num_images}: make the table again."
+        )
+    with IndexWriter(folder, category_names=category_names, table_digest=table_digest, shard_sizes=sizes) as index:
+        for file in predictions:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(batch_size=INDEX_GROUP, columns=["id", "label"]):
+                    index.add(batch.column("id").to_numpy(), batch.column("label").to_numpy())
 
 
 def open_index(path: str | Path, filesystem: Any = None) -> ds.Dataset:

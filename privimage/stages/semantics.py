@@ -12,16 +12,25 @@ from privimage.data.facts import TableFacts
 from privimage.data.table import iterate_images, read_images
 from privimage.device import choose_device
 from privimage.errors import Uncharged
-from privimage.pipeline import Outcome, StageContext
+from privimage.pipeline import Outcome, PartContext, StageContext
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import HistogramQuery
 from privimage.semantics.classifier import num_training_steps, predict, train_classifier
-from privimage.semantics.index import INDEX_FILE, ROW_ENCODING, open_index, require_table, table_metadata, write_index
+from privimage.semantics.index import (
+    INDEX_FILE,
+    ROW_ENCODING,
+    open_index,
+    require_table,
+    table_metadata,
+    write_index,
+    write_predictions,
+)
 from privimage.semantics.query import add_noise, top_votes, vote_histogram
 from privimage.semantics.selection import assign_categories, select_rows
 from privimage.stages.models import open_classifier, save_weights
+from privimage.store.artifacts import Artifact
 
-__all__ = ["run_classifier", "run_index", "run_query", "run_select"]
+__all__ = ["make_index_part", "run_classifier", "run_index", "run_query", "run_select"]
 
 INDEX_BATCH = 1024
 QUERY_BATCH = 1024
@@ -57,23 +66,40 @@ def run_classifier(context: StageContext) -> Outcome:
 
 
 def run_index(context: StageContext) -> Outcome:
-    """Writes index.parquet and predictions-*.parquet, streamed."""
+    """Writes index.parquet and predictions-*.parquet, a part for each file of the image table."""
     public = context.inputs["public"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
-    device = choose_device(context.config.performance.device)
-    model, names = open_classifier(context.inputs["classifier"], device)
-    files = public.files("images-")
-    batches = iterate_images(files, INDEX_BATCH)
-    count = write_index(
+    names = context.inputs["classifier"].read_json("classifier.json")["class_names"]
+    parts = [range(number, number + 1) for number in range(len(_tables(public)))]
+    predictions = [
+        part.rename(context.folder / f"predictions-{number:05d}.parquet")
+        for number, part in enumerate(context.make_parts(parts))
+    ]
+    write_index(
         context.folder,
-        context.progress.track(batches, "index (batches)", -(-facts.num_images // INDEX_BATCH)),
-        model,
+        predictions,
         category_names=names,
         table_digest=public.ref.digest,
-        shard_sizes=[pq.read_metadata(file).num_rows for file in files],
-        device=device,
+        num_images=facts.num_images,
     )
-    return Outcome(metrics={"num_images": count})
+    return Outcome(metrics={"num_images": facts.num_images})
+
+
+def make_index_part(context: PartContext) -> None:
+    """What the classifier makes of one file of the image table."""
+    public = context.inputs["public"]
+    device = choose_device(context.config.performance.device)
+    model, _ = open_classifier(context.inputs["classifier"], device)
+    file = public.local(_tables(public)[context.items.start])
+    batches = -(-pq.read_metadata(file).num_rows // INDEX_BATCH)
+    tracked = context.progress.track(
+        iterate_images([file], INDEX_BATCH), f"index, file {context.items.start} (batches)", batches
+    )
+    write_predictions(context.file, tracked, model, device)
+
+
+def _tables(public: Artifact) -> list[str]:
+    return [name for name in public.names if name.startswith("images-")]
 
 
 def run_query(context: StageContext) -> Outcome:

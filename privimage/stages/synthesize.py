@@ -11,26 +11,46 @@ from privimage.config import ImageConfig
 from privimage.data.table import TableWriter
 from privimage.device import choose_devices, rows_without_gradients
 from privimage.generators.shards import num_batches, sample_in_order
-from privimage.pipeline import Outcome, StageContext
+from privimage.pipeline import Outcome, PartContext, StageContext
 from privimage.stages.models import open_denoiser
 
-__all__ = ["run"]
+__all__ = ["make_part", "run"]
+
+PART_IMAGES = 10_000
+"""Images of one part: few minutes of work, so that little is lost and machines share out evenly."""
 
 
 def run(context: StageContext) -> Outcome:
     """Writes images-*.parquet: synthetic images, classes in turn, one seed an image; and synthesis.json."""
+    num_images = context.config.synthesize.num_images
+    parts = [range(first, min(first + PART_IMAGES, num_images)) for first in range(0, num_images, PART_IMAGES)]
+    for number, part in enumerate(context.make_parts(parts)):
+        part.rename(context.folder / f"images-{number:05d}.parquet")
+    facts = context.inputs["finetune"].read_json("denoiser.json")
+    about = {"class_names": facts["class_names"], "guarantee": facts["guarantee"]}
+    (context.folder / "synthesis.json").write_text(json.dumps(about))
+    return Outcome(metrics={"num_images": num_images})
+
+
+def make_part(context: PartContext) -> None:
+    """The synthetic images of one range of numbers."""
     config, performance = context.config.synthesize, context.config.performance
     denoiser, facts = open_denoiser(context.inputs["finetune"], torch.device("cpu"))
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     shape = (image.channels, image.resolution, image.resolution)
+    numbers = context.items
     devices = choose_devices(performance)
     rows = rows_without_gradients(performance, devices[0])
-    batches = sample_in_order(denoiser, shape, config, devices, rows)
-    total = num_batches(config.num_images, devices, rows)
-    with TableWriter(context.folder, "images", facts["class_names"], image) as table, closing(batches):
-        for images, labels in context.progress.track(batches, "synthesize (batches)", total):
+    batches = sample_in_order(denoiser, shape, numbers, config, devices, rows)
+    total = num_batches(len(numbers), devices, rows)
+    folder = context.file.parent
+    with (
+        TableWriter(folder, "images", facts["class_names"], image, len(numbers), first_id=numbers.start) as table,
+        closing(batches),
+    ):
+        for images, labels in context.progress.track(
+            batches, f"synthesize, from image {numbers.start:,} (batches)", total
+        ):
             for pixels, label in zip(images, labels, strict=True):
                 table.add(pixels, label)
-    about = {"class_names": facts["class_names"], "guarantee": facts["guarantee"]}
-    (context.folder / "synthesis.json").write_text(json.dumps(about))
-    return Outcome(metrics={"num_images": config.num_images})
+    (folder / table.files[0]).rename(context.file)

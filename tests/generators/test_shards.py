@@ -36,7 +36,7 @@ def cpus(count: int) -> list[torch.device]:
 
 
 def sampled(denoiser: Denoiser, devices: int, rows: int) -> tuple[NDArray[np.uint8], list[int]]:
-    batches = list(sample_in_order(denoiser, SHAPE, CONFIG, cpus(devices), rows))
+    batches = list(sample_in_order(denoiser, SHAPE, range(CONFIG.num_images), CONFIG, cpus(devices), rows))
     assert len(batches) == num_batches(CONFIG.num_images, cpus(devices), rows)
     return np.concatenate([images for images, _ in batches]), [label for _, labels in batches for label in labels]
 
@@ -53,15 +53,16 @@ def test_batch_size_device_count_and_threads_change_no_bit(awake: NewDenoiser, t
         assert same_labels == labels
 
 
-def test_images_are_those_of_their_seeds_and_more_images_begin_with_the_same(awake: NewDenoiser) -> None:
+def test_images_are_those_of_their_seeds_whatever_range_they_are_asked_for_in(awake: NewDenoiser) -> None:
     denoiser = awake()
     images, _ = sampled(denoiser, 2, 20)
     numbers = torch.arange(90, 100)
     expected = synthesize_images(denoiser, numbers % 2, numbers + (7 << 32), SHAPE, CONFIG)
     assert np.array_equal(images[90:], expected.numpy())
-    fewer = CONFIG.model_copy(update={"num_images": 33})
-    (first,) = sample_in_order(denoiser, SHAPE, fewer, cpus(1), 64)
-    assert np.array_equal(first[0], images[:33])
+    for numbers in (range(33), range(40, 61)):
+        (part,) = sample_in_order(denoiser, SHAPE, numbers, CONFIG, cpus(1), 64)
+        assert np.array_equal(part[0], images[numbers.start : numbers.stop])
+        assert part[1] == [number % 2 for number in numbers]
 
 
 def test_each_worker_computes_in_one_thread_of_its_own_and_the_setting_comes_back(
@@ -77,8 +78,7 @@ def test_each_worker_computes_in_one_thread_of_its_own_and_the_setting_comes_bac
 
     monkeypatch.setattr(shards, "synthesize_images", watched)
     threads(4)
-    config = CONFIG.model_copy(update={"num_images": 160})
-    assert len(list(sample_in_order(awake(), SHAPE, config, cpus(2), 10))) == 16
+    assert len(list(sample_in_order(awake(), SHAPE, range(160), CONFIG, cpus(2), 10))) == 16
     assert len(seen) == 4 and {count for _, count in seen} == {1}
     assert torch.get_num_threads() == 4
 
@@ -93,9 +93,8 @@ def test_no_more_than_two_batches_a_worker_are_begun_before_the_first_is_taken(
         return torch.zeros(len(labels), *SHAPE, dtype=torch.uint8)
 
     monkeypatch.setattr(shards, "synthesize_images", counted)
-    endless = CONFIG.model_copy(update={"num_images": 10_000_000})
     running = threading.active_count()
-    with closing(sample_in_order(awake(), SHAPE, endless, cpus(2), 10)) as batches:
+    with closing(sample_in_order(awake(), SHAPE, range(10_000_000), CONFIG, cpus(2), 10)) as batches:
         for taken in range(1, 6):
             next(batches)
             assert max(begun) < 10 * (taken + 4)
@@ -113,5 +112,5 @@ def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_others(
     monkeypatch.setattr(shards, "synthesize_images", failing)
     running = threading.active_count()
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(sample_in_order(awake(), SHAPE, CONFIG, cpus(2), 10))
+        list(sample_in_order(awake(), SHAPE, range(100), CONFIG, cpus(2), 10))
     assert threading.active_count() == running

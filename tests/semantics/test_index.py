@@ -32,6 +32,7 @@ from privimage.semantics.index import (
     require_table,
     rows_of_categories,
     write_index,
+    write_predictions,
 )
 from privimage.store.files import Store
 
@@ -49,7 +50,6 @@ class Indexed:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     model: ResNet
-    count: int
 
     @property
     def index(self) -> pa.Table:
@@ -77,26 +77,19 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Indexed:
     model = tiny_model()
     files = [folder / "table" / name for name in writer.files]
     assert len(files) == 3
+    predictions = [folder / f"predictions-{number:05d}.parquet" for number in range(3)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "PREDICTIONS_SHARD", 48)
         patch.setattr(index_module, "PREDICTIONS_GROUP", 32)
-        count = write_index(
-            folder,
-            iterate_images(files, 16),
-            model,
-            category_names=NAMES,
-            table_digest=DIGEST,
-            shard_sizes=[pq.read_metadata(file).num_rows for file in files],
-            device=CPU,
-        )
-    return Indexed(folder=folder, images=images, labels=labels, model=model, count=count)
+        for file, table_file in zip(predictions, files, strict=True):
+            write_predictions(file, iterate_images([table_file], 16), model, CPU)
+    write_index(folder, predictions, category_names=NAMES, table_digest=DIGEST, num_images=100)
+    return Indexed(folder=folder, images=images, labels=labels, model=model)
 
 
 def test_each_image_has_one_row_in_table_order_sorted_by_category(indexed: Indexed) -> None:
     rows = indexed.index
-    assert indexed.count == rows.num_rows == 100
     assert rows["id"].to_pylist() == indexed.predictions["id"].to_pylist() == list(range(100))
-    assert rows["label"].to_pylist() == indexed.labels.tolist()
+    assert rows["label"].to_pylist() == indexed.predictions["label"].to_pylist() == indexed.labels.tolist()
     assert (np.diff(rows["label"].to_numpy()) >= 0).all()
 
 
@@ -114,11 +107,11 @@ def test_what_is_streamed_equals_a_direct_computation(indexed: Indexed) -> None:
     assert found_order.shape == (100, TOP)
 
 
-def test_predictions_are_split_into_files_and_row_groups_of_their_sizes(indexed: Indexed) -> None:
-    # Batches of at most 16 that end with a shard of 40: 16, 16, 8, 16, 16, 8, 16, 4.
+def test_predictions_have_a_file_for_each_file_of_the_table_in_row_groups_of_their_size(indexed: Indexed) -> None:
+    # Batches of at most 16 that end with a file of the table, which has 40 rows: 16, 16, 8.
     files = [pq.ParquetFile(file) for file in sorted(indexed.folder.glob("predictions-*.parquet"))]
     groups = [[file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] for file in files]
-    assert groups == [[32, 24], [40, 4]]
+    assert groups == [[32, 8], [32, 8], [20]]
 
 
 def test_shard_and_row_say_where_the_image_lies(indexed: Indexed) -> None:
@@ -146,33 +139,23 @@ def test_push_down_finds_exactly_the_rows_of_the_categories(indexed: Indexed, ca
 def test_fewer_categories_than_the_top_list_holds_are_all_listed(tmp_path: Path) -> None:
     model = new_classifier(ClassifierConfig(base_channels=8, blocks=(1,)), channels=1, num_categories=3)
     batch = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 2]), np.array([0, 1])
-    write_index(
-        tmp_path,
-        [batch],
-        model,
-        category_names=["a", "b", "c"],
-        table_digest=DIGEST,
-        shard_sizes=[2],
-        device=CPU,
-    )
+    write_predictions(tmp_path / "predictions-00000.parquet", [batch], model, CPU)
     found = pq.read_table(tmp_path / "predictions-00000.parquet")["top"].to_pylist()
     assert [sorted(row) for row in found] == [[0, 1, 2]] * 2
 
 
 def many_rows(folder: Path, num_rows: int, num_categories: int) -> Path:
-    """An index of so many rows without predictions worth the name, by the real writer."""
+    """An index of so many rows, without predictions, by the real writer."""
     folder.mkdir()
     with IndexWriter(
         folder,
         category_names=[str(number) for number in range(num_categories)],
         table_digest=DIGEST,
         shard_sizes=[num_rows],
-        embedding_size=1,
     ) as writer:
         for at in range(0, num_rows, INDEX_GROUP):
             ids = np.arange(at, min(at + INDEX_GROUP, num_rows))
-            nothing = np.zeros((len(ids), 1), dtype=np.float32)
-            writer.add(ids, ids * num_categories // num_rows, nothing.astype(np.int64), nothing[:, 0], nothing)
+            writer.add(ids, (ids * num_categories // num_rows).astype(np.int32))
     return folder / INDEX_FILE
 
 
@@ -231,43 +214,32 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, monkeypatc
 
     model = new_classifier(ClassifierConfig(base_channels=4, blocks=(1,)), channels=1, num_categories=2)
     before = pa.total_allocated_bytes()
-    count = write_index(
-        tmp_path,
-        watched(iterate_images([tmp_path / name for name in writer.files], batch_size)),
-        model,
-        category_names=["a", "b"],
-        table_digest=DIGEST,
-        shard_sizes=[20_000, 20_000, 10_000],
-        device=CPU,
+    files = [tmp_path / name for name in writer.files]
+    write_predictions(tmp_path / "predictions.parquet", watched(iterate_images(files, batch_size)), model, CPU)
+    assert decoded == rows
+    write_index(
+        tmp_path, [tmp_path / "predictions.parquet"], category_names=["a", "b"], table_digest=DIGEST, num_images=rows
     )
-    assert count == decoded == rows
     assert max(images_held) <= 2 * batch_size
     # Of the rows that wait for their row group (20 bytes each, and 36 with predictions), and two batches of PNGs.
     assert max(arrow_bytes) - before < 4 * 2**20
     assert max(arrow_bytes[len(arrow_bytes) // 2 :]) < 1.5 * max(arrow_bytes[: len(arrow_bytes) // 2])
 
 
-def test_batches_that_are_not_the_table_are_refused(tmp_path: Path) -> None:
-    def write(shard_sizes: list[int], *ids: list[int]) -> None:
-        batches = [
-            (np.zeros((len(part), 1, 8, 8), dtype=np.uint8), np.zeros(len(part), np.int64), np.array(part))
-            for part in ids
-        ]
-        write_index(
-            tmp_path,
-            batches,
-            tiny_model(),
-            category_names=NAMES,
-            table_digest=DIGEST,
-            shard_sizes=shard_sizes,
-            device=CPU,
-        )
+def test_predictions_that_are_not_those_of_the_table_are_refused(tmp_path: Path) -> None:
+    def write(num_images: int, *ids: list[int]) -> None:
+        files = [tmp_path / f"{number}.parquet" for number in range(len(ids))]
+        for file, part in zip(files, ids, strict=True):
+            images = np.zeros((len(part), 1, 8, 8), dtype=np.uint8)
+            write_predictions(file, [(images, np.zeros(len(part), np.int64), np.array(part))], tiny_model(), CPU)
+        write_index(tmp_path, files, category_names=NAMES, table_digest=DIGEST, num_images=num_images)
 
-    with pytest.raises(DataError, match="The index has 3 rows, but the image table has 4: make the table again"):
-        write([2, 2], [0, 1], [2])
-    for wrong in ([3], [2, 2]):
+    write(4, [0, 1], [2, 3])
+    with pytest.raises(DataError, match="predictions for 3 images, but the image table has 4: make the table again"):
+        write(4, [0, 1], [2])
+    for wrong in ([3, 2], [0, 1], [3, 4]):
         with pytest.raises(DataError, match="goes on with 2 rows after row 2, whose numbers are not the next"):
-            write(wrong, [0, 1], [2, 3] if wrong == [3] else [3, 2])
+            write(4, [0, 1], wrong)
 
 
 def test_an_index_of_another_table_is_refused(indexed: Indexed) -> None:

@@ -136,11 +136,9 @@ def index(tmp_path: Path) -> Path:
     with TableWriter(tmp_path, "images", names, ImageConfig(resolution=8, channels=1), shard_rows=25) as table:
         for number in range(60):
             table.add(np.full((1, 8, 8), number, dtype=np.uint8), number // 10)
-    with IndexWriter(
-        tmp_path, category_names=names, table_digest="d" * 64, shard_sizes=[25, 25, 10], embedding_size=1
-    ) as writer:
-        ids, nothing = np.arange(60), np.zeros((60, 1), dtype=np.float32)
-        writer.add(ids, ids // 10, nothing.astype(np.int64), nothing[:, 0], nothing)
+    with IndexWriter(tmp_path, category_names=names, table_digest="d" * 64, shard_sizes=[25, 25, 10]) as writer:
+        ids = np.arange(60)
+        writer.add(ids, (ids // 10).astype(np.int32))
     return tmp_path / INDEX_FILE
 
 
