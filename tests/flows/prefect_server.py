@@ -61,6 +61,30 @@ class Server:
     url: str
     settings: dict[str, str]
     _started: list[Worker] = field(default_factory=list)
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start_up(self) -> None:
+        """Start its process, at the same address and with the same database as before; return when it answers."""
+        port = self.url.removesuffix("/api").rpartition(":")[2]
+        command = [sys.executable, "-m", "prefect", "server", "start", "--port", port]
+        log = self.home / "server.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                command, cwd=self.home, env=self.environment, stdout=out, stderr=subprocess.STDOUT
+            )
+        _wait_until_healthy(self.url, self._process, log)
+
+    def shut_down(self) -> None:
+        """End its process; nobody listens at its address then."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(15)
+        self._process = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -174,21 +198,12 @@ def serve(home: Path) -> Iterator[Server]:
         "PYTHONPATH": str(ROOT),
     }
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=home, env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
-        )
+    server = Server(home=home, url=url, settings=settings)
     try:
-        _wait_until_healthy(url, process, home / "server.log")
-        yield Server(home=home, url=url, settings=settings)
+        server.start_up()
+        yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(15)
+        server.shut_down()
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
