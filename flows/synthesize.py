@@ -73,14 +73,26 @@ def main(arguments: list[str] | None = None) -> int:
     about = "Make a differentially private synthetic image set, as a Prefect flow; the same stages as `privimage run`."
     parser = argparse.ArgumentParser(prog="python -m flows.synthesize", description=about)
     add_config(parser)
+    names = [stage.name for stage in STAGES]
+    parser.add_argument(
+        "--start-at", choices=names, default=EARLIEST, metavar="STAGE", help="earlier ones must be there"
+    )
+    parser.add_argument("--stop-after", choices=names, default=LATEST, metavar="STAGE", help="stop after this stage")
     parser.add_argument("--dry-run", action="store_true", help="only show the plan")
     options = parser.parse_args(arguments)
 
     def run_flow() -> int:
         run = open_run(options)
         redo = [Redo.model_validate({"stage": stage, "draw": draw}) for stage, draw in run.draws.items()]
-        keys = synthesize(config=run.config, store=options.store, redo=redo, dry_run=options.dry_run)
-        if isinstance(keys, dict):
+        keys = synthesize(
+            config=run.config,
+            store=options.store,
+            redo=redo,
+            dry_run=options.dry_run,
+            start_at=options.start_at,
+            stop_after=options.stop_after,
+        )
+        if isinstance(keys, dict) and "release" in keys:
             print(f"release: {run.store.url}/releases/{run.config.name}-{keys['release'][:8]}")
         return 0
 
