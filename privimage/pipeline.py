@@ -295,7 +295,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        version=2,
+        version=3,
         about="internal figures against held-out sensitive images",
         inputs=("admit", "classifier", "synthesize"),
         fields=_section("evaluate"),
@@ -304,7 +304,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="release",
-        version=2,
+        version=3,
         about="synthetic.parquet, datasheet, certificate, report",
         inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
         fields=_section("name", "description", "license"),

@@ -9,17 +9,18 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-__all__ = ["escaped", "page", "picture", "section", "table"]
+__all__ = ["Noted", "escaped", "page", "picture", "section", "table"]
 
 # Nothing may be fetched or executed, whatever a class name holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #faf9f6; --card: #ffffff; --ink: #25251f; --soft: #66655c; --line: #dedcd2;
-  --accent: #1f6b66; --alarm: #9c1f1f; --alarm-ink: #ffffff; --heat: 31, 107, 102; }
+  --accent: #1f6b66; --alarm: #9c1f1f; --alarm-ink: #ffffff; }
 @media screen and (prefers-color-scheme: dark) { :root { --paper: #161715; --card: #1e201d; --ink: #dfddd4;
-  --soft: #a09e93; --line: #373933; --accent: #7cc4bb; --alarm: #a82c2c; --heat: 124, 196, 187; } }
+  --soft: #a09e93; --line: #373933; --accent: #7cc4bb; --alarm: #a82c2c; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -45,22 +46,23 @@ sup { line-height: 0; font-size: .7em; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1.4rem 1.5rem 1rem;
   margin-top: 1.6rem; }
 .numbers { display: flex; flex-wrap: wrap; gap: 1rem 3rem; margin: 0 0 1rem; }
-.numbers div { display: flex; flex-direction: column-reverse; justify-content: flex-end; }
+.numbers div { display: flex; flex-direction: column; }
+.numbers .soft { font: .8rem/1.35 system-ui, "Segoe UI", Roboto, sans-serif; max-width: 15rem; color: var(--soft); }
 .numbers dt { color: var(--soft); font-size: .875rem; }
 .numbers dd { margin: 0; font: 600 1.9rem/1.25 Georgia, "DejaVu Serif", serif; color: var(--accent);
   font-variant-numeric: lining-nums tabular-nums; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.25rem 2rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 2rem; }
-.charts svg { display: block; width: 100%; max-width: 34rem; height: auto; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.75rem 2.25rem; }
+.grid svg, figure > svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 figure { margin: 0; }
-.class { break-inside: avoid; }
-.category { display: grid; grid-template-columns: 1fr auto; gap: .1rem .7rem; align-items: end;
-  margin: 0 0 .6rem; }
-.category > .example { grid-column: 1 / 3; line-height: 0; }
-.category > span { overflow-wrap: anywhere; line-height: 1.3; }
-.category img { max-height: 2.2rem; max-width: 100%; border-radius: 3px; }
-.category data { font-variant-numeric: tabular-nums; color: var(--soft); }
-.bar { grid-column: 1 / 3; height: 4px; border-radius: 2px; background: var(--accent); opacity: .75; }
+figcaption { color: var(--soft); font-size: .875rem; line-height: 1.35; overflow-wrap: anywhere; }
+.entry { break-inside: avoid; min-width: 0; }
+.pictures { display: grid; gap: .45rem; }
+.pictures figure { display: grid; grid-template-columns: minmax(4.5rem, 9rem) 1fr; gap: .2rem .9rem; align-items: center; }
+.pictures img { max-height: 4rem; border-radius: 3px; }
+.grid .pictures figure { grid-template-columns: 1fr; }
+.grid .pictures img { max-height: 2.6rem; }
+.tag { display: inline-block; margin: 0 0 .5rem; padding: .05rem .55rem; border: 1px solid var(--line);
+  border-radius: 1rem; color: var(--soft); font-size: .78rem; line-height: 1.5; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .94rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem 1.1rem .45rem 0; border-bottom: 1px solid var(--line);
@@ -70,10 +72,8 @@ thead th { color: var(--soft); font-weight: 500; font-size: .84rem; white-space:
 tbody th { font-weight: 600; min-width: 6.5rem; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tfoot td, tfoot th { border-bottom: 0; font-weight: 600; }
-.matrix table { width: auto; font-size: .84rem; }
-.matrix table th, .matrix table td, .matrix table td:last-child:not(.number) { padding: .3rem .55rem; border: 0;
-  text-align: right; min-width: 0; white-space: nowrap; }
-footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; }
+small { display: block; font-size: .84rem; font-weight: 400; line-height: 1.4; color: var(--soft); }
+caption { text-align: left; color: var(--soft); padding: .9rem 0 .2rem; }
 @media (max-width: 34rem) { main { padding: 1.5rem 1rem 3rem; } .card { padding: 1.1rem 1.1rem .6rem; }
   .numbers { gap: .8rem 2rem; } .numbers dd { font-size: 1.55rem; } table { font-size: .875rem; }
   th, td { padding-right: .7rem; } td:last-child:not(.number) { min-width: 7rem; } }
@@ -84,6 +84,14 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; }
   body { display: table; width: 100%; border-collapse: collapse; } main { display: table-row-group; }
   .banner { display: table-header-group; } main ~ .banner { display: table-footer-group; } }
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """The text of a cell with a note below it, in small."""
+
+    text: str
+    note: str
 
 
 def escaped(text: object) -> str:
@@ -103,12 +111,13 @@ def page(title_text: str, body: str, banner_text: str | None = None) -> str:
     )
 
 
-def section(title_text: str, intro_text: str, body: str) -> str:
+def section(title_text: str, intro_text: str, body: str, tag_text: str = "") -> str:
     """A titled part of the page; nothing where there is nothing to show."""
     if not body:
         return ""
+    tag = f'<p class="tag">{escaped(tag_text)}</p>\n' if tag_text else ""
     intro = f'<p class="soft">{escaped(intro_text)}</p>\n' if intro_text else ""
-    return f"<section>\n<h2>{escaped(title_text)}</h2>\n{intro}{body}\n</section>\n"
+    return f"<section>\n<h2>{escaped(title_text)}</h2>\n{tag}{intro}{body}\n</section>\n"
 
 
 def table(
@@ -116,6 +125,7 @@ def table(
     rows: Iterable[Sequence[object]],
     numbers: Sequence[int] = (),
     foot: Sequence[object] | None = None,
+    caption_text: str = "",
 ) -> str:
     """A table whose first column names its rows; the columns in `numbers` stand at the right. Empty without rows."""
     body = "\n".join(_cells(row, numbers) for row in rows)
@@ -125,7 +135,8 @@ def table(
     columns = "".join(f'<th scope="col"{_align(index, numbers)}>{escaped(name)}</th>' for index, name in cells)
     last = f"\n<tfoot>{_cells(foot, numbers)}</tfoot>" if foot else ""
     head_and_body = f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return f'<div class="scroll"><table>\n{head_and_body}{last}\n</table></div>'
+    caption = f"<caption>{escaped(caption_text)}</caption>\n" if caption_text else ""
+    return f'<div class="scroll"><table>\n{caption}{head_and_body}{last}\n</table></div>'
 
 
 def picture(png: bytes, alt_text: str) -> str:
@@ -133,11 +144,18 @@ def picture(png: bytes, alt_text: str) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escaped(alt_text)}">'
 
 
+def _cell(cell: object) -> str:
+    """What stands in a cell."""
+    if isinstance(cell, Noted) and cell.note:
+        return f"{escaped(cell.text)}<small>{escaped(cell.note)}</small>"
+    return escaped(cell.text if isinstance(cell, Noted) else cell)
+
+
 def _cells(cells: Sequence[object], numbers: Sequence[int]) -> str:
     """One row."""
     first, *others = cells
-    rest = "".join(f"<td{_align(column, numbers)}>{escaped(cell)}</td>" for column, cell in enumerate(others, start=1))
-    return f'<tr><th scope="row"{_align(0, numbers)}>{escaped(first)}</th>{rest}</tr>'
+    rest = "".join(f"<td{_align(column, numbers)}>{_cell(cell)}</td>" for column, cell in enumerate(others, start=1))
+    return f'<tr><th scope="row"{_align(0, numbers)}>{_cell(first)}</th>{rest}</tr>'
 
 
 def _align(column: int, numbers: Sequence[int]) -> str:

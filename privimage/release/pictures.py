@@ -9,12 +9,13 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from privimage.errors import DataError
 
-__all__ = ["bar_svg", "curve_svg", "sample_grid", "thumbnail_strip"]
+__all__ = ["bar_svg", "curve_svg", "heat_svg", "sample_grid", "thumbnail_strip"]
 
 CELL = 64
 GAP = 3
@@ -36,6 +37,7 @@ COLOURS = ("#2f7fb5", "#c66a1f", "#3f9166", "#a15fb0", "#8a7a2e", "#c24f62")
 # Matplotlib has no `currentColor`: text is drawn in a colour that nothing else has, and renamed afterwards.
 TEXT = "#010203"
 GRID = "#8a8a8a"
+MOST_NAMED = 20
 
 Images = np.ndarray | Tensor
 
@@ -77,7 +79,7 @@ def sample_grid(
 
 
 def thumbnail_strip(images: Images) -> bytes:
-    """PNG of a few images side by side, each up to 64 pixels.
+    """PNG of a few images side by side, each up to 64 pixels, with nothing between them.
 
     Args:
         images: uint8, shape (images, 1 or 3, height, width).
@@ -86,7 +88,9 @@ def thumbnail_strip(images: Images) -> bytes:
         DataError: images have another form.
     """
     cells = _scaled(_pixels(images), None)
-    return _png(_row(cells, len(cells)))
+    row = _row(cells, len(cells))
+    alpha = _row(np.full_like(cells[..., :1], 255), len(cells), (0, 0, 0))[..., :1]
+    return _png(np.concatenate([row, alpha], axis=2))
 
 
 def curve_svg(series: Mapping[str, Sequence[tuple[int, float]]], xlabel: str, ylabel: str, title: str) -> str:
@@ -106,17 +110,68 @@ def curve_svg(series: Mapping[str, Sequence[tuple[int, float]]], xlabel: str, yl
     return _svg(figure, title)
 
 
-def bar_svg(names: Sequence[str], values: Sequence[float], title: str) -> str:
-    """One horizontal bar a name, first at the top, with its value, as an <svg> element: one class's noisy votes."""
+def bar_svg(
+    names: Sequence[str],
+    values: Sequence[float],
+    title: str,
+    *,
+    chosen: Collection[int] | None = None,
+    deviation: float = 0.0,
+    form: str = "{:,.0f}",
+) -> str:
+    """One horizontal bar a name, first at the top, with its value, as an <svg> element.
+
+    Args:
+        chosen: numbers of the bars that are marked, by a full colour and a tick before the name; None = all alike.
+        deviation: standard deviation of every value, drawn as a whisker to both sides; 0 = none.
+        form: how a value is written.
+    """
     figure, axes = _axes(title, height=0.7 + 0.26 * len(names))
-    bars = axes.barh(range(len(names)), values, color=COLOURS[0], height=0.7)
-    axes.bar_label(bars, labels=[f"{value:,.0f}" for value in values], padding=3, color=TEXT, fontsize=9)
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    marked = range(len(names)) if chosen is None else chosen
+    colours = [COLOURS[0] if number in marked else GRID for number in range(len(names))]
+    bars = axes.barh(range(len(names)), values, color=colours, height=0.7, xerr=deviation or None, ecolor=TEXT)
+    axes.bar_label(bars, labels=[form.format(value) for value in values], padding=4, color=TEXT, fontsize=9)
+    ticks = [f"✓ {_short(name)}" if chosen and number in chosen else _short(name) for number, name in enumerate(names)]
+    axes.set_yticks(range(len(names)), ticks)
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.02)
     axes.axvline(0, color=GRID, linewidth=0.8)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
+    return _svg(figure, title)
+
+
+def heat_svg(
+    counts: Sequence[Sequence[int]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    title: str,
+    xlabel: str = "",
+    ylabel: str = "",
+) -> str:
+    """Counts as a heat map, shaded by their share of the row, as an <svg> element.
+
+    The shade is a colour of varying opacity, so that it reads on light and on dark. Up to 20 rows and columns, each
+    cell has its count in it, and each row and column its name.
+    """
+    table = np.asarray(counts, dtype=float)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    shades = np.zeros((*table.shape, 4))
+    shades[..., :3], shades[..., 3] = to_rgb(COLOURS[0]), 0.65 * shares
+    figure, axes = _axes("", height=1.2 + min(4.6, 0.36 * len(table)))
+    axes.imshow(shades, aspect="auto", interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(_plain(xlabel), color=TEXT, fontsize=9)
+    axes.set_ylabel(_plain(ylabel), color=TEXT, fontsize=9)
+    if max(table.shape) <= MOST_NAMED:
+        long = max(map(len, column_names)) > 4
+        axes.set_xticks(
+            range(len(column_names)), map(_short, column_names), rotation=60 * long, ha="right" if long else "center"
+        )
+        axes.set_yticks(range(len(row_names)), map(_short, row_names))
+        for (row, column), count in np.ndenumerate(table):
+            if count:
+                axes.text(column, row, f"{count:,.0f}", ha="center", va="center", color=TEXT, fontsize=8)
     return _svg(figure, title)
 
 
@@ -143,10 +198,10 @@ def _scaled(cells: np.ndarray, scale: int | None) -> np.ndarray:
     return cells.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def _row(cells: np.ndarray, columns: int) -> np.ndarray:
+def _row(cells: np.ndarray, columns: int, background: tuple[int, int, int] = BACKGROUND) -> np.ndarray:
     """Cells side by side on the background, RGB."""
     _, height, width, _ = cells.shape
-    row = np.full((height, columns * (width + GAP) - GAP, 3), BACKGROUND, dtype=np.uint8)
+    row = np.full((height, columns * (width + GAP) - GAP, 3), background, dtype=np.uint8)
     for number, cell in enumerate(cells[:columns]):
         row[:, number * (width + GAP) : number * (width + GAP) + width] = cell
     return row
@@ -212,6 +267,12 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for a chart."""
+    line = " ".join(name.split())
+    return _plain(line if len(line) <= 18 else line[:17].rstrip() + "…")
 
 
 def _plain(text: str) -> str:

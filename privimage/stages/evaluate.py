@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from privimage.data.table import read_images
@@ -19,13 +18,15 @@ from privimage.evaluation.measures import MEASURES, Measured, Subject, measure
 from privimage.evaluation.utility import test, train_on_synthetic
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import RELATION_IN_WORDS
+from privimage.release import contents
+from privimage.release.blocks import Section
 from privimage.release.figures import Figure
-from privimage.release.pictures import sample_grid
 from privimage.release.report import ReportData, render_report
 from privimage.stages.models import open_classifier
 
 __all__ = ["run"]
 
+IMAGES = 12  # of each class, in the report
 NOTICE = "computed from sensitive images without a privacy charge: not differentially private, not for release"
 
 
@@ -89,8 +90,12 @@ def run(context: StageContext) -> Outcome:
         note=f"of a CNN trained on {len(images):,} synthetic images, on {len(private_images):,} test images",
         kind="internal",
     )
-    report = _report(context, [accuracy, *_figures(fidelity, absent)], images, labels, utility.confusion)
-    (context.folder / "internal.html").write_text(render_report(report))
+    sections = [
+        contents.real_beside_synthetic((images, labels), (private_images, private_labels), facts.class_names, IMAGES),
+        contents.figures([accuracy, *_figures(fidelity, absent)]),
+        contents.confusion(utility.confusion, facts.class_names),
+    ]
+    (context.folder / "internal.html").write_text(render_report(_report(context, [accuracy], sections)))
     return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
 
 
@@ -151,13 +156,7 @@ def _images(estimate: Estimate) -> str:
     return f"{estimate.num_synthetic:,} synthetic{against} images"
 
 
-def _report(
-    context: StageContext,
-    figures: Sequence[Figure],
-    images: np.ndarray,
-    labels: np.ndarray,
-    confusion: tuple[tuple[int, ...], ...],
-) -> ReportData:
+def _report(context: StageContext, headline: Sequence[Figure], sections: Sequence[Section]) -> ReportData:
     config, facts = context.config, context.facts
     if facts is None:
         raise Uncharged("Evaluation needs admitted images.")
@@ -169,16 +168,8 @@ def _report(
         delta=config.privacy.delta,
         relation=RELATION_IN_WORDS,
         num_private_images=facts.num_train,
+        num_classes=len(facts.class_names),
         guarantee=context.inputs["synthesize"].read_json("synthesis.json")["guarantee"],
-        samples_png=sample_grid(images, labels, facts.class_names, per_class=12),
-        class_names=facts.class_names,
-        chosen=[],
-        curves={},
-        figures=figures,
-        mechanisms=[],
-        costs=[],
-        ledger_entries=[],
-        provenance={},
-        verify_command="",
-        confusion=confusion,
+        headline=headline,
+        sections=sections,
     )

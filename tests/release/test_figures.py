@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from privimage.errors import PrivacyRefused, Uncharged
+from privimage.release import contents
 from privimage.release.export import SUMS, sums
 from privimage.release.figures import INTERNAL, Figure, check_releasable
+from privimage.release.report import ReportData
 from privimage.runner import run_all
 from privimage.stages import release as release_stage
 from tests.pipeline_fixtures import Answer, Place
@@ -46,9 +49,8 @@ def test_charged_figures_and_only_they_name_what_paid(kind: str, paid_by: tuple[
 def test_a_run_whose_release_would_carry_such_a_figure_makes_none(
     pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch, planted: Figure
 ) -> None:
-    def with_one_more(data: object) -> str:
-        data.figures.append(planted)  # type: ignore[attr-defined]
-        return render(data)  # type: ignore[arg-type]
+    def with_one_more(data: ReportData) -> str:
+        return render(replace(data, sections=[*data.sections, contents.figures([planted])]))
 
     render = release_stage.render_report
     monkeypatch.setattr(release_stage, "render_report", with_one_more)
@@ -94,7 +96,7 @@ def test_each_figure_of_the_evaluation_names_its_extractor_its_images_and_an_int
     assert "needs at least" in why["FID, public-classifier, class anna"]
     assert "FID" not in per_class["anna"]
     shown = finished.payload("evaluate", "internal.html").read_text()
-    assert "Figures of each class" in shown
+    assert "metrics.json says why. (internal)</caption>" in shown
     assert f"public-classifier features, 40 synthetic against {metrics['num_private_test']} test images" in shown
 
 

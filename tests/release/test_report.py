@@ -10,14 +10,61 @@ import numpy as np
 import pytest
 
 from privimage.errors import DataError, PrivacyRefused, Uncharged
-from privimage.release import report
-from privimage.release.figures import Figure
-from privimage.release.pictures import sample_grid, thumbnail_strip
-from privimage.release.report import ChosenCategory, ChosenClass, ReportData, StageCost, render_report
+from privimage.release import contents, report
+from privimage.release.blocks import Card, Cards, Figures, Picture, Pictures, Plot, Section, Table, Text
+from privimage.release.figures import Figure, Kind
+from privimage.release.pictures import bar_svg, thumbnail_strip
+from privimage.release.report import ReportData, render_report
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x>"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 1] * 3)
 BANNER = "must not leave the private side"
+EXAMPLE = Picture(png=thumbnail_strip(IMAGES[:1]), alt="Public examples of letter O", caption="letter O: 120 votes")
+CERTIFICATE = {
+    "delta": 1e-5,
+    "epsilon_computed": 0.999,
+    "mechanisms": [
+        {
+            "stage": "query",
+            "in_words": "discrete Gaussian",
+            "epsilon_alone": 0.21,
+            "ledger_entry": {"sequence": 2, "id": "query-1"},
+        }
+    ],
+    "ledger": {"entries": [{"sequence": 2, "kind": "reserve", "id": "query-1", "sha256": "ab" * 32}]},
+}
+
+
+def everything(name: str, counts: tuple[tuple[int, ...], ...] = ((8, 2), (1, 9))) -> list[Section]:
+    """One section of each making, every text of which is `name`, the internal ones last."""
+    plot = bar_svg([name, name], [3, -1], name, chosen={0})
+    figure = Figure(name=name, value=name, note=name, kind="public")
+    return [
+        contents.samples((IMAGES, LABELS), (name, name), 2),
+        Section(
+            title=name,
+            kind="charged",
+            paid_by=("query-1",),
+            intro=name,
+            blocks=[
+                Text(text=name, tone="warning"),
+                Table(head=(name, name), rows=[(name, name)], foot=(name, name), caption=name),
+                Cards(
+                    cards=[Card(title=name, blocks=[Plot(svg=plot, caption=name), Pictures(pictures=[EXAMPLE])])],
+                ),
+            ],
+        ),
+        contents.figures([figure, replace(figure, of_class=name)], name),
+        contents.curves({name: {name: [(0, 1.0)], "b": [(0, 1.0)]}}),
+        contents.costs([contents.StageCost(stage=name, seconds=1, what=name, epsilon=None)]),
+        contents.accounting({**CERTIFICATE, "mechanisms": [{**CERTIFICATE["mechanisms"][0], "in_words": name}]}),
+        contents.provenance({name: name}),
+        contents.verification(name),
+        contents.real_beside_synthetic((IMAGES, LABELS), (IMAGES, LABELS), (name, f"{name} 2"), 2),
+        contents.confusion(counts, (name, name)),
+    ]
+
 
 DATA = ReportData(
     title="Digits",
@@ -27,31 +74,14 @@ DATA = ReportData(
     delta=1e-5,
     relation="zero-out",
     num_private_images=1437,
+    num_classes=2,
     guarantee="differential privacy",
-    samples_png=sample_grid(IMAGES, [0, 1] * 3, ["zero", "one"]),
-    class_names=("zero", "one"),
-    chosen=(
-        ChosenClass(
-            class_name="zero",
-            categories=(
-                ChosenCategory(name="letter O", noisy_votes=120.0, example_png=thumbnail_strip(IMAGES[:1])),
-                ChosenCategory(name="letter D", noisy_votes=-4.0),
-            ),
-        ),
-    ),
-    curves={"Generator: loss by step": {"loss": [(0, 1.0), (10, 0.5)]}},
-    figures=(Figure(name="Classifier accuracy", value="93.1 %", note="public validation", kind="public"),),
-    mechanisms=(("Query", "discrete Gaussian", "0.21"),),
-    costs=(
-        StageCost(stage="query", seconds=9.5, what="votes"),
-        StageCost(stage="finetune", seconds=4210.0, what="steps"),
-    ),
-    ledger_entries=(("000002", "reserve", "query"),),
-    provenance={"Code": "privimage 0.1.0"},
-    verify_command="privimage verify out/digits",
+    headline=(Figure(name="Inception Score", value="7.5", note="public classifier", kind="public"),),
+    sections=everything("digit")[:-2],
+    paid=("query-1",),
 )
 INTERNAL_FIGURE = Figure(name="Accuracy on real images", value="84.7 %", note="", kind="internal")
-INTERNAL = replace(DATA, internal=True, figures=(INTERNAL_FIGURE,), confusion=((8, 2), (1, 9)))
+INTERNAL = replace(DATA, internal=True, headline=(INTERNAL_FIGURE,), sections=everything("digit"))
 
 
 class Page(HTMLParser):
@@ -92,57 +122,66 @@ def test_a_report_fetches_nothing_and_runs_nothing(data: ReportData) -> None:
     assert "default-src &#x27;none&#x27;" in document
 
 
-def test_every_picture_has_an_alternative_text() -> None:
-    pictures = [attributes for tag, attributes in Page(render_report(DATA)).tags if tag == "img"]
-    assert len(pictures) == 2
-    assert all(attributes["alt"] for attributes in pictures)
+def test_every_picture_and_every_plot_has_an_alternative_text() -> None:
+    tags = Page(render_report(INTERNAL)).tags
+    pictures = [attributes["alt"] for tag, attributes in tags if tag == "img"]
+    plots = [attributes["aria-label"] for tag, attributes in tags if tag == "svg"]
+    assert len(pictures) == 2 + 1 + 4
+    assert len(plots) == 3
+    assert all([*pictures, *plots])
+    assert "2 synthetic images of class digit" in pictures
 
 
 def test_hostile_text_is_only_ever_text() -> None:
-    hostile = ReportData(
+    hostile = replace(
+        INTERNAL,
         title=HOSTILE,
         description=HOSTILE,
-        internal=True,
-        epsilon=2.0,
-        delta=1e-6,
         relation=HOSTILE,
-        num_private_images=1,
-        guarantee="differential privacy",
-        samples_png=DATA.samples_png,
-        class_names=(HOSTILE, HOSTILE),
-        chosen=(
-            ChosenClass(
-                class_name=HOSTILE,
-                categories=(ChosenCategory(name=HOSTILE, noisy_votes=1, example_png=DATA.samples_png),),
-            ),
-        ),
-        curves={HOSTILE: {HOSTILE: [(0, 1.0)], "b": [(0, 1.0)]}},
-        figures=(Figure(name=HOSTILE, value=HOSTILE, note=HOSTILE, kind="internal"),),
-        mechanisms=((HOSTILE, HOSTILE, HOSTILE),),
-        costs=(StageCost(stage=HOSTILE, seconds=1, what=HOSTILE),),
-        ledger_entries=((HOSTILE, HOSTILE, HOSTILE),),
-        provenance={HOSTILE: HOSTILE},
-        verify_command=HOSTILE,
-        confusion=((1, 0), (0, 1)),
+        headline=(Figure(name=HOSTILE, value=HOSTILE, note=HOSTILE, kind="internal"),),
+        sections=everything(HOSTILE),
     )
     page = Page(render_report(hostile))
+    assert not page.open
     assert "script" not in {tag for tag, _ in page.tags}
     assert all((attributes.get("src") or "data:").startswith("data:") for _, attributes in page.tags)
 
 
-def test_a_release_refuses_internal_figures_and_the_confusion_matrix() -> None:
-    with pytest.raises(PrivacyRefused, match="Accuracy on real images") as caught:
-        render_report(replace(DATA, figures=(*DATA.figures, INTERNAL_FIGURE)))
-    assert "84.7" not in str(caught.value)
-    with pytest.raises(PrivacyRefused, match="confusion matrix"):
-        render_report(replace(DATA, confusion=((8, 2), (1, 9))))
+@pytest.mark.parametrize("number", [-2, -1])
+def test_a_release_refuses_an_internal_section_by_its_title(number: int) -> None:
+    section = everything("digit", counts=((84700, 2), (1, 9)))[number]
+    with pytest.raises(PrivacyRefused, match=f"cannot carry the section '{section.title}'") as caught:
+        render_report(replace(DATA, sections=(*DATA.sections, section)))
+    assert "84700" not in str(caught.value)
 
 
-def test_a_release_carries_a_charged_figure_with_the_entry_that_paid_for_it() -> None:
-    charged = Figure(name="Noise", value="3 votes", note="", kind="charged", paid_by=("query-1",))
-    assert "charged query-1" in render_report(replace(DATA, figures=(charged,), paid=("query-1",)))
-    with pytest.raises(Uncharged, match="cannot carry Noise"):
-        render_report(replace(DATA, figures=(charged,)))
+def test_a_release_refuses_internal_figures_wherever_they_stand() -> None:
+    figures = Figures(figures=[INTERNAL_FIGURE])
+    nested = Cards(cards=[Card(title="", blocks=[Cards(cards=[Card(title="", blocks=[figures])])])])
+    for blocks in ([figures], [Text(text="x"), nested]):
+        section = Section(title="Results", kind="public", blocks=blocks)
+        with pytest.raises(PrivacyRefused, match="cannot carry Accuracy on real images") as caught:
+            render_report(replace(DATA, sections=(section,)))
+        assert "84.7" not in str(caught.value)
+    with pytest.raises(PrivacyRefused, match="cannot carry Accuracy on real images"):
+        render_report(replace(DATA, headline=(INTERNAL_FIGURE,)))
+
+
+def test_a_release_carries_what_is_charged_with_the_entry_that_paid_for_it() -> None:
+    charged = Figure(name="Noise", value="3 votes", note="", kind="charged", paid_by=("query-2",))
+    section = Section(title="Votes", kind="charged", blocks=[Text(text="3")], paid_by=("query-3",))
+    sections = (contents.figures([charged]), section)
+    document = render_report(replace(DATA, sections=sections, paid=("query-2", "query-3")))
+    assert "charged query-2" in document
+    assert "charged · query-3" in document
+    with pytest.raises(Uncharged, match="cannot carry Noise, the section 'Figures', the section 'Votes': no mechanism"):
+        render_report(replace(DATA, sections=sections))
+
+
+@pytest.mark.parametrize(("kind", "paid_by"), [("charged", ()), ("public", ("query-1",)), ("internal", ("query-1",))])
+def test_charged_sections_and_only_they_name_what_paid(kind: Kind, paid_by: tuple[str, ...]) -> None:
+    with pytest.raises(Uncharged, match="ledger entries"):
+        Section(title="Votes", kind=kind, blocks=[], paid_by=paid_by)
 
 
 def test_figures_of_classes_stand_in_one_table_with_gaps_where_there_are_none() -> None:
@@ -150,14 +189,29 @@ def test_figures_of_classes_stand_in_one_table_with_gaps_where_there_are_none() 
         return Figure(name=name, value=value, note="some features", kind="internal", of_class=of_class)
 
     figures = (of("FID", "zero", "1.5"), of("KID", "zero", "0.1"), of("KID", "<one>", "0.2"))
-    document = render_report(replace(INTERNAL, figures=figures))
-    table = document.partition("Figures of each class")[2].partition("</section>")[0]
-    assert "some features (internal)" in table
+    document = render_report(replace(INTERNAL, sections=(contents.figures(figures),)))
+    table = document.partition("<main>")[2].partition("<table>")[2].partition("</table>")[0]
+    assert "<caption>some features (internal)</caption>" in table
     assert re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", table) == [
         "Class", "FID", "KID", "zero", "1.5", "0.1", "&lt;one&gt;", "–", "0.2",
     ]  # fmt: skip
     with pytest.raises(PrivacyRefused, match="FID, KID"):
-        render_report(replace(DATA, figures=figures))
+        render_report(replace(DATA, sections=(contents.figures(figures),)))
+
+
+def test_the_confusion_matrix_shows_its_counts_and_many_classes_without_them() -> None:
+    small = render_report(replace(INTERNAL, sections=(contents.confusion(((81, 2), (1, 9)), ("a", "b")),)))
+    assert all(f">{count}</text>" in small for count in (81, 2, 1, 9))
+    many = tuple(tuple(7 for _ in range(30)) for _ in range(30))
+    large = render_report(replace(INTERNAL, sections=(contents.confusion(many, ["a"] * 30),)))
+    assert ">7</text>" not in large
+    assert len(large) < 60_000
+
+
+def test_a_class_without_images_is_named_and_has_no_picture() -> None:
+    document = render_report(replace(DATA, sections=(contents.samples((IMAGES, LABELS * 0), ("zero", "one"), 2),)))
+    assert document.count("<img ") == 1
+    assert "one: none" in document
 
 
 def test_an_internal_report_carries_its_banner_at_both_ends_and_a_release_none() -> None:
@@ -177,11 +231,29 @@ def test_an_internal_report_that_is_printed_carries_its_banner_on_every_page() -
     assert "main { display: table-row-group; }" in printed
 
 
-def test_the_headline_says_what_epsilon_and_delta_mean() -> None:
+def test_the_headline_says_how_good_it_is_and_what_epsilon_and_delta_mean() -> None:
     document = render_report(DATA)
+    assert "<dt>Inception Score</dt><dd>7.5</dd>" in document
     assert "by a factor of at most e<sup>1</sup> ≈ 2.72 (plus 10<sup>−5</sup>)" in document
+    assert "can be 74 % sure after seeing the release" in document
     assert "1,437" in document
     assert "≈" not in render_report(replace(DATA, epsilon=1000.0))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"),
+    [
+        (0.1, "53 %"),
+        (1.0, "74 %"),
+        (3.0, "96 %"),
+        (5.0, "99.4 %"),
+        (10.0, "99.996 %"),
+        (15.0, "all but completely"),
+        (1e4, "all but completely"),
+    ],
+)
+def test_certainty_is_rounded_up_and_never_to_certainty(epsilon: float, text: str) -> None:
+    assert report._certainty(epsilon) == text
 
 
 def test_a_run_without_a_guarantee_makes_no_promise() -> None:
@@ -190,11 +262,20 @@ def test_a_run_without_a_guarantee_makes_no_promise() -> None:
     assert "by a factor of at most" not in document
 
 
-def test_times_are_readable_and_summed() -> None:
-    document = render_report(DATA)
-    assert "9.5 s" in document
-    assert "1 h 10 min" in document
-    assert [report._duration(seconds) for seconds in (59.99, 60, 3599.6, 360_000)] == [
+def test_times_are_readable_and_summed_and_those_of_private_stages_are_not_told() -> None:
+    costs = [
+        contents.StageCost(stage="pretrain", seconds=4210.0, what="steps", epsilon=None),
+        contents.StageCost(stage="select", seconds=9.5, what="rows", epsilon=None),
+        contents.StageCost(stage="query", seconds=None, what="votes", epsilon=0.21),
+    ]
+    table = render_report(replace(DATA, sections=(contents.costs(costs),))).partition("<table>")[2]
+    assert re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", table)[4:] == [
+        "pretrain", "1 h 10 min", "–", "steps",
+        "select", "9.5 s", "–", "rows",
+        "query", "not shown", "0.21 alone", "votes",
+        "Public stages", "1 h 10 min", "", "",
+    ]  # fmt: skip
+    assert [contents.duration(seconds) for seconds in (59.99, 60, 3599.6, 360_000)] == [
         "1 min 00 s",
         "1 min 00 s",
         "1 h 00 min",
@@ -210,19 +291,37 @@ def test_delta_reads_as_a_power_of_ten(value: float, text: str) -> None:
 
 
 def test_sections_without_content_are_left_out() -> None:
-    document = render_report(
-        replace(DATA, chosen=(), curves={}, figures=(), mechanisms=(), costs=(), ledger_entries=(), provenance={})
+    empty = (
+        contents.figures([]),
+        contents.curves({}),
+        contents.costs([]),
+        contents.provenance({}),
+        contents.verification("privimage verify"),
+        Section(title="Cards", kind="public", blocks=[Cards(cards=[Card(title="x", blocks=[Text(text="")])])]),
     )
-    assert re.findall(r"<h2>(.*?)</h2>", document) == ["Synthetic images", "How to verify"]
+    document = render_report(replace(DATA, sections=empty))
+    assert re.findall(r"<h2>(.*?)</h2>", document) == ["How to verify"]
 
 
-def test_a_report_that_is_too_large_leaves_out_examples_and_then_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(render_report(DATA).encode())
-    monkeypatch.setattr(report, "MAX_BYTES", size - 1)
-    assert "left out to keep this file small" in render_report(DATA)
+def test_a_report_that_is_too_large_leaves_out_what_is_optional_and_then_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examples = Pictures(pictures=[EXAMPLE], optional=True)
+    plot = Plot(svg=bar_svg(["a"], [1], "votes"), optional=True)
+    section = Section(
+        title="Chosen", kind="public", blocks=[Cards(cards=[Card(title="zero", blocks=[examples, plot])])]
+    )
+    data = replace(DATA, sections=(section,))
+    whole = render_report(data)
+    assert "<img " in whole and "<svg " in whole and "left out" not in whole
+    monkeypatch.setattr(report, "MAX_BYTES", len(whole.encode()) - 1)
+    small = render_report(data)
+    assert "left out to keep this file small" in small
+    assert "letter O: 120 votes" in small
+    assert "<img " not in small and "<svg " not in small
     monkeypatch.setattr(report, "MAX_BYTES", 1000)
-    with pytest.raises(DataError, match="fewer images per class"):
-        render_report(DATA)
+    with pytest.raises(DataError, match="fewer pictures per class"):
+        render_report(data)
 
 
 def test_the_same_data_gives_the_same_report() -> None:

@@ -1,0 +1,211 @@
+"""The sections that reports have in common, from what the stages hold. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from privimage.release.blocks import Card, Cards, Code, Figures, Picture, Pictures, Plot, Section, Table
+from privimage.release.figures import Figure, Kind
+from privimage.release.pictures import curve_svg, heat_svg, thumbnail_strip
+
+__all__ = [
+    "StageCost",
+    "accounting",
+    "confusion",
+    "costs",
+    "curves",
+    "figures",
+    "provenance",
+    "real_beside_synthetic",
+    "samples",
+    "verification",
+]
+
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What a stage did, what it took of epsilon, if anything, and how many seconds; None = not to be told."""
+
+    stage: str
+    what: str
+    epsilon: float | None
+    seconds: float | None
+
+
+def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int) -> Section:
+    """The first synthetic images of each class.
+
+    Args:
+        synthetic: uint8 images, shape (images, 1 or 3, height, width), and class numbers, shape (images,).
+    """
+    rows = [_strip(synthetic, number, name, per_class, "synthetic", name) for number, name in enumerate(class_names)]
+    return Section(
+        title="Synthetic images",
+        kind="public",
+        intro="One row for each class; every image is generated.",
+        blocks=[Pictures(pictures=rows)],
+    )
+
+
+def real_beside_synthetic(synthetic: Labelled, real: Labelled, class_names: Sequence[str], per_class: int) -> Section:
+    """The first held-out images of each class, and the first synthetic ones below them."""
+    sides = {"real": real, "synthetic": synthetic}
+    cards = [
+        Card(
+            title=name,
+            blocks=[
+                Pictures(pictures=[_strip(side, number, name, per_class, what, what) for what, side in sides.items()])
+            ],
+        )
+        for number, name in enumerate(class_names)
+    ]
+    return Section(
+        title="Real images beside synthetic ones",
+        kind="internal",
+        intro="Real: sensitive images of the test split, on which nothing was trained.",
+        blocks=[Cards(cards=cards)],
+    )
+
+
+def figures(results: Sequence[Figure], title: str = "Figures") -> Section:
+    """Results in a table; the section is of the strictest of their kinds."""
+    kinds: dict[Kind, str] = {
+        "public": "Public: computed without sensitive images, or from the release itself.",
+        "charged": "Charged: paid for in the ledger.",
+        "internal": "Internal: computed from sensitive images, paid by nothing.",
+    }
+    used = [kind for kind in kinds if kind in {figure.kind for figure in results}] or ["public"]
+    paid = dict.fromkeys(paid for figure in results for paid in figure.paid_by)
+    return Section(
+        title=title,
+        kind=used[-1],
+        paid_by=tuple(paid) if used[-1] == "charged" else (),
+        intro=" ".join(kinds[kind] for kind in used),
+        blocks=[Figures(figures=results)],
+    )
+
+
+def curves(charts: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Section:
+    """Training curves of public training.
+
+    Args:
+        charts: a chart's title, which also says what its steps count, to its series of (step, value) points.
+    """
+    cards = [Card(title="", blocks=[Plot(svg=curve_svg(series, "", "", title))]) for title, series in charts.items()]
+    return Section(
+        title="Training curves",
+        kind="public",
+        intro="Of the training on public images. The private training has none to show: its loss is sensitive.",
+        blocks=[Cards(cards=cards)],
+    )
+
+
+def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str], title: str = "Confusion matrix") -> Section:
+    """Test images by true class (row) and predicted class (column), as a heat map; the figures are in it."""
+    return Section(
+        title=title,
+        kind="internal",
+        intro="Test images by true class (row) and by what the classifier trained on synthetic images says (column). "
+        "The shade is the share of the row.",
+        blocks=[Plot(svg=heat_svg(counts, class_names, class_names, title, "predicted class", "true class"))],
+    )
+
+
+def costs(stages: Sequence[StageCost]) -> Section:
+    """Where time and epsilon went."""
+    rows = [
+        (
+            cost.stage,
+            "not shown" if cost.seconds is None else duration(cost.seconds),
+            "–" if cost.epsilon is None else f"{cost.epsilon:.4g} alone",
+            cost.what,
+        )
+        for cost in stages
+    ]
+    total = sum(cost.seconds for cost in stages if cost.seconds is not None)
+    return Section(
+        title="Time and cost",
+        kind="public",
+        intro="How long a private stage took depends on how many images it drew, so it is not shown.",
+        blocks=[
+            Table(
+                head=("Stage", "Time", "Epsilon", "What was done"),
+                rows=rows,
+                numbers=(1, 2),
+                foot=("Public stages", duration(total), "", "") if rows else None,
+            )
+        ],
+    )
+
+
+def accounting(certificate: Mapping[str, Any]) -> Section:
+    """What touched the sensitive images, what each of it would cost alone, what all cost together, where it is written."""
+    mechanisms = [
+        (
+            mechanism["stage"],
+            mechanism["in_words"],
+            f"{mechanism['epsilon_alone']:.4g}",
+            f"{mechanism['ledger_entry']['sequence']:06d}",
+        )
+        for mechanism in certificate["mechanisms"]
+    ]
+    entries = [
+        (f"{entry['sequence']:06d}", entry["kind"], entry["id"], f"{entry['sha256'][:16]}…")
+        for entry in certificate["ledger"]["entries"]
+    ]
+    foot = ("together", "composed as one", f"{certificate['epsilon_computed']:.4g}", "")
+    return Section(
+        title="Privacy accounting",
+        kind="charged",
+        paid_by=tuple(mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]),
+        intro=f"Every mechanism that touched the sensitive images. At delta {certificate['delta']:g}.",
+        blocks=[
+            Table(
+                head=("Mechanism", "What it did", "Epsilon alone", "Ledger entry"),
+                rows=mechanisms,
+                numbers=(2, 3),
+                foot=foot,
+            ),
+            Table(head=("Entry", "Kind", "Id", "SHA-256"), rows=entries, caption="The ledger of these images"),
+        ],
+    )
+
+
+def provenance(items: Mapping[str, str]) -> Section:
+    """What it was made of and by."""
+    return Section(title="Provenance", kind="public", blocks=[Table(head=("Item", "Value"), rows=list(items.items()))])
+
+
+def verification(command: str) -> Section:
+    """How a reader checks all this."""
+    return Section(
+        title="How to verify",
+        kind="public",
+        intro="This command checks every file of the release against its manifest, computes epsilon again, and compares "
+        "with the ledger where it is at hand.",
+        blocks=[Code(text=command)],
+    )
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as coarse as is useful."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _strip(side: Labelled, number: int, name: str, per_class: int, what: str, caption: str) -> Picture:
+    """The first images of a class; without a picture where it has none."""
+    images, labels = side
+    few = images[labels == number][:per_class]
+    if not len(few):
+        return Picture(png=None, alt="", caption=f"{caption}: none")
+    return Picture(png=thumbnail_strip(few), alt=f"{len(few)} {what} images of class {name}", caption=caption)
