@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from privimage.evaluation.fidelity import fid, weighted_fids, weighted_kids
 from privimage.evaluation.inception_score import inception_scores
 from privimage.evaluation.manifold import NEIGHBOURS, inside
 
-__all__ = ["MEASURES", "Measured", "Subject", "measure"]
+__all__ = ["MEASURES", "OF_SYNTHETIC_ALONE", "Measured", "Subject", "measure"]
 
 SEED = 0  # of the bootstrap: it moves the ends of intervals, and no figure
 
@@ -22,6 +22,7 @@ SEED = 0  # of the bootstrap: it moves the ends of intervals, and no figure
 class Subject:
     """What is compared: features, shape (images, features), by one extractor.
 
+    `private` has no rows where only measures of synthetic images alone are asked for.
     `probabilities` are the extractor's categories for the synthetic images, shape (images, categories), if it has any.
     """
 
@@ -50,8 +51,9 @@ class Measured:
     not_computed: Mapping[str, str]
 
 
-def measure(subject: Subject) -> Measured:
-    """Every measure of MEASURES; those for which there are too few images are left out, and it is said why.
+def measure(subject: Subject, names: Collection[str] | None = None) -> Measured:
+    """The named measures of MEASURES, all for None; those for which there are too few images are left out, and it is
+    said why.
 
     Raises:
         DataError: some features are not finite.
@@ -60,8 +62,10 @@ def measure(subject: Subject) -> Measured:
         raise DataError("Some features are not finite, expected finite numbers: check the feature extractor's weights.")
     estimates, missing = {}, {}
     for name, (needed, compute) in MEASURES.items():
+        if names is not None and name not in names:
+            continue
         least, why = needed(subject)
-        sides = subject.sizes if name != "Inception Score" else subject.sizes[:1]
+        sides = subject.sizes[:1] if name in OF_SYNTHETIC_ALONE else subject.sizes
         if min(sides) < least:
             found = f"{sides[0]:,} synthetic" + "".join(f" and {num:,} test" for num in sides[1:])
             missing[name] = f"needs at least {least:,} images{' of each' if sides[1:] else ''} ({why}), found {found}"
@@ -123,3 +127,5 @@ MEASURES: Mapping[str, tuple[Needed, Computed]] = {
     "recall": (_more_than_neighbours, _recall),
     "Inception Score": (_as_many_as_categories, _inception_score),
 }
+# They look at no sensitive image: what they find is public.
+OF_SYNTHETIC_ALONE = frozenset({"Inception Score"})

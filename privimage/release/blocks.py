@@ -31,9 +31,12 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under a head; the first column names the rows, those in `numbers` stand at the right."""
+    """Rows under a head; the first column names the rows, those in `numbers` stand at the right.
 
-    head: Sequence[str]
+    A cell is text, a number, or `page.Noted`.
+    """
+
+    head: Sequence[object]
     rows: Sequence[Sequence[object]]
     numbers: Sequence[int] = ()
     foot: Sequence[object] | None = None

@@ -10,7 +10,8 @@ import numpy as np
 
 from privimage.release.blocks import Card, Cards, Code, Figures, Picture, Pictures, Plot, Section, Table
 from privimage.release.figures import Figure, Kind
-from privimage.release.pictures import curve_svg, heat_svg, thumbnail_strip
+from privimage.release.page import Noted
+from privimage.release.pictures import bar_svg, curve_svg, heat_svg, thumbnail_strip
 
 __all__ = [
     "StageCost",
@@ -22,10 +23,13 @@ __all__ = [
     "provenance",
     "real_beside_synthetic",
     "samples",
+    "semantic_query",
     "verification",
 ]
 
 Labelled = tuple[np.ndarray, np.ndarray]
+MOST_BARS = 8
+MOST_PLOTS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def real_beside_synthetic(synthetic: Labelled, real: Labelled, class_names: Sequ
     sides = {"real": real, "synthetic": synthetic}
     cards = [
         Card(
-            title=name,
+            title=f"Class {name}",
             blocks=[
                 Pictures(pictures=[_strip(side, number, name, per_class, what, what) for what, side in sides.items()])
             ],
@@ -71,6 +75,65 @@ def real_beside_synthetic(synthetic: Labelled, real: Labelled, class_names: Sequ
         intro="Real: sensitive images of the test split, on which nothing was trained.",
         blocks=[Cards(cards=cards)],
     )
+
+
+def semantic_query(
+    *,
+    class_names: Sequence[str],
+    category_names: Sequence[str],
+    votes: np.ndarray,
+    noise_stddev: float,
+    chosen: Sequence[Sequence[int]],
+    examples: Mapping[int, bytes],
+    paid_by: tuple[str, ...],
+) -> Section:
+    """The query made visible: the noisy histogram of each class, its chosen categories marked, with public examples.
+
+    Args:
+        votes: noisy, shape (classes, categories).
+        chosen: numbers of the chosen categories of each class, best first.
+        examples: PNG of public images, by number of the category.
+    """
+    cards = []
+    for number, (name, row, picks) in enumerate(zip(class_names, votes, chosen, strict=True)):
+        pictures = [
+            Picture(
+                png=examples.get(category),
+                alt=f"Public examples of {category_names[category]}",
+                caption=f"{category_names[category]}: {row[category]:,.0f} noisy votes",
+            )
+            for category in picks
+        ]
+        plots = [_votes_plot(name, category_names, row, picks, noise_stddev)] if number < MOST_PLOTS else []
+        cards.append(Card(title=f"Class {name}", blocks=[*plots, Pictures(pictures=pictures, optional=True)]))
+    few = f" Bars are drawn for the first {MOST_PLOTS} classes." if len(cards) > MOST_PLOTS else ""
+    return Section(
+        title="Public categories that each class chose",
+        kind="charged",
+        paid_by=paid_by,
+        intro="What the sensitive images of each class look like to the public classifier: the categories with most noisy "
+        "votes. Those with a tick were chosen, no category for two classes, and the generator was first trained on their "
+        f"images. Whiskers: standard deviation of the noise, {noise_stddev:.3g} votes. The examples are public images.{few}",
+        blocks=[Cards(cards=cards)],
+    )
+
+
+def _votes_plot(
+    name: str, category_names: Sequence[str], votes: np.ndarray, picks: Sequence[int], noise_stddev: float
+) -> Plot:
+    """The largest noisy counts of a class, the chosen ones among them in any case."""
+    order = np.argsort(-votes, kind="stable")
+    largest = [int(category) for category in order[:MOST_BARS]]
+    shown = largest + [category for category in picks if category not in largest]
+    svg = bar_svg(
+        [category_names[category] for category in shown],
+        [float(votes[category]) for category in shown],
+        f"Noisy votes of class {name}, {len(shown)} of {len(votes)} categories",
+        chosen=[place for place, category in enumerate(shown) if category in picks],
+        deviation=noise_stddev,
+        heading=False,
+    )
+    return Plot(svg=svg, optional=True)
 
 
 def figures(results: Sequence[Figure], title: str = "Figures") -> Section:
@@ -108,12 +171,17 @@ def curves(charts: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> S
 
 def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str], title: str = "Confusion matrix") -> Section:
     """Test images by true class (row) and predicted class (column), as a heat map; the figures are in it."""
+    table = np.asarray(counts)
+    shares = np.diagonal(table) / np.maximum(table.sum(axis=1), 1)
+    plots = [heat_svg(counts, class_names, class_names, title, "predicted class", "true class")]
+    if len(class_names) <= MOST_PLOTS:
+        plots.append(bar_svg(class_names, shares.tolist(), "Recognised test images of each class", form="{:.0%}"))
     return Section(
         title=title,
         kind="internal",
         intro="Test images by true class (row) and by what the classifier trained on synthetic images says (column). "
         "The shade is the share of the row.",
-        blocks=[Plot(svg=heat_svg(counts, class_names, class_names, title, "predicted class", "true class"))],
+        blocks=[Cards(cards=[Card(title="", blocks=[Plot(svg=svg)]) for svg in plots])],
     )
 
 
@@ -121,10 +189,9 @@ def costs(stages: Sequence[StageCost]) -> Section:
     """Where time and epsilon went."""
     rows = [
         (
-            cost.stage,
+            Noted(text=cost.stage, note=cost.what),
             "not shown" if cost.seconds is None else duration(cost.seconds),
             "–" if cost.epsilon is None else f"{cost.epsilon:.4g} alone",
-            cost.what,
         )
         for cost in stages
     ]
@@ -135,10 +202,10 @@ def costs(stages: Sequence[StageCost]) -> Section:
         intro="How long a private stage took depends on how many images it drew, so it is not shown.",
         blocks=[
             Table(
-                head=("Stage", "Time", "Epsilon", "What was done"),
+                head=("Stage", "Time", "Epsilon"),
                 rows=rows,
                 numbers=(1, 2),
-                foot=("Public stages", duration(total), "", "") if rows else None,
+                foot=("Public stages together", duration(total), "") if rows else None,
             )
         ],
     )
@@ -148,18 +215,17 @@ def accounting(certificate: Mapping[str, Any]) -> Section:
     """What touched the sensitive images, what each of it would cost alone, what all cost together, where it is written."""
     mechanisms = [
         (
-            mechanism["stage"],
-            mechanism["in_words"],
+            Noted(text=mechanism["stage"], note=mechanism["in_words"]),
             f"{mechanism['epsilon_alone']:.4g}",
             f"{mechanism['ledger_entry']['sequence']:06d}",
         )
         for mechanism in certificate["mechanisms"]
     ]
     entries = [
-        (f"{entry['sequence']:06d}", entry["kind"], entry["id"], f"{entry['sha256'][:16]}…")
+        (f"{entry['sequence']:06d}", entry["kind"], Noted(text=entry["id"], note=f"sha256 {entry['sha256'][:16]}…"))
         for entry in certificate["ledger"]["entries"]
     ]
-    foot = ("together", "composed as one", f"{certificate['epsilon_computed']:.4g}", "")
+    foot = ("Together, composed as one", f"{certificate['epsilon_computed']:.4g}", "")
     return Section(
         title="Privacy accounting",
         kind="charged",
@@ -167,12 +233,12 @@ def accounting(certificate: Mapping[str, Any]) -> Section:
         intro=f"Every mechanism that touched the sensitive images. At delta {certificate['delta']:g}.",
         blocks=[
             Table(
-                head=("Mechanism", "What it did", "Epsilon alone", "Ledger entry"),
+                head=("Mechanism", "Epsilon alone", "Ledger entry"),
                 rows=mechanisms,
-                numbers=(2, 3),
+                numbers=(1, 2),
                 foot=foot,
             ),
-            Table(head=("Entry", "Kind", "Id", "SHA-256"), rows=entries, caption="The ledger of these images"),
+            Table(head=("Entry", "Kind", "Id and digest"), rows=entries, caption="The ledger of these images"),
         ],
     )
 

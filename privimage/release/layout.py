@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from privimage.release.blocks import Block, Cards, Code, Figures, Picture, Pictures, Plot, Section, Table, Text
-from privimage.release.figures import Figure
+from privimage.release.figures import Figure, Shown
 from privimage.release.page import Noted, escaped, picture, section, table
 
 __all__ = ["section_html"]
@@ -18,7 +18,7 @@ def section_html(shown: Section, *, with_optional: bool) -> str:
     body = _blocks(shown.blocks, with_optional)
     if body and not with_optional and _has_optional(shown.blocks):
         body = f'<p class="soft">{LEFT_OUT}</p>\n{body}'
-    return section(shown.title, shown.intro, body, tag_text=" · ".join([shown.kind, *shown.paid_by]))
+    return section(shown.title, shown.intro, body, tag_text=_right(shown))
 
 
 def _blocks(blocks: Sequence[Block], with_optional: bool) -> str:
@@ -48,7 +48,7 @@ def _block(block: Block, with_optional: bool) -> str:
 
 def _picture(one: Picture, shown: bool) -> str:
     """A row: caption, picture."""
-    caption = f"<figcaption>{escaped(one.caption)}</figcaption>" if one.caption else ""
+    caption = f"<figcaption>{escaped(one.caption)}</figcaption>"
     return f"<figure>{caption}{picture(one.png, one.alt) if one.png and shown else ''}</figure>\n"
 
 
@@ -64,27 +64,35 @@ def _cards(cards: Cards, with_optional: bool) -> str:
 def _figures(figures: Sequence[Figure]) -> str:
     """The results, and by which right each one is shown."""
     rows = [
-        (Noted(text=figure.name, note=figure.note), figure.value, " ".join([figure.kind, *figure.paid_by]))
+        (Noted(text=figure.name, note=" · ".join(part for part in (_right(figure), figure.note) if part)), figure.value)
         for figure in figures
         if figure.of_class is None
     ]
-    return table(("Figure", "Value", "Kind"), rows, numbers=(1,))
+    return table(("Figure", "Value"), rows, numbers=(1,))
 
 
 def _of_classes(figures: Sequence[Figure]) -> list[str]:
-    """A table for each note and kind: classes by figures."""
-    groups: dict[tuple[str, str], list[Figure]] = {}
+    """A table for each note: classes by figures; their kind is in the caption, or in the head where it differs."""
+    groups: dict[str, list[Figure]] = {}
     for figure in figures:
         if figure.of_class is not None:
-            groups.setdefault((figure.note, " ".join([figure.kind, *figure.paid_by])), []).append(figure)
+            groups.setdefault(figure.note, []).append(figure)
     parts = []
-    for (note, kind), group in groups.items():
-        names = list(dict.fromkeys(figure.name for figure in group))
+    for note, group in groups.items():
+        rights = {figure.name: _right(figure) for figure in group}
+        alike = len(set(rights.values())) == 1
+        head = [Noted(text=name, note="" if alike else right) for name, right in rights.items()]
         cells = {(figure.of_class, figure.name): figure.value for figure in group}
         classes = dict.fromkeys(figure.of_class for figure in group)
-        rows = [[str(one), *(cells.get((one, name), "–") for name in names)] for one in classes]
-        parts.append(table(("Class", *names), rows, numbers=range(1, len(names) + 1), caption_text=f"{note} ({kind})"))
+        rows = [[str(one), *(cells.get((one, name), "–") for name in rights)] for one in classes]
+        caption = f"{_right(group[0])} · {note}" if alike else note
+        parts.append(table(("Class", *head), rows, numbers=range(1, len(head) + 1), caption_text=caption))
     return parts
+
+
+def _right(shown: Shown) -> str:
+    """By which right something is shown."""
+    return f"{shown.kind}, paid by {', '.join(shown.paid_by)}" if shown.paid_by else shown.kind
 
 
 def _has_optional(blocks: Sequence[Block]) -> bool:

@@ -47,19 +47,19 @@ sup { line-height: 0; font-size: .7em; }
   margin-top: 1.6rem; }
 .numbers { display: flex; flex-wrap: wrap; gap: 1rem 3rem; margin: 0 0 1rem; }
 .numbers div { display: flex; flex-direction: column; }
-.numbers .soft { font: .8rem/1.35 system-ui, "Segoe UI", Roboto, sans-serif; max-width: 15rem; color: var(--soft); }
 .numbers dt { color: var(--soft); font-size: .875rem; }
 .numbers dd { margin: 0; font: 600 1.9rem/1.25 Georgia, "DejaVu Serif", serif; color: var(--accent);
   font-variant-numeric: lining-nums tabular-nums; }
+.numbers .soft { font: .8rem/1.35 system-ui, "Segoe UI", Roboto, sans-serif; max-width: 15rem; color: var(--soft); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.75rem 2.25rem; }
 .grid svg, figure > svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: .875rem; line-height: 1.35; overflow-wrap: anywhere; }
 .entry { break-inside: avoid; min-width: 0; }
-.pictures { display: grid; gap: .45rem; }
-.pictures figure { display: grid; grid-template-columns: minmax(4.5rem, 9rem) 1fr; gap: .2rem .9rem; align-items: center; }
+.pictures { display: grid; grid-template-columns: fit-content(9rem) 1fr; gap: .45rem 1rem; align-items: center; }
+.pictures figure { display: contents; }
 .pictures img { max-height: 4rem; border-radius: 3px; }
-.grid .pictures figure { grid-template-columns: 1fr; }
+.grid .pictures { grid-template-columns: 1fr; gap: .2rem; }
 .grid .pictures img { max-height: 2.6rem; }
 .tag { display: inline-block; margin: 0 0 .5rem; padding: .05rem .55rem; border: 1px solid var(--line);
   border-radius: 1rem; color: var(--soft); font-size: .78rem; line-height: 1.5; overflow-wrap: anywhere; }
@@ -67,16 +67,18 @@ figcaption { color: var(--soft); font-size: .875rem; line-height: 1.35; overflow
 table { border-collapse: collapse; width: 100%; font-size: .94rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem 1.1rem .45rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: break-word; font-variant-numeric: lining-nums tabular-nums; }
-td:last-child:not(.number) { min-width: 9rem; overflow-wrap: anywhere; }
+td:last-child:not(.number) { overflow-wrap: anywhere; }
 thead th { color: var(--soft); font-weight: 500; font-size: .84rem; white-space: nowrap; }
 tbody th { font-weight: 600; min-width: 6.5rem; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tfoot td, tfoot th { border-bottom: 0; font-weight: 600; }
 small { display: block; font-size: .84rem; font-weight: 400; line-height: 1.4; color: var(--soft); }
 caption { text-align: left; color: var(--soft); padding: .9rem 0 .2rem; }
+/* A table that is wider than the page is scrolled; its caption is not. */
+caption span { display: inline-block; max-width: min(44rem, calc(100vw - 2.5rem)); }
 @media (max-width: 34rem) { main { padding: 1.5rem 1rem 3rem; } .card { padding: 1.1rem 1.1rem .6rem; }
   .numbers { gap: .8rem 2rem; } .numbers dd { font-size: 1.55rem; } table { font-size: .875rem; }
-  th, td { padding-right: .7rem; } td:last-child:not(.number) { min-width: 7rem; } }
+  th, td { padding-right: .7rem; } }
 @media print { body { background: #fff; font-size: 10pt; } main { max-width: none; padding: 0; }
   section { margin-top: 1.5rem; } h2, h3, thead { break-after: avoid; } tr, figure, img, .card { break-inside: avoid; }
   .banner { border: 3px solid #9c1f1f; background: #fff; color: #9c1f1f; } .scroll { overflow: visible; }
@@ -121,7 +123,7 @@ def section(title_text: str, intro_text: str, body: str, tag_text: str = "") -> 
 
 
 def table(
-    head: Sequence[str],
+    head: Sequence[object],
     rows: Iterable[Sequence[object]],
     numbers: Sequence[int] = (),
     foot: Sequence[object] | None = None,
@@ -132,10 +134,10 @@ def table(
     if not body:
         return ""
     cells = enumerate(head)
-    columns = "".join(f'<th scope="col"{_align(index, numbers)}>{escaped(name)}</th>' for index, name in cells)
+    columns = "".join(f'<th scope="col"{_align(index, numbers)}>{_cell(name)}</th>' for index, name in cells)
     last = f"\n<tfoot>{_cells(foot, numbers)}</tfoot>" if foot else ""
     head_and_body = f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    caption = f"<caption>{escaped(caption_text)}</caption>\n" if caption_text else ""
+    caption = f"<caption><span>{escaped(caption_text)}</span></caption>\n" if caption_text else ""
     return f'<div class="scroll"><table>\n{caption}{head_and_body}{last}\n</table></div>'
 
 

@@ -118,6 +118,7 @@ def bar_svg(
     chosen: Collection[int] | None = None,
     deviation: float = 0.0,
     form: str = "{:,.0f}",
+    heading: bool = True,
 ) -> str:
     """One horizontal bar a name, first at the top, with its value, as an <svg> element.
 
@@ -125,8 +126,9 @@ def bar_svg(
         chosen: numbers of the bars that are marked, by a full colour and a tick before the name; None = all alike.
         deviation: standard deviation of every value, drawn as a whisker to both sides; 0 = none.
         form: how a value is written.
+        heading: whether the title is drawn, and not only said to those who cannot see the bars.
     """
-    figure, axes = _axes(title, height=0.7 + 0.26 * len(names))
+    figure, axes = _axes(title if heading else "", height=0.3 + 0.4 * heading + 0.26 * len(names))
     marked = range(len(names)) if chosen is None else chosen
     colours = [COLOURS[0] if number in marked else GRID for number in range(len(names))]
     bars = axes.barh(range(len(names)), values, color=colours, height=0.7, xerr=deviation or None, ecolor=TEXT)

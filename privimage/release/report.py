@@ -122,7 +122,7 @@ def _certainty(epsilon: float) -> str:
     if doubt < 1e-4:
         return "all but completely"
     digits = max(0, -math.floor(math.log10(doubt)))
-    return f"{100 - math.floor(doubt * 10**digits) / 10**digits:.{digits}f} %"
+    return f"{100 - math.floor(doubt * 10**digits) / 10**digits:.{digits}f}%"
 
 
 def _power_of_ten(value: float) -> str:

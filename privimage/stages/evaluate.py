@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from privimage.data.table import read_images
-from privimage.device import choose_device, rows_without_gradients
+from privimage.device import choose_device
 from privimage.errors import DataError, Uncharged
 from privimage.evaluation.estimate import LEVEL, Estimate
-from privimage.evaluation.features import FeatureExtractor, inception_extractor, network_extractor
-from privimage.evaluation.measures import MEASURES, Measured, Subject, measure
+from privimage.evaluation.features import FeatureExtractor, inception_extractor
+from privimage.evaluation.measures import MEASURES, OF_SYNTHETIC_ALONE, Measured, Subject, measure
 from privimage.evaluation.utility import test, train_on_synthetic
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import RELATION_IN_WORDS
 from privimage.release import contents
 from privimage.release.blocks import Section
-from privimage.release.figures import Figure
+from privimage.release.figures import Figure, Kind
 from privimage.release.report import ReportData, render_report
-from privimage.stages.models import open_classifier
+from privimage.stages.sections import classifier_extractor, tell
 
 __all__ = ["run"]
 
@@ -52,9 +52,9 @@ def run(context: StageContext) -> Outcome:
     )
     utility = test(model, torch.from_numpy(private_images), torch.from_numpy(private_labels), classes)
     extractors, absent = _extractors(context, device)
-    fidelity = {}
+    fidelity, features_by = {}, {}
     for extractor in context.progress.track(extractors, "evaluate: fidelity"):
-        features = extractor(images)
+        features = features_by[extractor.name] = extractor(images)
         everything = Subject(
             synthetic=features, private=extractor(private_images), probabilities=extractor.probabilities(features)
         )
@@ -90,21 +90,21 @@ def run(context: StageContext) -> Outcome:
         note=f"of a CNN trained on {len(images):,} synthetic images, on {len(private_images):,} test images",
         kind="internal",
     )
+    told = tell(context.inputs, images, labels, extractors[0], features_by[extractors[0].name])
     sections = [
         contents.real_beside_synthetic((images, labels), (private_images, private_labels), facts.class_names, IMAGES),
         contents.figures([accuracy, *_figures(fidelity, absent)]),
         contents.confusion(utility.confusion, facts.class_names),
+        *told.sections,
     ]
-    (context.folder / "internal.html").write_text(render_report(_report(context, [accuracy], sections)))
+    (context.folder / "internal.html").write_text(render_report(_report(context, [accuracy, told.headline], sections)))
     return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
 
 
 def _extractors(context: StageContext, device: torch.device) -> tuple[list[FeatureExtractor], dict[str, str]]:
     """The public classifier, and Inception where its weights are at hand; if not, why."""
     config = context.config
-    classifier, _ = open_classifier(context.inputs["classifier"], device)
-    rows = rows_without_gradients(config.performance, device)
-    extractors = [network_extractor("public-classifier", classifier.embed, device, rows, head=classifier.head)]
+    extractors = [classifier_extractor(context, device)]
     try:
         extractors.append(inception_extractor(config.evaluate.inception_weights, device))
     except DataError as missing:
@@ -129,22 +129,27 @@ def _not_computed(fidelity: Mapping[str, _Found]) -> dict[str, str]:
 
 
 def _figures(fidelity: Mapping[str, _Found], absent: Mapping[str, str]) -> list[Figure]:
-    """All of them internal: what they compare with is sensitive, and nothing was charged."""
+    """Internal, where what they compare with is sensitive: nothing was charged."""
     figures = []
     for extractor, found in fidelity.items():
         for name, estimate in found.overall.estimates.items():
             note = f"{extractor} features, {_images(estimate)}; {LEVEL:.0%} interval"
-            figures.append(Figure(name=name, value=_interval(estimate), note=note, kind="internal"))
+            figures.append(Figure(name=name, value=_interval(estimate), note=note, kind=_kind(name)))
         for name, why in found.overall.not_computed.items():
-            figures.append(Figure(name=name, value="–", note=f"{extractor} features: {why}", kind="internal"))
+            figures.append(Figure(name=name, value="–", note=f"{extractor} features: {why}", kind=_kind(name)))
         note = f"{extractor} features, {LEVEL:.0%} intervals. –: not computed; metrics.json says why."
         for of_class, each in found.per_class.items():
             cells = {name: _interval(each.estimates[name]) if name in each.estimates else "–" for name in MEASURES}
             figures += [
-                Figure(name=name, value=value, note=note, kind="internal", of_class=of_class)
+                Figure(name=name, value=value, note=note, kind=_kind(name), of_class=of_class)
                 for name, value in cells.items()
             ]
     return figures + [Figure(name=name, value="–", note=why, kind="internal") for name, why in absent.items()]
+
+
+def _kind(measure_name: str) -> Kind:
+    """Both extractors were trained on public images: what they say of synthetic images alone is public."""
+    return "public" if measure_name in OF_SYNTHETIC_ALONE else "internal"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -11,22 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privimage.data.table import read_images
+from privimage.device import choose_device
 from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext, stage_named
 from privimage.privacy.crosscheck import prv_interval
 from privimage.release import contents
-from privimage.release.blocks import Card, Cards, Picture, Pictures, Section
 from privimage.release.certificate import build_certificate, interval_in_words
 from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
-from privimage.release.figures import Figure
-from privimage.release.pictures import sample_grid, thumbnail_strip
+from privimage.release.pictures import sample_grid
 from privimage.release.report import ReportData, render_report
+from privimage.stages.sections import GRID_IMAGES, Told, classifier_extractor, tell
 from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
-
-GRID_IMAGES = 12
-EXAMPLES = 6
 
 
 def run(context: StageContext) -> Outcome:
@@ -59,11 +56,13 @@ def run(context: StageContext) -> Outcome:
         arrow_bytes=table.nbytes,
     )
     config = context.config
-    told = {
+    extractor = classifier_extractor(context, choose_device(config.performance.device))
+    told = tell(inputs, images, labels, extractor, extractor(images))
+    texts = {
         "README.md": render_datasheet(so_far, synthetic, description=config.description, licence=config.license),
-        "report.html": render_report(_report(context, so_far, images, labels)),
+        "report.html": render_report(_report(context, so_far, told)),
     }
-    for name, text in told.items():
+    for name, text in texts.items():
         written[name] = text.encode()
         (context.folder / name).write_bytes(written[name])
     certificate = certified(written)
@@ -73,7 +72,7 @@ def run(context: StageContext) -> Outcome:
     )
 
 
-def _report(context: StageContext, certificate: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> ReportData:
+def _report(context: StageContext, certificate: dict[str, Any], told: Told) -> ReportData:
     """Headline and sections; each names by which right it is shown, and `render_report` refuses internal ones."""
     names = context.facts.class_names if context.facts else ()
     return ReportData(
@@ -86,67 +85,15 @@ def _report(context: StageContext, certificate: dict[str, Any], images: np.ndarr
         num_private_images=certificate["num_training_images"],
         num_classes=len(names),
         guarantee=certificate["guarantee"],
+        headline=[told.headline],
         sections=[
-            contents.samples((images, labels), names, GRID_IMAGES),
-            _chosen(context.inputs),
-            contents.figures(_figures(context)),
-            _curves(context.inputs),
+            *told.sections,
             contents.costs(_costs(context.inputs, certificate)),
             contents.accounting(certificate),
             contents.provenance(_provenance(context.inputs, certificate)),
             contents.verification(VERIFY),
         ],
         paid=[mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]],
-    )
-
-
-def _figures(context: StageContext) -> list[Figure]:
-    """Of public training, and of the query, which paid for its own."""
-    inputs, config = context.inputs, context.config
-    classifier = inputs["classifier"].read_json("classifier.json")
-    pretrained = inputs["pretrain"].read_json("denoiser.json")
-    selected = inputs["select"].manifest.metrics
-    num_public = inputs["public"].manifest.metrics["num_images"]
-    noise = inputs["query"].read_json("query.json")["noise_stddev"]
-    return [
-        Figure(
-            name="Accuracy of the semantic classifier",
-            value=f"{classifier['validation_accuracy']:.1%}",
-            note=f"on held-out public images of {len(classifier['class_names'])} categories",
-            kind="public",
-        ),
-        Figure(
-            name="Selected public images",
-            value=f"{selected['num_images']:,}",
-            note=f"of {num_public:,}, in {selected['num_categories']} categories",
-            kind="public",
-        ),
-        Figure(
-            name="Noise of the semantic query",
-            value=f"{noise:.3g} votes",
-            note="standard deviation per category",
-            kind="charged",
-            paid_by=inputs["query"].manifest.reservations,
-        ),
-        Figure(
-            name="Parameters of the generator",
-            value=f"{pretrained['num_parameters']:,}",
-            note=f"{config.image.resolution} x {config.image.resolution} pixels",
-            kind="public",
-        ),
-    ]
-
-
-def _curves(inputs: Mapping[str, Artifact]) -> Section:
-    classifier, pretrained = (
-        inputs["classifier"].read_json("classifier.json"),
-        inputs["pretrain"].read_json("denoiser.json"),
-    )
-    return contents.curves(
-        {
-            "Semantic classifier: loss by optimizer step": {"loss": classifier["loss_curve"]},
-            "Generator, pre-training: loss by optimizer step": {"loss": _smooth(pretrained["loss_curve"])},
-        }
     )
 
 
@@ -179,47 +126,3 @@ def _provenance(inputs: Mapping[str, Artifact], certificate: Mapping[str, Any]) 
         "code": f"privimage {certificate['code']['privimage']}, sha256 {certificate['code']['sha256']}",
         **{name: str(value) for name, value in certificate["packages"].items()},
     }
-
-
-def _chosen(inputs: Mapping[str, Artifact]) -> Section:
-    """The chosen categories with example images, which are public."""
-    select, public, query = inputs["select"], inputs["public"], inputs["query"]
-    rows = pq.read_table(select.local("selected.parquet"), columns=["id", "label"])
-    ids, categories = rows["id"].to_numpy(), rows["label"].to_numpy()
-    examples: dict[int, bytes] = {}
-    for category in np.unique(categories):
-        few = ids[categories == category][:EXAMPLES]
-        examples[int(category)] = thumbnail_strip(read_images(public.files("images-"), few)[0])
-    cards = [
-        Card(
-            title=row["class"],
-            blocks=[
-                Pictures(
-                    pictures=[
-                        Picture(
-                            png=examples.get(c["number"]),
-                            alt=f"Public examples of {c['name']}",
-                            caption=f"{c['name']}: {c['noisy_votes']:,.0f} noisy votes",
-                        )
-                        for c in row["categories"]
-                    ],
-                    optional=True,
-                )
-            ],
-        )
-        for row in select.read_json("selection.json")
-    ]
-    return Section(
-        title="Public categories that each class chose",
-        kind="charged",
-        paid_by=tuple(query.manifest.reservations),
-        intro="What the generator was first trained on: the public categories that the noisy votes of each class put "
-        "first. The counts are noisy; the example images are public.",
-        blocks=[Cards(cards=cards)],
-    )
-
-
-def _smooth(curve: list[list[float]]) -> list[tuple[int, float]]:
-    """A running mean over ten points: single losses of a diffusion model are noisy."""
-    values = np.array([value for _, value in curve])
-    return [(int(step), float(values[max(0, at - 9) : at + 1].mean())) for at, (step, _) in enumerate(curve)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,15 @@ def test_every_figure_of_the_evaluation_is_internal_and_none_is_outside_of_the_p
     assert finished.folder / "private" in report.parents
     text = report.read_text()
     assert INTERNAL in text
-    assert "public" not in {cell.partition("</td>")[0] for cell in text.split("<td>")}
+    shown = text.partition("<h2>Figures</h2>")[2].partition("</section>")[0]
+    kinds = dict(re.findall(r'<th scope="row">([^<]*)<small>(\w+) · ', shown))
+    assert kinds.pop("Inception Score") == "public"
+    assert len(kinds) == 6
+    assert set(kinds.values()) == {"internal"}
+    assert dict(re.findall(r">([^<>]*)<small>(\w+)</small></th>", shown)) == {
+        **dict.fromkeys(("FID", "KID", "precision", "recall"), "internal"),
+        "Inception Score": "public",
+    }
     values = [
         f"{estimate['value']:.3g}"
         for found in metrics["fidelity"].values()
@@ -96,7 +105,7 @@ def test_each_figure_of_the_evaluation_names_its_extractor_its_images_and_an_int
     assert "needs at least" in why["FID, public-classifier, class anna"]
     assert "FID" not in per_class["anna"]
     shown = finished.payload("evaluate", "internal.html").read_text()
-    assert "metrics.json says why. (internal)</caption>" in shown
+    assert "metrics.json says why.</span></caption>" in shown
     assert f"public-classifier features, 40 synthetic against {metrics['num_private_test']} test images" in shown
 
 

@@ -1,0 +1,254 @@
+"""What both reports tell: the synthetic images, the query made visible, how well all agrees, how it was trained.
+
+Nothing here opens a sensitive image: all of it is public or charged, and may leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from privimage.data.table import read_images
+from privimage.device import rows_without_gradients
+from privimage.evaluation.estimate import LEVEL
+from privimage.evaluation.features import FeatureExtractor, network_extractor
+from privimage.evaluation.measures import OF_SYNTHETIC_ALONE, Subject, measure
+from privimage.pipeline import StageContext
+from privimage.release import contents
+from privimage.release.blocks import Section
+from privimage.release.figures import Figure
+from privimage.release.pictures import thumbnail_strip
+from privimage.semantics.alignment import Aligned, effective_categories, mean_of, share_of_votes, similarity
+from privimage.semantics.query import top_votes
+from privimage.stages.models import open_classifier
+from privimage.store.artifacts import Artifact
+
+__all__ = ["Told", "classifier_extractor", "tell"]
+
+GRID_IMAGES = 12
+EXAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """The figure that stands first, and sections."""
+
+    headline: Figure
+    sections: Sequence[Section]
+
+
+def classifier_extractor(context: StageContext, device: torch.device) -> FeatureExtractor:
+    """The public classifier as a feature extractor, which is always there."""
+    classifier, _ = open_classifier(context.inputs["classifier"], device)
+    rows = rows_without_gradients(context.config.performance, device)
+    return network_extractor("public-classifier", classifier.embed, device, rows, head=classifier.head)
+
+
+def tell(
+    inputs: Mapping[str, Artifact],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    extractor: FeatureExtractor,
+    features: np.ndarray,
+) -> Told:
+    """The sections of a run that may leave, in reading order.
+
+    Args:
+        images: synthetic ones, with their class numbers.
+        extractor: the public classifier, and the features of the images by it.
+    """
+    class_names = inputs["query"].read_json("query.json")["class_names"]
+    agreement, *alignment = _alignment(inputs, extractor, features, labels)
+    public = [*_score(extractor, features), *_facts(inputs, len(images))]
+    return Told(
+        headline=replace(
+            agreement, note="of sensitive and synthetic images, as the public classifier sees them; at best 1"
+        ),
+        sections=[
+            contents.samples((images, labels), class_names, GRID_IMAGES),
+            contents.figures([agreement, *alignment], "Semantic alignment"),
+            _query(inputs),
+            contents.figures(public),
+            _curves(inputs),
+        ],
+    )
+
+
+def _query(inputs: Mapping[str, Artifact]) -> Section:
+    """The noisy votes of each class, and examples of the categories that it chose."""
+    query, select, public = inputs["query"], inputs["select"], inputs["public"]
+    released = query.read_json("query.json")
+    rows = pq.read_table(select.local("selected.parquet"), columns=["id", "label"])
+    ids, labels = rows["id"].to_numpy(), rows["label"].to_numpy()
+    examples = {
+        int(category): thumbnail_strip(read_images(public.files("images-"), ids[labels == category][:EXAMPLES])[0])
+        for category in np.unique(labels)
+    }
+    return contents.semantic_query(
+        class_names=released["class_names"],
+        category_names=released["category_names"],
+        votes=np.asarray(released["noisy_histogram"]),
+        noise_stddev=released["noise_stddev"],
+        chosen=_chosen(select),
+        examples=examples,
+        paid_by=tuple(query.manifest.reservations),
+    )
+
+
+def _alignment(
+    inputs: Mapping[str, Artifact], extractor: FeatureExtractor, features: np.ndarray, labels: NDArray[np.int64]
+) -> list[Figure]:
+    """How the votes spread, what the selection caught of them, and how like them the selection and the result are."""
+    query, select = inputs["query"], inputs["select"]
+    released = query.read_json("query.json")
+    votes, noise = np.asarray(released["noisy_histogram"]), released["noise_stddev"]
+    synthetic_votes = _votes(extractor, features, labels, votes.shape, released["num_votes"])
+    chosen = _chosen(select)
+    rows = pq.read_table(select.local("selected.parquet"), columns=["label", "class"])
+    selected = np.zeros_like(synthetic_votes)
+    np.add.at(selected, (rows["class"].to_numpy(), rows["label"].to_numpy()), 1)
+    caught = [share_of_votes(row, picks, noise) for row, picks in zip(votes, chosen, strict=True)]
+    like_selected = [similarity(row, mix, noise) for row, mix in zip(votes, selected, strict=True)]
+    like_synthetic = [similarity(row, mix, noise) for row, mix in zip(votes, synthetic_votes, strict=True)]
+    spread = [effective_categories(row, noise) for row in votes]
+
+    def figure(name: str, value: str, note: str, of_class: str | None = None) -> Figure:
+        paid_by = tuple(query.manifest.reservations)
+        return Figure(name=name, value=value, note=note, kind="charged", paid_by=paid_by, of_class=of_class)
+
+    noise_alone = "±: what the noise of the votes gives it"
+    figures = [
+        figure(
+            "Semantic agreement",
+            _said(mean_of(like_synthetic)),
+            "1 = the public classifier sees in the synthetic images what it saw, by noisy votes, in the sensitive ones; "
+            f"0 = nothing of it. Cosine of the votes, mean of the classes; {noise_alone}",
+        ),
+        figure(
+            "Agreement of the selection",
+            _said(mean_of(like_selected)),
+            f"the same of the categories of the selected public images; {noise_alone}",
+        ),
+        figure(
+            "Votes on chosen categories",
+            _said(mean_of(caught)),
+            f"share, mean of the classes; a little too high, because they were chosen by these votes; {noise_alone}",
+        ),
+    ]
+    note = "Of the sensitive images' noisy votes. ±: what their noise gives it. –: noise drowns the votes."
+    for number, name in enumerate(released["class_names"]):
+        categories = spread[number]
+        figures += [
+            figure("categories in use", "–" if categories is None else f"{categories:.1f}", note, name),
+            figure("on chosen ones", _said(caught[number]), note, name),
+            figure("selection agrees", _said(like_selected[number]), note, name),
+            figure("synthetic agree", _said(like_synthetic[number]), note, name),
+        ]
+    return figures
+
+
+def _votes(
+    extractor: FeatureExtractor, features: np.ndarray, labels: NDArray[np.int64], shape: tuple[int, ...], num_votes: int
+) -> NDArray[np.int64]:
+    """Votes of synthetic images by the query's own rule, exact, shape (classes, categories)."""
+    probabilities = extractor.probabilities(features)
+    histogram = np.zeros(shape, dtype=np.int64)
+    if probabilities is not None:
+        np.add.at(histogram, (labels[:, None], top_votes(torch.from_numpy(probabilities), num_votes)), 1)
+    return histogram
+
+
+def _curves(inputs: Mapping[str, Artifact]) -> Section:
+    """Losses and accuracy of public training."""
+    classifier, pretrained = (
+        inputs["classifier"].read_json("classifier.json"),
+        inputs["pretrain"].read_json("denoiser.json"),
+    )
+    return contents.curves(
+        {
+            "Semantic classifier: loss by optimizer step": {"loss": classifier["loss_curve"]},
+            "Semantic classifier: accuracy on held-out public images by step": {
+                "accuracy": classifier["accuracy_curve"]
+            },
+            "Generator, pre-training: loss by optimizer step": {"loss": _smooth(pretrained["loss_curve"])},
+        }
+    )
+
+
+def _score(extractor: FeatureExtractor, features: np.ndarray) -> list[Figure]:
+    """Fidelity as far as no sensitive image is needed for it."""
+    alone = Subject(synthetic=features, private=features[:0], probabilities=extractor.probabilities(features))
+    found = measure(alone, OF_SYNTHETIC_ALONE)
+    measured = [
+        Figure(
+            name=name,
+            value=f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})",
+            note=f"{extractor.name} features, {estimate.num_synthetic:,} synthetic images; {LEVEL:.0%} interval",
+            kind="public",
+        )
+        for name, estimate in found.estimates.items()
+    ]
+    return measured + [
+        Figure(name=name, value="–", note=f"{extractor.name} features: {why}", kind="public")
+        for name, why in found.not_computed.items()
+    ]
+
+
+def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
+    """Of public training, of the query, which paid for its own, and of the generator."""
+    classifier = inputs["classifier"].read_json("classifier.json")
+    generator = inputs["finetune"].read_json("denoiser.json")
+    selected, public = inputs["select"].manifest.metrics, inputs["public"].manifest.metrics
+    noise = inputs["query"].read_json("query.json")["noise_stddev"]
+    weights = inputs["finetune"].manifest.files["denoiser.safetensors"].size
+    seconds = float(str(inputs["synthesize"].manifest.provenance["seconds"])) / num_images
+    parameters = inputs["pretrain"].read_json("denoiser.json")["num_parameters"]
+
+    def public_figure(name: str, value: str, note: str) -> Figure:
+        return Figure(name=name, value=value, note=note, kind="public")
+
+    return [
+        public_figure(
+            "Accuracy of the semantic classifier",
+            f"{classifier['validation_accuracy']:.1%}",
+            f"on held-out public images of {len(classifier['class_names'])} categories",
+        ),
+        public_figure(
+            "Selected public images",
+            f"{selected['num_images']:,}",
+            f"of {public['num_images']:,}, in {selected['num_categories']} categories",
+        ),
+        Figure(
+            name="Noise of the semantic query",
+            value=f"{noise:.3g} votes",
+            note="standard deviation per category",
+            kind="charged",
+            paid_by=tuple(inputs["query"].manifest.reservations),
+        ),
+        public_figure(
+            "Parameters of the generator",
+            f"{parameters:,}",
+            f"{weights / 1e6:.1f} MB; {generator['resolution']} x {generator['resolution']} pixels",
+        ),
+        public_figure("Time per synthetic image", f"{1000 * seconds:.3g} ms", "on the machine that made them"),
+    ]
+
+
+def _chosen(select: Artifact) -> list[list[int]]:
+    """Numbers of the categories of each class, best first."""
+    return [[category["number"] for category in row["categories"]] for row in select.read_json("selection.json")]
+
+
+def _said(figure: Aligned | None) -> str:
+    return "–" if figure is None else f"{figure.value:.2f} ± {figure.deviation:.2f}"
+
+
+def _smooth(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """A running mean over ten points: single losses of a diffusion model are noisy."""
+    values = np.array([value for _, value in curve])
+    return [(int(step), float(values[max(0, at - 9) : at + 1].mean())) for at, (step, _) in enumerate(curve)]
