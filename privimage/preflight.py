@@ -26,6 +26,11 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
             f"{config.selection.categories_per_class * classes} categories for {classes} classes, but the public set has "
             f"{categories}: lower it to at most {categories // classes}."
         )
+    if config.synthesize.num_images < classes:
+        raise ConfigError(
+            f"synthesize.num_images is {config.synthesize.num_images}, but there are {classes} classes: ask for {classes} "
+            "images or more, so that none is missing."
+        )
     planned_query(config, sensitive, categories)
     finetune_mechanism(config, sensitive, noise_multiplier=1.0)
 

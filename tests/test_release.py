@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -413,3 +414,45 @@ def test_the_report_says_what_is_promised_and_loads_nothing_from_elsewhere(finis
     report = (finished.release / "report.html").read_text()
     assert "privimage verify" in report
     assert 'src="http' not in report and 'href="http' not in report
+
+
+def test_the_report_shows_quality_from_public_and_charged_figures_and_the_query_with_all_its_votes(
+    finished: Place,
+) -> None:
+    report = (finished.release / "report.html").read_text()
+    query = json.loads(finished.payload("query", "query.json").read_text())
+    selection = json.loads(finished.payload("select", "selection.json").read_text())
+    titles = re.findall(r"<h2>(.*?)</h2>\n<p class=\"tag\">(\w+)", report)
+    assert titles == [
+        ("Synthetic images", "public"),
+        ("Semantic alignment", "charged"),
+        ("Public categories that each class chose", "charged"),
+        ("Figures", "charged"),
+        ("Training curves", "public"),
+        ("Time and cost", "public"),
+        ("Privacy accounting", "charged"),
+        ("Provenance", "public"),
+        ("How to verify", "public"),
+    ]
+    assert "<dt>Semantic agreement</dt>" in report
+    assert "<small>public · public-classifier features" in report.partition("Inception Score")[2]
+    for row in selection:
+        for category in row["categories"]:
+            assert f"{category['name']}: {category['noisy_votes']:,.0f} noisy votes" in report
+            assert f"✓ {category['name']}</text>" in report
+    for row in query["noisy_histogram"]:
+        assert f">{max(row):,.0f}</text>".replace("-", "\u2212") in report.replace(">-", ">\u2212")
+    mechanisms = json.loads((finished.release / "certificate.json").read_text())["mechanisms"]
+    paid = set(re.findall(r"paid by ([0-9a-f, ]+)", report))
+    assert paid and {one for some in paid for one in some.strip().split(", ")} <= {
+        mechanism["ledger_entry"]["id"] for mechanism in mechanisms
+    }
+
+
+def test_the_report_tells_no_private_stage_s_time(finished: Place) -> None:
+    report = (finished.release / "report.html").read_text()
+    table = report.partition("<h2>Time and cost</h2>")[2].partition("</section>")[0]
+    times = dict(re.findall(r'<th scope="row">(\w+)<small>.*?</small></th><td class="number">(.*?)</td>', table))
+    assert set(times) == {"public", "classifier", "query", "select", "pretrain", "finetune", "synthesize"}
+    assert times.pop("query") == times.pop("finetune") == "not shown"
+    assert all(re.fullmatch(r"[\d.]+ s", one) for one in times.values())

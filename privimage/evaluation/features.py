@@ -6,6 +6,7 @@ here downloads anything, knows which images are sensitive, or compares features:
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from privimage.errors import DataError
 __all__ = ["FeatureExtractor", "inception_extractor", "network_extractor"]
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
+# Of NVIDIA's file, which clean-fid downloads without looking at its digest; k-diffusion pins the same.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_BATCH = 32
 CLEANFID_FOLDER = "." if platform.system() == "Windows" else "/tmp"  # noqa: S108 - where clean-fid itself looks
 
@@ -112,7 +115,8 @@ def inception_extractor(weights_folder: str | None, device: torch.device | str) 
         weights_folder: folder with `inception-2015-12-05.pt`; None = where clean-fid keeps its download.
 
     Raises:
-        DataError: the weights are not there.
+        DataError: the weights are not there, or are others than the published ones: a figure of other weights would be
+            comparable to nothing, and a TorchScript file can do more than compute.
 
     Source: Parmar, Zhang and Zhu (2022), arXiv:2104.11222.
     """
@@ -135,12 +139,20 @@ def inception_extractor(weights_folder: str | None, device: torch.device | str) 
 
 
 def _weights_folder(given: str | None) -> Path:
-    """The folder that holds the weights."""
+    """The folder that holds the published weights."""
     folder = Path(CLEANFID_FOLDER if given is None else given)
-    if not (folder / INCEPTION_FILE).is_file():
+    file = folder / INCEPTION_FILE
+    if not file.is_file():
         raise DataError(
-            f"No Inception weights at {folder / INCEPTION_FILE}: put clean-fid's file of this name into a folder and "
-            "name the folder in evaluate.inception_weights."
+            f"No Inception weights at {file}: put clean-fid's file of this name into a folder and name the folder in "
+            "evaluate.inception_weights."
+        )
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != INCEPTION_SHA256:
+        raise DataError(
+            f"The Inception weights at {file} have SHA-256 {found}, expected {INCEPTION_SHA256}: download clean-fid's "
+            "file again."
         )
     return folder
 

@@ -179,7 +179,8 @@ _METHOD = (
 _LIMITS = """\
 - As many images of each class were asked for: how common a class is among the sensitive images is not in here.
 - What is rare among the sensitive images is rare or missing here; that is what the privacy guarantee asks for.
-- No figure on quality stands here, because it would be computed from sensitive images and was not paid for."""
+- Figures on quality are in `report.html` as far as they look at no sensitive image or were paid for. Others were
+  not paid for, and stand nowhere in here."""
 _OPENING = """\
 ```python
 datasets.load_dataset("RELEASE_FOLDER")                          # Hugging Face

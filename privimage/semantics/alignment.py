@@ -67,9 +67,11 @@ def similarity(votes: np.ndarray, mix: np.ndarray, noise_stddev: float) -> Align
     squares, length = _squares(votes, noise_stddev), float(np.linalg.norm(mix))
     if squares is None or length == 0:
         return None
-    norm = np.sqrt(squares)
-    value = float(np.clip(votes @ mix / (length * norm), 0, 1))
-    return Aligned(value=value, deviation=float(noise_stddev / norm))
+    value = float(np.clip(votes @ mix / (length * np.sqrt(squares)), 0, 1))
+    # Noise across the votes turns them; of noise along them only the square is left, which their length is estimated by.
+    turned = (1 - value**2) * noise_stddev**2 / squares
+    longer = value**2 * len(votes) * noise_stddev**4 / (2 * squares**2)
+    return Aligned(value=value, deviation=float(np.sqrt(turned + longer)))
 
 
 def mean_of(figures: Collection[Aligned | None]) -> Aligned | None:

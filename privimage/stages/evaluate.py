@@ -12,8 +12,9 @@ import torch
 from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.errors import DataError, Uncharged
+from privimage.evaluation.comparable import check_comparable
 from privimage.evaluation.estimate import LEVEL, Estimate
-from privimage.evaluation.features import FeatureExtractor, inception_extractor
+from privimage.evaluation.features import INCEPTION_SHA256, FeatureExtractor, inception_extractor
 from privimage.evaluation.measures import MEASURES, OF_SYNTHETIC_ALONE, Measured, Subject, measure
 from privimage.evaluation.utility import test, train_on_synthetic
 from privimage.pipeline import Outcome, StageContext
@@ -46,6 +47,7 @@ def run(context: StageContext) -> Outcome:
     device = choose_device(config.performance.device)
     images, labels = read_images(context.inputs["synthesize"].files("images-"))
     private_images, private_labels = context.private_images("test")
+    check_comparable(images, labels, private_images, facts.class_names)
     classes = len(facts.class_names)
     model = train_on_synthetic(
         torch.from_numpy(images), torch.from_numpy(labels), classes, config.evaluate, device, context.progress.track
@@ -81,6 +83,7 @@ def run(context: StageContext) -> Outcome:
             }
             for extractor, found in fidelity.items()
         },
+        **({"inception_sha256": INCEPTION_SHA256} if "inception" in fidelity else {}),
         "not_computed": {**absent, **_not_computed(fidelity)},
     }
     (context.folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -31,11 +32,14 @@ class TinyInception(nn.Module):
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> tuple[Path, TinyInception]:
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, TinyInception]:
+    """Weights that pass for the published ones."""
     network = TinyInception().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(network).save(str(tmp_path / "inception-2015-12-05.pt"))
+    digest = hashlib.sha256((tmp_path / "inception-2015-12-05.pt").read_bytes()).hexdigest()
+    monkeypatch.setattr(features, "INCEPTION_SHA256", digest)
     return tmp_path, network
 
 
@@ -80,6 +84,17 @@ def test_missing_inception_weights_name_file_and_option(tmp_path: Path, monkeypa
         with pytest.raises(DataError, match=r"inception-2015-12-05\.pt.*evaluate\.inception_weights") as caught:
             inception_extractor(folder, "cpu")
         assert str(tmp_path) in str(caught.value)
+
+
+def test_other_inception_weights_are_refused_before_they_are_loaded_with_both_digests(
+    weights: tuple[Path, TinyInception],
+) -> None:
+    folder, _ = weights
+    file = folder / "inception-2015-12-05.pt"
+    file.write_bytes(file.read_bytes() + b"\0")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=f"have SHA-256 {found}, expected {features.INCEPTION_SHA256}: download"):
+        inception_extractor(str(folder), "cpu")
 
 
 def test_inception_gets_gray_images_as_clean_fid_resizes_them(weights: tuple[Path, TinyInception]) -> None:

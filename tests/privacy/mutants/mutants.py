@@ -1265,6 +1265,105 @@ _RELEASE = _of(
     ),
 )
 
+_REPORTS = (
+    _of(
+        "release/report.py",
+        "release/test_report.py",
+        (
+            "A released report's sections are not looked at",
+            "check_releasable([*data.headline, *sections], data.paid)",
+            "check_releasable(data.headline, data.paid)",
+            "test_a_release_refuses_an_internal_section_by_its_title",
+        ),
+        (
+            "A released report's headline is not looked at",
+            "check_releasable([*data.headline, *sections], data.paid)",
+            "check_releasable(sections, data.paid)",
+            "test_a_release_refuses_internal_figures_wherever_they_stand",
+        ),
+    )
+    + _of(
+        "release/blocks.py",
+        "release/test_report.py",
+        (
+            "Figures of a section that calls itself public are not looked at",
+            "        yield from _figures(self.blocks)\n",
+            "",
+            "test_a_release_refuses_internal_figures_wherever_they_stand",
+        ),
+        (
+            "Figures in cards are not looked at",
+            "                yield from _figures(card.blocks)\n",
+            "                pass\n",
+            "test_a_release_refuses_internal_figures_wherever_they_stand",
+        ),
+        (
+            "A section's own kind is not looked at",
+            "        yield self\n",
+            "",
+            "test_a_release_refuses_an_internal_section_by_its_title",
+        ),
+        (
+            "A charged section need not name what paid",
+            '        check_kind("section", self)\n',
+            "        pass\n",
+            "test_charged_sections_and_only_they_name_what_paid",
+        ),
+    )
+    + _of(
+        "release/contents.py",
+        "release/test_report.py",
+        (
+            "Real images beside synthetic ones are called public",
+            'title="Real images beside synthetic ones",\n        kind="internal"',
+            'title="Real images beside synthetic ones",\n        kind="public"',
+            "test_a_release_refuses_an_internal_section_by_its_title",
+        ),
+        (
+            "The confusion matrix is called public",
+            'title=title,\n        kind="internal"',
+            'title=title,\n        kind="public"',
+            "test_a_release_refuses_an_internal_section_by_its_title",
+        ),
+    )
+    + _of(
+        "release/figures.py",
+        "release/test_figures.py",
+        (
+            "Internal figures may leave",
+            "    if internal:\n",
+            "    if False:\n",
+            "test_an_internal_figure_may_not_and_its_value_is_not_told",
+        ),
+        (
+            "Charged figures may leave that another release paid for",
+            "    if unpaid:\n",
+            "    if False:\n",
+            "test_a_charged_figure_that_this_release_did_not_pay_for_may_not",
+        ),
+    )
+    + _of(
+        "stages/evaluate.py",
+        "release/test_figures.py",
+        (
+            "Figures that compare with sensitive images are called public",
+            'return "public" if measure_name in OF_SYNTHETIC_ALONE else "internal"',
+            'return "public"',
+            "test_every_figure_of_the_evaluation_is_internal_and_none_is_outside_of_the_private_side",
+        ),
+    )
+    + _of(
+        "stages/release.py",
+        "test_release.py",
+        (
+            "A release tells how long a private stage took",
+            "seconds=None if artifact.manifest.reservations else float",
+            "seconds=float",
+            "test_the_report_tells_no_private_stage_s_time",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
     *_ENGINES,
@@ -1290,4 +1389,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *_STAGES,
     *_DATA,
     *_RELEASE,
+    *_REPORTS,
 )
