@@ -11,7 +11,7 @@ import numpy as np
 from privimage.release.blocks import Card, Cards, Code, Figures, Picture, Pictures, Plot, Section, Table
 from privimage.release.figures import Figure, Kind
 from privimage.release.page import Noted
-from privimage.release.pictures import bar_svg, curve_svg, heat_svg, thumbnail_strip
+from privimage.release.pictures import bar_svg, columns_that_fit, curve_svg, heat_svg, thumbnail_strip
 
 __all__ = [
     "StageCost",
@@ -43,12 +43,13 @@ class StageCost:
 
 
 def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int) -> Section:
-    """The first synthetic images of each class.
+    """The first synthetic images of each class; fewer of each where there are many classes.
 
     Args:
         synthetic: uint8 images, shape (images, 1 or 3, height, width), and class numbers, shape (images,).
     """
-    rows = [_strip(synthetic, number, name, per_class, "synthetic", name) for number, name in enumerate(class_names)]
+    columns = columns_that_fit(len(class_names), synthetic[0], per_class)
+    rows = [_strip(synthetic, number, name, columns, "synthetic", name) for number, name in enumerate(class_names)]
     return Section(
         title="Synthetic images",
         kind="public",
@@ -58,13 +59,14 @@ def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int) -> 
 
 
 def real_beside_synthetic(synthetic: Labelled, real: Labelled, class_names: Sequence[str], per_class: int) -> Section:
-    """The first held-out images of each class, and the first synthetic ones below them."""
+    """The first held-out images of each class, and the first synthetic ones below them; fewer where there are many."""
+    columns = columns_that_fit(2 * len(class_names), synthetic[0], per_class)
     sides = {"real": real, "synthetic": synthetic}
     cards = [
         Card(
             title=f"Class {name}",
             blocks=[
-                Pictures(pictures=[_strip(side, number, name, per_class, what, what) for what, side in sides.items()])
+                Pictures(pictures=[_strip(side, number, name, columns, what, what) for what, side in sides.items()])
             ],
         )
         for number, name in enumerate(class_names)

@@ -22,7 +22,7 @@ from privimage.pipeline import StageContext
 from privimage.release import contents
 from privimage.release.blocks import Section
 from privimage.release.figures import Figure
-from privimage.release.pictures import thumbnail_strip
+from privimage.release.pictures import columns_that_fit, thumbnail_strip
 from privimage.semantics.alignment import Aligned, effective_categories, mean_of, share_of_votes, similarity
 from privimage.semantics.query import top_votes
 from privimage.stages.models import open_classifier
@@ -85,10 +85,11 @@ def _query(inputs: Mapping[str, Artifact]) -> Section:
     released = query.read_json("query.json")
     rows = pq.read_table(select.local("selected.parquet"), columns=["id", "label"])
     ids, labels = rows["id"].to_numpy(), rows["label"].to_numpy()
-    examples = {
-        int(category): thumbnail_strip(read_images(public.files("images-"), ids[labels == category][:EXAMPLES])[0])
-        for category in np.unique(labels)
-    }
+    found = np.unique(labels)
+    first = np.concatenate([ids[labels == category][:EXAMPLES] for category in found])
+    images, of_image = read_images(public.files("images-"), first)
+    columns = columns_that_fit(len(found), images, EXAMPLES)
+    examples = {int(category): thumbnail_strip(images[of_image == category][:columns]) for category in found}
     return contents.semantic_query(
         class_names=released["class_names"],
         category_names=released["category_names"],
