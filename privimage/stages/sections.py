@@ -236,7 +236,11 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
             f"{parameters:,}",
             f"{weights / 1e6:.1f} MB; {generator['resolution']} x {generator['resolution']} pixels",
         ),
-        public_figure("Time per synthetic image", f"{1000 * seconds:.3g} ms", "on the machine that made them"),
+        public_figure(
+            "Time per synthetic image",
+            f"{1000 * seconds:.3g} ms",
+            "on the machine that made them; too short if it was interrupted",
+        ),
     ]
 
 
