@@ -192,7 +192,7 @@ def costs(stages: Sequence[StageCost]) -> Section:
     rows = [
         (
             Noted(text=cost.stage, note=cost.what),
-            "not shown" if cost.seconds is None else duration(cost.seconds),
+            "not shown" if cost.seconds is None else _duration(cost.seconds),
             "–" if cost.epsilon is None else f"{cost.epsilon:.4g} alone",
         )
         for cost in stages
@@ -207,7 +207,7 @@ def costs(stages: Sequence[StageCost]) -> Section:
                 head=("Stage", "Time", "Epsilon"),
                 rows=rows,
                 numbers=(1, 2),
-                foot=("Public stages together", duration(total), "") if rows else None,
+                foot=("Public stages together", _duration(total), "") if rows else None,
             )
         ],
     )
@@ -261,7 +261,7 @@ def verification(command: str) -> Section:
     )
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Hours, minutes and seconds, as coarse as is useful."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"

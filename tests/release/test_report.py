@@ -275,7 +275,7 @@ def test_times_are_readable_and_summed_and_those_of_private_stages_are_not_told(
         "query<small>votes</small>", "not shown", "0.21 alone",
         "Public stages together", "1 h 10 min", "",
     ]  # fmt: skip
-    assert [contents.duration(seconds) for seconds in (59.99, 60, 3599.6, 360_000)] == [
+    assert [contents._duration(seconds) for seconds in (59.99, 60, 3599.6, 360_000)] == [
         "1 min 00 s",
         "1 min 00 s",
         "1 h 00 min",
