@@ -83,9 +83,9 @@ caption span { display: inline-block; max-width: min(44rem, calc(100vw - 2.5rem)
   section { margin-top: 1.5rem; } h2, h3, thead { break-after: avoid; } tr, figure, img, .card { break-inside: avoid; }
   .banner { border: 3px solid #9c1f1f; background: #fff; color: #9c1f1f; } .scroll { overflow: visible; }
   .grid { grid-template-columns: 1fr 1fr; gap: 1.2rem 1.5rem; } h2, .tag { break-after: avoid; }
-  /* The head of a table, and its foot, are printed on every page. */
+  /* The head of a table, and its foot, are printed on every page; by Chromium only if they may not be broken. */
   body { display: table; width: 100%; border-collapse: collapse; } main { display: table-row-group; }
-  .banner { display: table-header-group; } main ~ .banner { display: table-footer-group; } }
+  .banner { display: table-header-group; break-inside: avoid; } main ~ .banner { display: table-footer-group; } }
 """
 
 

@@ -227,7 +227,10 @@ def test_an_internal_report_that_is_printed_carries_its_banner_on_every_page() -
     """Browsers repeat the head and the foot of a table on each page; nothing else reserves its own room there."""
     printed = render_report(INTERNAL).partition("@media print {")[2].partition("</style>")[0]
     assert "body { display: table;" in printed
-    assert ".banner { display: table-header-group; } main ~ .banner { display: table-footer-group; }" in printed
+    assert (
+        ".banner { display: table-header-group; break-inside: avoid; } main ~ .banner { display: table-footer-group; }"
+        in printed
+    )
     assert "main { display: table-row-group; }" in printed
 
 
