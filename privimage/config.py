@@ -7,15 +7,21 @@ section that can change no result, and is left out of every artifact key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import Field, ValidationError, model_validator
 
+from privimage.config_form import Section
+from privimage.config_sources import (
+    DemoDigits,
+    DemoGlyphs,
+    FolderSource,
+    ParquetSource,
+    SourceConfig,
+    TorchvisionSource,
+)
 from privimage.errors import ConfigError
 
 __all__ = [
@@ -42,96 +48,6 @@ __all__ = [
     "TorchvisionSource",
     "load_config",
     "parse_config",
-]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know; its JSON schema is made for forms."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        allow_inf_nan=False,
-        model_title_generator=lambda model: model.__name__.removesuffix("Config"),
-    )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Bounds stand in the descriptions too: forms check them, but show descriptions only."""
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        for field in schema.get("properties", {}).values():
-            if bounds := _bounds(field):
-                field["description"] = f"{field.get('description', '').rstrip('.')} ({bounds})."
-        return schema
-
-
-def _bounds(field: Mapping[str, Any]) -> str:
-    """The bounds of a number's schema in words, such as "1 to 64" or "above 0, at most 1"."""
-    numbers = [part for part in field.get("anyOf", [field]) if part.get("type") in ("integer", "number")]
-    bounds: Mapping[str, float] = numbers[0] if numbers else {}
-    if "minimum" in bounds and "maximum" in bounds:
-        return f"{_plain(bounds['minimum'])} to {_plain(bounds['maximum'])}"
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return ", ".join(f"{word} {_plain(bounds[name])}" for name, word in words.items() if name in bounds)
-
-
-def _plain(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
-
-
-class TorchvisionSource(Section):
-    """A data set of torchvision, by name."""
-
-    kind: Literal["torchvision"] = "torchvision"
-    name: Literal["MNIST", "FashionMNIST", "EMNIST", "CIFAR10", "CIFAR100", "EuroSAT", "CelebA", "PCAM", "ImageNet"] = (
-        Field(description="Name of the data set in torchvision.datasets.")
-    )
-    root: str = Field(description="Folder that holds, or will hold, the data set's files.")
-    split: str = Field(
-        default="train",
-        description="Which part: 'train', 'val' or 'test', as far as the data set has it; EuroSAT has one, 'train'.",
-    )
-    subset: str | None = Field(
-        default=None,
-        description="EMNIST: its split ('letters', 'digits', ...). CelebA: the attribute used as label ('Male').",
-    )
-    download: bool = Field(default=False, description="Let torchvision download the files if they are not there.")
-
-
-class FolderSource(Section):
-    """A folder (or zip) with one sub-folder of image files per class."""
-
-    kind: Literal["folder"] = "folder"
-    path: str = Field(description="Folder or .zip file, local or s3://, that holds one folder per class.")
-
-
-class ParquetSource(Section):
-    """Parquet in the Hugging Face convention: an image struct<bytes, path> and an integer label."""
-
-    kind: Literal["parquet"] = "parquet"
-    path: str = Field(description="A .parquet file, or a folder of them, local or s3://.")
-    image_column: str = Field(default="image", description="Column with the images.")
-    label_column: str = Field(default="label", description="Column with the class numbers.")
-
-
-class DemoDigits(Section):
-    """1,797 real handwritten digits, 8x8, that scikit-learn ships: a stand-in for sensitive images."""
-
-    kind: Literal["demo-digits"] = "demo-digits"
-
-
-class DemoGlyphs(Section):
-    """Letters and digits rendered from the fonts that matplotlib ships: a public set without a download."""
-
-    kind: Literal["demo-glyphs"] = "demo-glyphs"
-    images_per_category: int = Field(default=250, ge=10, le=10_000, description="Images of each of the 62 categories.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the distortions (public data: reproducible).")
-
-
-SourceConfig = Annotated[
-    # A form opens at the first one that has the given keys.
-    DemoDigits | DemoGlyphs | FolderSource | ParquetSource | TorchvisionSource, Field(discriminator="kind")
 ]
 
 
