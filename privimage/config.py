@@ -92,7 +92,7 @@ class PublicConfig(Section):
 class PrivacyConfig(Section):
     """The one place where privacy is stated; every noise level is derived from it."""
 
-    epsilon: float = Field(gt=0, le=1000, description="Total epsilon of the release: query and fine-tuning together.")
+    epsilon: float = Field(gt=0, le=1000, description="Total epsilon of the release: all that is charged, together.")
     delta: float = Field(gt=0, lt=0.1, description="Total delta; must be below 1 / number of training images.")
     query_error: float | None = Field(
         default=0.02,
@@ -106,6 +106,14 @@ class PrivacyConfig(Section):
         gt=0,
         title="Query noise multiplier",
         description="The query's noise by hand, in units of its sensitivity, instead of `query_error`.",
+    )
+    validation_error: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        title="Validation error",
+        description="Sets budget aside to choose a classifier by the sensitive validation images: standard deviation of the "
+        "noise on its accuracy, times the square root of the number of classifiers; none = no such budget.",
     )
 
     @model_validator(mode="after")
@@ -240,18 +248,49 @@ class SynthesizeConfig(Section):
         return self
 
 
-class EvaluateConfig(Section):
-    """Internal evaluation against held-out sensitive images; its figures stay below `private/`."""
+ClassifierName = Literal["cnn", "resnet", "wrn", "resnext", "logistic-regression", "mlp"]
 
-    epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of the classifier trained on synthetic images.")
-    batch_size: int = Field(default=128, ge=2, description="Images per step of that classifier.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Its learning rate (Adam).")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Its seed.")
+
+class EvaluateConfig(Section):
+    """Classifiers trained on synthetic images, and what is measured on held-out sensitive ones, below `private/`."""
+
+    classifiers: tuple[ClassifierName, ...] = Field(
+        default=("cnn", "logistic-regression"),
+        min_length=1,
+        max_length=6,
+        description="Which classifiers are trained on the synthetic images; each name once.",
+    )
+    seeds: int = Field(
+        default=1, ge=1, le=100, description="How often each is trained; figures get a deviation from 2."
+    )
+    validation: Literal["synthetic", "private"] = Field(
+        default="synthetic",
+        description="What chooses among them: held-out synthetic images, for free, or noisy counts on the sensitive "
+        "validation images, charged out of what `privacy.validation_error` sets aside.",
+    )
+    held_out_fraction: float = Field(
+        default=0.1, gt=0, lt=0.5, description="Share of the synthetic images that choose the epoch, not trained on."
+    )
+    ceiling: bool = Field(
+        default=True, description="Also train them on the sensitive images, as many steps, for comparison (private)."
+    )
+    epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of each training on synthetic images.")
+    batch_size: int = Field(default=128, ge=2, description="Images per step of these trainings.")
+    learning_rate: float = Field(
+        default=2e-3, gt=0, le=1, description="Their peak learning rate (Adam, cosine to zero)."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="The first of their seeds.")
     inception_weights: str | None = Field(
         default=None,
         title="Inception weights",
         description="Folder with clean-fid's inception-2015-12-05.pt; none = skip Inception figures if it is not cached.",
     )
+
+    @model_validator(mode="after")
+    def _each_classifier_once(self) -> EvaluateConfig:
+        if len(set(self.classifiers)) < len(self.classifiers):
+            raise ValueError(f"classifiers names one of them twice: {', '.join(self.classifiers)}")
+        return self
 
 
 class Performance(Section):
@@ -356,6 +395,16 @@ class RunConfig(Section):
             raise ValueError("no test images: give sensitive.test, or a sensitive.test_fraction above 0")
         if self.sensitive.test is not None and self.sensitive.test == self.sensitive.train:
             raise ValueError("sensitive.test is the same source as sensitive.train; test images must be held out")
+        if self.privacy.validation_error is not None and not self.sensitive.validation_fraction:
+            raise ValueError(
+                "privacy.validation_error sets budget aside for validation images, but there are none: give a "
+                "sensitive.validation_fraction above 0"
+            )
+        if self.evaluate.validation == "private" and self.privacy.validation_error is None:
+            raise ValueError(
+                "evaluate.validation is private, which has a cost: say how accurate it should be in "
+                "privacy.validation_error, or choose by synthetic images"
+            )
         levels = len(self.denoiser.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:
             raise ValueError(
