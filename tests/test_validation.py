@@ -16,11 +16,14 @@ from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.evaluation.utility import Trained, train
 from privimage.plan import plan_run
+from privimage.preflight import planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.privacy.events import event_from_json
 from privimage.release.verify import verify_release
 from privimage.runner import StageResult, admitted, run_all
+from privimage.stages.charges import query_plan
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import STAGE_NAMES, Place
 
@@ -132,6 +135,16 @@ def test_it_is_charged_in_the_plan_that_the_query_opened_and_all_three_cost_epsi
     assert validated.ledger.spent().epsilon <= 1.0
 
 
+def test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together(granted_copy: Place) -> None:
+    run = granted_copy.run(*PRIVATE)
+    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+    plan, query = query_plan(run.config, "0" * 64, facts, num_categories=62)
+    validation = planned_validation(run.config, facts)
+    assert validation is not None
+    assert [*plan.intends[:1], *plan.intends[2:]] == [query.event, validation.event]
+    assert 0.99 < epsilon_of(plan.intends, 1e-4) <= 1.0
+
+
 def test_the_noise_is_what_the_settings_say_for_the_public_number_of_images(validated: Place) -> None:
     released = json.loads(validated.payload("validate", "validation.json").read_text())
     assert released["guarantee"] == "differential privacy"
@@ -166,6 +179,8 @@ def test_a_certificate_that_hides_the_validation_does_not_verify(validated: Plac
     forged = json.loads(files["certificate.json"])
     if forgery == "left out":
         forged["mechanisms"] = forged["mechanisms"][:2]
+        events = [event_from_json(mechanism["event"]) for mechanism in forged["mechanisms"]]
+        forged["epsilon_computed"] = epsilon_of(events, forged["delta"])
     elif forgery == "other number of images":
         forged["num_validation_images"] += 1
     else:
