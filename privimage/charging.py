@@ -139,10 +139,10 @@ def check_paid(artifact: Artifact, ledger: Ledger | None) -> None:
 
 
 class Door:
-    """Opens sensitive images: those that a sealed stage may see (`Stage.opens`); else all but test ones, under a reservation.
+    """Opens sensitive images: those that a sealed stage may see (`Stage.opens`), or under a live reservation all but test ones.
 
-    A sealed stage releases nothing: its artifact lies below `private/`, and no stage gets it as input. `opened` tells
-    whether the door ever opened.
+    A sealed stage releases nothing: its artifact lies below `private/`, and is no stage's input. `opened` tells whether
+    the door ever opened.
     Images that are too many for memory lie in a file without a name in `spill`, which is as protected as the tables are.
     """
 
@@ -164,11 +164,13 @@ class Door:
         name = self._stage.name
         if not self._sealed_inputs:
             raise Uncharged(f"Stage {name} has no sensitive images.")
-        if not (self._stage.sealed and split in self._stage.opens):
-            if split == "test":
-                raise Uncharged(f"Stage {name} is not sealed to open test images: they stay closed.")
-            if self._reservation is None:
-                raise Uncharged(f"Stage {name} has no reservation: the {split} images stay closed.")
+        if self._stage.sealed and split in self._stage.opens:
+            pass
+        elif split == "test":
+            raise Uncharged(f"Stage {name} is not sealed: it may not see test images.")
+        elif self._reservation is None:
+            raise Uncharged(f"Stage {name} has no reservation: the {split} images stay closed.")
+        else:
             self._reservation.check_live()
         self.opened = True
         return read_images(self._sealed_inputs[0].files(f"{split}-"), spill=self._spill)

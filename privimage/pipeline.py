@@ -386,7 +386,10 @@ def stage_of(name: str, config: RunConfig) -> Stage:
     for stage in stages_of(config):
         if stage.name == name:
             return stage
-    raise ConfigError(f"Stage {stage_named(name).name} is no part of this run: evaluate.validation is not private.")
+    raise ConfigError(
+        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (validate: "
+        "evaluate.validation private)."
+    )
 
 
 def stages_until(last: str | None, config: RunConfig) -> tuple[Stage, ...]:

@@ -33,7 +33,7 @@ __all__ = [
     "GRANT",
     "NAME_ON_FILES",
     "SETTINGS",
-    "STAGE_NAMES",
+    "USUAL",
     "Answer",
     "Place",
     "finished",
@@ -76,8 +76,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-STAGE_NAMES = tuple(stage.name for stage in stages_of(parse_config(SETTINGS)))
-"""All but those that other settings add."""
+# The stages that a run has which asks for no others.
+USUAL = tuple(stage.name for stage in stages_of(parse_config(SETTINGS)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from privimage.release.verify import read_release, verify_release
 from privimage.runner import StageResult, run_all
 from privimage.store.artifacts import Artifact, find, list_artifacts, open_ref
 from privimage.store.files import Store
-from tests.pipeline_fixtures import NAME_ON_FILES, STAGE_NAMES, Place
+from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Place
 
 COMPLETE = ["grant", "reserve query", "settle", "reserve finetune", "settle"]
 PRIVATE = ("query", "finetune")
@@ -99,7 +99,7 @@ def test_no_cell_of_the_stored_histogram_is_an_exact_count(pretrained: Place) ->
 
 def test_a_second_run_reuses_everything_and_charges_nothing(finished: Place) -> None:
     first, second = run_all(finished.run()), run_all(finished.run())
-    assert reused(second) == list(STAGE_NAMES)
+    assert reused(second) == list(USUAL)
     assert {name: result.ref for name, result in first.items()} == {n: r.ref for n, r in second.items()}
     assert finished.kinds == COMPLETE
 

@@ -25,7 +25,7 @@ from privimage.release.verify import verify_release
 from privimage.runner import StageResult, admitted, run_all
 from privimage.stages.charges import query_plan
 from privimage.store.artifacts import Artifact, open_ref
-from tests.pipeline_fixtures import STAGE_NAMES, Place
+from tests.pipeline_fixtures import USUAL, Place
 
 PRIVATE = ("sensitive.validation_fraction=0.15", "privacy.validation_error=0.5", "evaluate.validation=private")
 FREE = (*PRIVATE[:2], "evaluate.validation=synthetic")
@@ -334,7 +334,7 @@ def test_delta_is_held_against_all_images_that_are_looked_at(granted_copy: Place
 
 
 def test_a_run_without_a_private_choice_has_no_such_stage(finished: Place) -> None:
-    assert "validate" not in STAGE_NAMES
+    assert "validate" not in USUAL
     with pytest.raises(ConfigError, match=r"Stage validate is no part of this run"):
         run_all(finished.run(), "validate")
     assert not list(finished.folder.glob("artifacts/validate"))

@@ -133,8 +133,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         shifts=True,
     ),
     "resnext": Architecture(
-        about="ResNeXt-11: one block of 4 groups on each of three levels of 64, 128 and 256 channels",
-        build=_residual(16, (64, 128, 256), 1, groups=4),
+        about="ResNeXt-11: one block of 4 groups on each of three levels of 48, 96 and 192 channels",
+        build=_residual(16, (48, 96, 192), 1, groups=4),
         shifts=True,
     ),
     "logistic-regression": Architecture(about="a linear layer on the pixels", build=_logistic_regression, shifts=False),

@@ -1052,10 +1052,10 @@ _CHARGING = _of(
     "test_runner.py",
     (
         "Images are opened before anything was reserved",
-        "            if self._reservation is None:\n"
-        '                raise Uncharged(f"Stage {name} has no reservation: the {split} images stay closed.")\n'
-        "            self._reservation.check_live()\n",
-        "            if self._reservation is not None:\n                self._reservation.check_live()\n",
+        "elif self._reservation is None:\n"
+        '            raise Uncharged(f"Stage {name} has no reservation: the {split} images stay closed.")\n'
+        "        else:",
+        "elif self._reservation is not None:",
         "test_training_images_open_under_a_live_reservation_only",
     ),
     (
@@ -1066,20 +1066,20 @@ _CHARGING = _of(
     ),
     (
         "Test images are opened for a stage that is not sealed",
-        '            if split == "test":\n',
-        "            if False:\n",
+        'elif split == "test":',
+        "elif False:",
         "test_test_images_stay_closed_for_every_stage_that_is_not_sealed",
     ),
     (
         "Training images are opened without a charge for a stage whose artifact may leave",
-        "if not (self._stage.sealed and split in self._stage.opens)",
-        "if not (split in self._stage.opens)",
+        "if self._stage.sealed and split in self._stage.opens:",
+        "if split in self._stage.opens:",
         "test_only_a_sealed_stage_opens_training_images_without_a_charge",
     ),
     (
         "A sealed stage opens every split without a charge",
-        "if not (self._stage.sealed and split in self._stage.opens)",
-        "if not (self._stage.sealed)",
+        "if self._stage.sealed and split in self._stage.opens:",
+        "if self._stage.sealed:",
         "test_only_a_sealed_stage_opens_training_images_without_a_charge",
     ),
     (
