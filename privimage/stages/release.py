@@ -22,6 +22,8 @@ from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
 
+# What each private stage released, and says of its own randomness in.
+RELEASED = {"query": "query.json", "finetune": "denoiser.json", "validate": "validation.json"}
 GRID_IMAGES = 12
 EXAMPLES = 6
 
@@ -38,9 +40,8 @@ def run(context: StageContext) -> Outcome:
     (context.folder / "samples.png").write_bytes(grid)
     table = pa.concat_tables([pq.read_table(file) for file in files])
     pq.write_table(table, context.folder / "synthetic.parquet")
-    private_artifacts = {"query": inputs["query"], "finetune": inputs["finetune"]}
-    denoiser = inputs["finetune"].read_json("denoiser.json")
-    guarantees = [inputs["query"].read_json("query.json")["guarantee"], denoiser["guarantee"]]
+    private_artifacts = {name: inputs[name] for name in RELEASED if name in inputs}
+    guarantees = [artifact.read_json(RELEASED[name])["guarantee"] for name, artifact in private_artifacts.items()]
 
     def certified(files: dict[str, bytes]) -> dict[str, Any]:
         return build_certificate(context.config, facts, ledger, private_artifacts, guarantees, files, prv_interval)
@@ -103,6 +104,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             note=f"{config.image.resolution} x {config.image.resolution} pixels",
             kind="public",
         ),
+        *(_validation(inputs["validate"]) if "validate" in inputs else []),
     ]
     return ReportData(
         title=config.name,
@@ -153,6 +155,23 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
         verify_command=VERIFY,
         paid=[mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]],
     )
+
+
+def _validation(validate: Artifact) -> list[Figure]:
+    """The noisy accuracies of the classifiers that were trained on synthetic images."""
+    released = validate.read_json("validation.json")
+    noise = f"{released['noise_stddev']:.2g}"
+    return [
+        Figure(
+            name=f"Accuracy on validation images, {name}",
+            value=f"{accuracy:.1%}",
+            note=f"of {released['num_images']:,} images, trained on synthetic ones; noise of standard deviation {noise}"
+            + ("; chosen" if name == released["chosen"] else ""),
+            kind="charged",
+            paid_by=validate.manifest.reservations,
+        )
+        for name, accuracy in released["noisy_accuracies"].items()
+    ]
 
 
 def _chosen(select: Artifact, public: Artifact) -> list[ChosenClass]:
