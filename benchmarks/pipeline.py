@@ -25,7 +25,7 @@ import torch
 from privimage.config import load_config
 from privimage.data.table import read_images
 from privimage.device import choose_device
-from privimage.evaluation.utility import test, train_on_synthetic
+from privimage.evaluation.utility import test, train
 from privimage.generators.sampler import synthesize_images
 from privimage.ledgers import bind_ledger
 from privimage.pipeline import Stage
@@ -105,7 +105,7 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
     few = np.random.default_rng(0).permutation(len(private_train))[: config.synthesize.num_images]
 
     def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
-        model = train_on_synthetic(images, labels, classes, config.evaluate, device)
+        model = train("cnn", images, labels, classes, config.evaluate, device, seed=config.evaluate.seed).model
         return round(test(model, *private_test, classes).accuracy, 4)
 
     return {

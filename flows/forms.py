@@ -30,6 +30,8 @@ StageName = Literal[
     "pretrain",
     "finetune",
     "synthesize",
+    "downstream",
+    "validate",
     "evaluate",
     "release",
 ]
@@ -45,7 +47,7 @@ class Redo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: StageName = Field(title="Stage", description="A private stage (query, finetune) is charged again.")
+    stage: StageName = Field(title="Stage", description="A private stage (query, finetune, validate) is charged again.")
     draw: int = Field(
         default=2,
         ge=1,

@@ -45,5 +45,9 @@ def regenerate(
         Keys of the artifacts, by stage.
     """
     sampled = config.synthesize.model_copy(update={"num_images": num_images, "seed": seed})
-    changed = RunConfig.model_validate({**config.model_dump(), "synthesize": sampled.model_dump()})
+    # A private choice among classifiers would be charged, and its budget holds one.
+    evaluated = config.evaluate.model_copy(update={"validation": "synthetic"})
+    changed = RunConfig.model_validate(
+        {**config.model_dump(), "synthesize": sampled.model_dump(), "evaluate": evaluated.model_dump()}
+    )
     return run_stages(changed, store, {}, first="synthesize", last="release", dry_run=dry_run)

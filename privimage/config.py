@@ -7,15 +7,21 @@ section that can change no result, and is left out of every artifact key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import Field, ValidationError, model_validator
 
+from privimage.config_form import Section
+from privimage.config_sources import (
+    DemoDigits,
+    DemoGlyphs,
+    FolderSource,
+    ParquetSource,
+    SourceConfig,
+    TorchvisionSource,
+)
 from privimage.errors import ConfigError
 
 __all__ = [
@@ -42,96 +48,6 @@ __all__ = [
     "TorchvisionSource",
     "load_config",
     "parse_config",
-]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know; its JSON schema is made for forms."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        allow_inf_nan=False,
-        model_title_generator=lambda model: model.__name__.removesuffix("Config"),
-    )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Bounds stand in the descriptions too: forms check them, but show descriptions only."""
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        for field in schema.get("properties", {}).values():
-            if bounds := _bounds(field):
-                field["description"] = f"{field.get('description', '').rstrip('.')} ({bounds})."
-        return schema
-
-
-def _bounds(field: Mapping[str, Any]) -> str:
-    """The bounds of a number's schema in words, such as "1 to 64" or "above 0, at most 1"."""
-    numbers = [part for part in field.get("anyOf", [field]) if part.get("type") in ("integer", "number")]
-    bounds: Mapping[str, float] = numbers[0] if numbers else {}
-    if "minimum" in bounds and "maximum" in bounds:
-        return f"{_plain(bounds['minimum'])} to {_plain(bounds['maximum'])}"
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return ", ".join(f"{word} {_plain(bounds[name])}" for name, word in words.items() if name in bounds)
-
-
-def _plain(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
-
-
-class TorchvisionSource(Section):
-    """A data set of torchvision, by name."""
-
-    kind: Literal["torchvision"] = "torchvision"
-    name: Literal["MNIST", "FashionMNIST", "EMNIST", "CIFAR10", "CIFAR100", "EuroSAT", "CelebA", "PCAM", "ImageNet"] = (
-        Field(description="Name of the data set in torchvision.datasets.")
-    )
-    root: str = Field(description="Folder that holds, or will hold, the data set's files.")
-    split: str = Field(
-        default="train",
-        description="Which part: 'train', 'val' or 'test', as far as the data set has it; EuroSAT has one, 'train'.",
-    )
-    subset: str | None = Field(
-        default=None,
-        description="EMNIST: its split ('letters', 'digits', ...). CelebA: the attribute used as label ('Male').",
-    )
-    download: bool = Field(default=False, description="Let torchvision download the files if they are not there.")
-
-
-class FolderSource(Section):
-    """A folder (or zip) with one sub-folder of image files per class."""
-
-    kind: Literal["folder"] = "folder"
-    path: str = Field(description="Folder or .zip file, local or s3://, that holds one folder per class.")
-
-
-class ParquetSource(Section):
-    """Parquet in the Hugging Face convention: an image struct<bytes, path> and an integer label."""
-
-    kind: Literal["parquet"] = "parquet"
-    path: str = Field(description="A .parquet file, or a folder of them, local or s3://.")
-    image_column: str = Field(default="image", description="Column with the images.")
-    label_column: str = Field(default="label", description="Column with the class numbers.")
-
-
-class DemoDigits(Section):
-    """1,797 real handwritten digits, 8x8, that scikit-learn ships: a stand-in for sensitive images."""
-
-    kind: Literal["demo-digits"] = "demo-digits"
-
-
-class DemoGlyphs(Section):
-    """Letters and digits rendered from the fonts that matplotlib ships: a public set without a download."""
-
-    kind: Literal["demo-glyphs"] = "demo-glyphs"
-    images_per_category: int = Field(default=250, ge=10, le=10_000, description="Images of each of the 62 categories.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the distortions (public data: reproducible).")
-
-
-SourceConfig = Annotated[
-    # A form opens at the first one that has the given keys.
-    DemoDigits | DemoGlyphs | FolderSource | ParquetSource | TorchvisionSource, Field(discriminator="kind")
 ]
 
 
@@ -176,7 +92,7 @@ class PublicConfig(Section):
 class PrivacyConfig(Section):
     """The one place where privacy is stated; every noise level is derived from it."""
 
-    epsilon: float = Field(gt=0, le=1000, description="Total epsilon of the release: query and fine-tuning together.")
+    epsilon: float = Field(gt=0, le=1000, description="Total epsilon of the release: all that is charged, together.")
     delta: float = Field(gt=0, lt=0.1, description="Total delta; must be below 1 / number of training images.")
     query_error: float | None = Field(
         default=0.02,
@@ -190,6 +106,14 @@ class PrivacyConfig(Section):
         gt=0,
         title="Query noise multiplier",
         description="The query's noise by hand, in units of its sensitivity, instead of `query_error`.",
+    )
+    validation_error: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        title="Validation error",
+        description="Sets budget aside to choose a classifier by the sensitive validation images: standard deviation of the "
+        "noise on its accuracy, times the square root of the number of classifiers; none = no such budget.",
     )
 
     @model_validator(mode="after")
@@ -324,18 +248,49 @@ class SynthesizeConfig(Section):
         return self
 
 
-class EvaluateConfig(Section):
-    """Internal evaluation against held-out sensitive images; its figures stay below `private/`."""
+ClassifierName = Literal["cnn", "resnet", "wrn", "resnext", "logistic-regression", "mlp"]
 
-    epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of the classifier trained on synthetic images.")
-    batch_size: int = Field(default=128, ge=2, description="Images per step of that classifier.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Its learning rate (Adam).")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Its seed.")
+
+class EvaluateConfig(Section):
+    """Classifiers trained on synthetic images, and what is measured on held-out sensitive ones, below `private/`."""
+
+    classifiers: tuple[ClassifierName, ...] = Field(
+        default=("cnn", "logistic-regression"),
+        min_length=1,
+        max_length=6,
+        description="Which classifiers are trained on the synthetic images; each name once.",
+    )
+    seeds: int = Field(
+        default=1, ge=1, le=100, description="How often each is trained; figures get a deviation from 2."
+    )
+    validation: Literal["synthetic", "private"] = Field(
+        default="synthetic",
+        description="What chooses among them: held-out synthetic images, for free, or noisy counts on the sensitive "
+        "validation images, charged out of what `privacy.validation_error` sets aside.",
+    )
+    held_out_fraction: float = Field(
+        default=0.1, gt=0, lt=0.5, description="Share of the synthetic images that choose the epoch, not trained on."
+    )
+    ceiling: bool = Field(
+        default=True, description="Also train them on the sensitive images, as many steps, for comparison (private)."
+    )
+    epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of each training on synthetic images.")
+    batch_size: int = Field(default=128, ge=2, description="Images per step of these trainings.")
+    learning_rate: float = Field(
+        default=2e-3, gt=0, le=1, description="Their peak learning rate (Adam, cosine to zero)."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="The first of their seeds.")
     inception_weights: str | None = Field(
         default=None,
         title="Inception weights",
         description="Folder with clean-fid's inception-2015-12-05.pt; none = skip Inception figures if it is not cached.",
     )
+
+    @model_validator(mode="after")
+    def _each_classifier_once(self) -> EvaluateConfig:
+        if len(set(self.classifiers)) < len(self.classifiers):
+            raise ValueError(f"classifiers names one of them twice: {', '.join(self.classifiers)}")
+        return self
 
 
 class Performance(Section):
@@ -440,6 +395,16 @@ class RunConfig(Section):
             raise ValueError("no test images: give sensitive.test, or a sensitive.test_fraction above 0")
         if self.sensitive.test is not None and self.sensitive.test == self.sensitive.train:
             raise ValueError("sensitive.test is the same source as sensitive.train; test images must be held out")
+        if self.privacy.validation_error is not None and not self.sensitive.validation_fraction:
+            raise ValueError(
+                "privacy.validation_error sets budget aside for validation images, but there are none: give a "
+                "sensitive.validation_fraction above 0"
+            )
+        if self.evaluate.validation == "private" and self.privacy.validation_error is None:
+            raise ValueError(
+                "evaluate.validation is private, which has a cost: say how accurate it should be in "
+                "privacy.validation_error, or choose by synthetic images"
+            )
         levels = len(self.denoiser.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:
             raise ValueError(

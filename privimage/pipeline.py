@@ -3,7 +3,9 @@
  public images ─► classifier ─► index ─────────────┐
                       │                            ▼
  sensitive images ─► query (charged) ─► selection ─► pretrain ─► finetune (charged) ─► synthesize ─► release
-                                                                                          └─► evaluate (sealed)
+                                                                                          └─► downstream ─► evaluate (sealed)
+
+With `evaluate.validation: private` a third charged stage, validate, comes after downstream; release and evaluate use it.
 
 A stage is a function of (configuration, input artifacts, randomness) that writes one artifact's payload into a folder.
 Keys, caching, charging, checkpoints and publishing are done once, for all stages, by `privimage.runner`.
@@ -12,10 +14,10 @@ Keys, caching, charging, checkpoints and publishing are done once, for all stage
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +25,13 @@ from numpy.typing import NDArray
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.data.fingerprint import source_fingerprint
-from privimage.errors import ConfigError
+from privimage.data.splits import Split
+from privimage.errors import ConfigError, Uncharged
 from privimage.interrupts import StopRequest
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import Random
 from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.progress import Progress
 from privimage.release.export import export_release
 from privimage.store.artifacts import JSON, Artifact
@@ -37,6 +40,7 @@ from privimage.store.files import Store
 __all__ = [
     "STAGES",
     "Charge",
+    "Mechanism",
     "Outcome",
     "Paid",
     "PartContext",
@@ -44,14 +48,19 @@ __all__ = [
     "Stage",
     "StageContext",
     "stage_named",
+    "stage_of",
+    "stages_of",
     "stages_until",
 ]
+
+
+Mechanism = HistogramQuery | DPSGDMechanism | ValidationCount
 
 
 class PrivateImages(Protocol):
     """The only door to sensitive images: refuses whatever was not charged for."""
 
-    def __call__(self, split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def __call__(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """uint8 NCHW images and int64 labels of one split."""
         ...
 
@@ -60,7 +69,7 @@ class PrivateImages(Protocol):
 class Charge:
     """What a private stage asks of the ledger: the very mechanism it will run, and the plan it belongs to."""
 
-    mechanism: HistogramQuery | DPSGDMechanism
+    mechanism: Mechanism
     plan: Plan
     num_images: int
     restart_allowance: int = 0
@@ -78,7 +87,7 @@ class Paid:
         pause: to be called after that by an attempt that stops, with the step; it then lost nothing.
     """
 
-    mechanism: HistogramQuery | DPSGDMechanism
+    mechanism: Mechanism
     random: Random
     reservations: tuple[str, ...]
     from_step: int
@@ -150,7 +159,9 @@ class Stage:
         fields: the settings that can change the result, as JSON; part of the key.
         charge: for stages that release something computed from sensitive images: what it costs. It sees public facts
             only and is called before any image is opened.
-        sealed: the artifact holds private values and lives below `private/`.
+        sealed: the artifact holds private values and lives below `private/`; no stage gets it as input.
+        opens: the splits that it may see without a charge. Only a sealed stage, which releases nothing, may see any.
+        part_of: whether a run of this configuration has this stage.
         make_part: makes one part of the payload, for public stages that other machines may help with.
         rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
@@ -167,6 +178,12 @@ class Stage:
     rehearse: Callable[[RunConfig, Mapping[str, Artifact]], object] | None = None
     sealed: bool = False
     finish: Callable[[RunConfig, Store, Artifact], object] | None = None
+    opens: tuple[Split, ...] = ()
+    part_of: Callable[[RunConfig], bool] = lambda config: True
+
+    def __post_init__(self) -> None:
+        if self.opens and not self.sealed:
+            raise Uncharged(f"Stage {self.name} is not sealed: it may see no sensitive image without a charge.")
 
 
 def _section(*names: str) -> Callable[[RunConfig], dict[str, Any]]:
@@ -202,7 +219,19 @@ def _finetune_fields(config: RunConfig) -> dict[str, Any]:
         "finetune": config.finetune.model_dump(mode="json"),
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
+        # What is set aside for validation is missing here: it makes the noise larger.
+        **({} if config.privacy.validation_error is None else {"validation_error": config.privacy.validation_error}),
     }
+
+
+def _downstream_fields(config: RunConfig) -> dict[str, Any]:
+    return {
+        "evaluate": config.evaluate.model_dump(mode="json", exclude={"validation", "ceiling", "inception_weights"}),
+    }
+
+
+def _validate_fields(config: RunConfig) -> dict[str, Any]:
+    return {"validation_error": config.privacy.validation_error}
 
 
 def _later(module: str, function: str) -> Callable[..., Any]:
@@ -294,19 +323,50 @@ STAGES: tuple[Stage, ...] = (
         make_part=_later("synthesize", "make_part"),
     ),
     Stage(
+        name="downstream",
+        version=1,
+        about="classifiers, trained on the synthetic images",
+        inputs=("synthesize",),
+        fields=_downstream_fields,
+        run=_later("downstream", "run"),
+    ),
+    Stage(
+        name="validate",
+        version=1,
+        about="noisy choice among them by sensitive validation images",
+        inputs=("admit", "finetune", "downstream"),
+        fields=_validate_fields,
+        charge=_later("charges", "charge_validate"),
+        rehearse=_later("validate", "rehearse"),
+        run=_later("validate", "run"),
+        part_of=lambda config: config.evaluate.validation == "private",
+    ),
+    Stage(
         name="evaluate",
         version=3,
         about="internal figures against held-out sensitive images",
-        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
+        inputs=(
+            "public",
+            "admit",
+            "classifier",
+            "query",
+            "select",
+            "pretrain",
+            "finetune",
+            "synthesize",
+            "downstream",
+            "validate",
+        ),
         fields=_section("evaluate"),
         run=_later("evaluate", "run"),
         sealed=True,
+        opens=("test", "train"),
     ),
     Stage(
         name="release",
         version=3,
         about="synthetic.parquet, datasheet, certificate, report",
-        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
+        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize", "validate"),
         fields=_section("name", "description", "license"),
         run=_later("release", "run"),
         finish=lambda config, store, artifact: export_release(store, config.name, artifact),
@@ -322,12 +382,34 @@ def stage_named(name: str) -> Stage:
     raise ConfigError(f"There is no stage {name!r}; the stages are {', '.join(stage.name for stage in STAGES)}.")
 
 
-def stages_until(last: str | None) -> tuple[Stage, ...]:
-    """The stages that `last` needs, itself included, in order; all of them for None."""
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a run of this configuration, in order, each with those inputs that the run has."""
+    names = {stage.name for stage in STAGES if stage.part_of(config)}
+    return tuple(
+        replace(stage, inputs=tuple(name for name in stage.inputs if name in names))
+        for stage in STAGES
+        if stage.name in names
+    )
+
+
+def stage_of(name: str, config: RunConfig) -> Stage:
+    """The stage of that name as this configuration has it, or ConfigError."""
+    for stage in stages_of(config):
+        if stage.name == name:
+            return stage
+    raise ConfigError(
+        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (validate: "
+        "evaluate.validation private)."
+    )
+
+
+def stages_until(last: str | None, config: RunConfig) -> tuple[Stage, ...]:
+    """The stages that `last` needs, itself included, in order; all of the run for None."""
+    stages = stages_of(config)
     if last is None:
-        return STAGES
-    needed = {stage_named(last).name}
-    for stage in reversed(STAGES):
+        return stages
+    needed = {stage_of(last, config).name}
+    for stage in reversed(stages):
         if stage.name in needed:
             needed.update(stage.inputs)
-    return tuple(stage for stage in STAGES if stage.name in needed)
+    return tuple(stage for stage in stages if stage.name in needed)

@@ -10,12 +10,12 @@ from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused
 from privimage.ledgers import ledger_of
 from privimage.pipeline import Stage, stages_until
-from privimage.preflight import check_against_data
+from privimage.preflight import check_against_data, planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, admitted, stage_key
-from privimage.stages.charges import finetune_plan, query_plan
+from privimage.stages.charges import finetune_plan, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
 
 __all__ = ["PlannedStage", "RunPlan", "plan_run"]
@@ -63,7 +63,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     """
     found: dict[str, Artifact | None] = {}
     keys: dict[str, str | None] = {}
-    for stage in stages_until(until):
+    for stage in stages_until(until, run.config):
         inputs = [found[name] for name in stage.inputs]
         key = None
         if all(inputs):
@@ -75,7 +75,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     admit, public = found.get("admit"), found.get("public")
     facts = admitted(admit) if admit else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
-    costs: dict[str, float | None] = {"query": None, "finetune": None}
+    costs: dict[str, float | None] = {"query": None, "finetune": None, "validate": None}
     share_taken = share_asked = refusal = None
     if facts and ledger and public:
         categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
@@ -100,7 +100,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
             written=_written(found[stage.name]),
             epsilon=0.0 if stage.charge is None or found[stage.name] else costs[stage.name],
         )
-        for stage in stages_until(until)
+        for stage in stages_until(until, run.config)
     )
     return RunPlan(
         stages=rows,
@@ -135,14 +135,18 @@ def _cost(
     ledger: Ledger,
     num_categories: int,
 ) -> tuple[Plan | None, dict[str, float | None]]:
-    """The plan that the ledger would be asked for (None: fine-tuning is there), and what query and fine-tuning add.
+    """The plan that the ledger would be asked for (None: fine-tuning is there), and what each private stage adds.
 
-    The query costs what it costs alone, fine-tuning the rest of the run's epsilon.
+    Query and validation cost what they cost alone, fine-tuning the rest of the run's epsilon.
     """
     privacy = run.config.privacy
-    query = found.get("query")
-    if found.get("finetune"):
-        return None, {"query": 0.0, "finetune": 0.0}
+    query, finetune = found.get("query"), found.get("finetune")
+    validation = planned_validation(run.config, facts)
+    aside = min(epsilon_of([validation.event], privacy.delta), privacy.epsilon) if validation else 0.0
+    if finetune:
+        if "validate" in keys and not found.get("validate"):
+            validation_plan(run.config, keys["validate"] or "", finetune.manifest.reservations, facts, ledger)
+        return None, {"query": 0.0, "finetune": 0.0, "validate": aside}
     if query is None:
         plan, mechanism = query_plan(run.config, keys.get("query") or "", facts, num_categories)
         alone = epsilon_of([mechanism.event], privacy.delta)
@@ -151,4 +155,4 @@ def _cost(
         held = ledger.reservations()
         prior = [held[paid].event for paid in plan.builds_on or query.manifest.reservations]
         alone = epsilon_of(prior, privacy.delta / 2 if plan.builds_on else privacy.delta)
-    return plan, {"query": alone, "finetune": max(privacy.epsilon - alone, 0.0)}
+    return plan, {"query": alone, "finetune": max(privacy.epsilon - alone - aside, 0.0), "validate": aside}

@@ -5,19 +5,24 @@ from __future__ import annotations
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError, DataError
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, query_mechanism
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount, query_mechanism
 
-__all__ = ["check_against_data", "finetune_mechanism", "planned_query"]
+__all__ = ["check_against_data", "finetune_mechanism", "planned_query", "planned_validation"]
+
+LEAST_OF_A_CLASS = 2  # one to train a classifier on, one to choose the epoch by
 
 
 def check_against_data(config: RunConfig, public: TableFacts, sensitive: SensitiveFacts) -> None:
     """Raise ConfigError or DataError for the first contradiction; only public facts are looked at."""
     if public.identity == sensitive.identity:
         raise DataError("The public and the sensitive set hold the same images; the public set must not be sensitive.")
-    if config.privacy.delta >= 1 / sensitive.num_train:
+    touched, which = sensitive.num_train, "training"
+    if config.privacy.validation_error is not None:
+        touched, which = touched + sensitive.num_validation, "training and validation"
+    if config.privacy.delta >= 1 / touched:
         raise ConfigError(
-            f"privacy.delta is {config.privacy.delta:g}, but must be below 1 / number of training images = "
-            f"{1 / sensitive.num_train:.3g}: a larger delta would allow publishing whole images."
+            f"privacy.delta is {config.privacy.delta:g}, but must be below 1 / number of {which} images = "
+            f"{1 / touched:.3g}: a larger delta would allow publishing whole images."
         )
     classes, categories = len(sensitive.class_names), len(public.class_names)
     if config.selection.categories_per_class * classes > categories:
@@ -26,12 +31,13 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
             f"{config.selection.categories_per_class * classes} categories for {classes} classes, but the public set has "
             f"{categories}: lower it to at most {categories // classes}."
         )
-    if config.synthesize.num_images < classes:
+    if config.synthesize.num_images < LEAST_OF_A_CLASS * classes:
         raise ConfigError(
-            f"synthesize.num_images is {config.synthesize.num_images}, but there are {classes} classes: ask for {classes} "
-            "images or more, so that none is missing."
+            f"synthesize.num_images is {config.synthesize.num_images}, for {classes} classes: the classifiers that are trained "
+            f"on them need at least {LEAST_OF_A_CLASS} of each class; raise it to {LEAST_OF_A_CLASS * classes} or more."
         )
     planned_query(config, sensitive, categories)
+    planned_validation(config, sensitive)
     finetune_mechanism(config, sensitive, noise_multiplier=1.0)
 
 
@@ -44,6 +50,23 @@ def planned_query(config: RunConfig, sensitive: SensitiveFacts, num_categories: 
         num_images=sensitive.num_train,
         query_error=config.privacy.query_error,
         query_noise_multiplier=config.privacy.query_noise_multiplier,
+    )
+
+
+def planned_validation(config: RunConfig, sensitive: SensitiveFacts) -> ValidationCount | None:
+    """The validation's mechanism, from the configuration and public facts; None where no budget is set aside for it.
+
+    `privacy.validation_error` is the noise on the accuracy of one classifier. So what is set aside does not depend on how
+    many there will be: the noise on each of several is that many times larger as their counts' sensitivity is.
+    """
+    error = config.privacy.validation_error
+    if error is None:
+        return None
+    return ValidationCount(
+        num_images=sensitive.num_validation,
+        num_candidates=len(config.evaluate.classifiers),
+        votes_each=config.evaluate.seeds,
+        noise_multiplier=error * sensitive.num_validation,
     )
 
 

@@ -195,11 +195,6 @@ def test_more_categories_than_there_are(refused: Refused) -> None:
     assert "asks for 63 categories for 3 classes, but the public set has 62: lower it to at most 20" in complaint
 
 
-def test_fewer_synthetic_images_than_classes(refused: Refused) -> None:
-    complaint = refused("synthesize.num_images=2")
-    assert "synthesize.num_images is 2, but there are 3 classes: ask for 3 images or more" in complaint
-
-
 def test_more_votes_than_there_are_categories(refused: Refused) -> None:
     assert "the public set has 62 categories" in refused("query.num_votes=63")
 

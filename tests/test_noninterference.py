@@ -1,6 +1,6 @@
-"""Two runs on entirely different sensitive images, with the same outputs of the two mechanisms, look the same outside.
+"""Two runs on entirely different sensitive images, with the same outputs of the mechanisms, look the same outside.
 
-This is the claim without statistics: whatever leaves is a function of public data and of what the two mechanisms gave.
+This is the claim without statistics: whatever leaves is a function of public data and of what the mechanisms gave.
 So `add_noise` and `noisy_mean_gradient` are replaced by ones that ignore their private input and give what a public
 generator says, and the whole pipeline runs, by the command line, on two sets that share only their public facts: sizes
 of the splits, class names, resolution. Everything outside of `private/` must then be equal *to the byte*, and so must
@@ -58,7 +58,7 @@ from privimage.data.decode import pixel_digest
 from privimage.data.splits import split_of
 from privimage.pipeline import STAGES, Outcome, StageContext
 from privimage.privacy.clipping import ClippedSum
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.runner import run_all
 from privimage.store import identity
 from privimage.store.files import Store
@@ -69,23 +69,26 @@ from tests.private_values import files_below, plant_images
 loop: Any = importlib.import_module("privimage.generators.finetune")
 semantics: Any = importlib.import_module("privimage.stages.semantics")
 generation: Any = importlib.import_module("privimage.stages.generation")
+validation: Any = importlib.import_module("privimage.stages.validate")
+evaluation: Any = importlib.import_module("privimage.stages.evaluate")
 
 TEST_FRACTION = SETTINGS["sensitive"]["test_fraction"]
-# Training and test images of each class. Public about them are the two sums, and that no class is empty.
-FIRST = {"anna": (80, 10), "berta": (30, 15), "carla": (10, 5)}
-SECOND = {"anna": (15, 8), "berta": (45, 2), "carla": (60, 20)}
+VALIDATION_FRACTION = 0.15
+# Training, test and validation images of each class. Public about them are the sums, and that no class is empty.
+FIRST = {"anna": (80, 10, 4), "berta": (30, 15, 20), "carla": (10, 5, 1)}
+SECOND = {"anna": (15, 8, 15), "berta": (45, 2, 2), "carla": (60, 20, 8)}
 assert np.array_equal(np.sum(list(FIRST.values()), 0), np.sum(list(SECOND.values()), 0))
 
 
-def write_set(root: Path, sizes: dict[str, tuple[int, int]], draw: Callable[[], Image.Image], ending: str) -> None:
+def write_set(root: Path, sizes: dict[str, tuple[int, int, int]], draw: Callable[[], Image.Image], ending: str) -> None:
     """Class folders of images that `draw` makes, as many in each split as `sizes` says."""
     number = 0
     for name, wanted in sizes.items():
         (root / name).mkdir(parents=True)
-        missing = dict(zip(("train", "test"), wanted, strict=True))
+        missing = dict(zip(("train", "test", "validation"), wanted, strict=True))
         while any(missing.values()):
             image = draw()
-            split = split_of(pixel_digest(image), TEST_FRACTION, 0.0)
+            split = split_of(pixel_digest(image), TEST_FRACTION, VALIDATION_FRACTION)
             if missing[split]:
                 missing[split] -= 1
                 number += 1
@@ -195,20 +198,28 @@ REAL_BLIND = identity.blind
 
 
 class PublicMechanisms:
-    """The outputs of the two mechanisms, from a public generator; what they were given is kept for planted leaks."""
+    """The outputs of the mechanisms, from a public generator; what they were given is kept for planted leaks."""
 
     def __init__(self) -> None:
         self.histograms: list[NDArray[np.int64]] = []
         self.sums: list[Tensor] = []
+        self.counts: list[NDArray[np.int64]] = []
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(semantics, "add_noise", self._add_noise)
         patch.setattr(loop, "noisy_mean_gradient", self._noisy_mean_gradient)
+        patch.setattr(validation, "add_noise", self._add_noise_to_counts)
 
     def _add_noise(self, histogram: NDArray[np.int64], mechanism: HistogramQuery, **_: object) -> NDArray[np.float64]:
         self.histograms.append(histogram)
         shape = (mechanism.num_classes, mechanism.num_categories)
         return 30 + mechanism.noise_stddev * np.random.default_rng(0).standard_normal(shape)
+
+    def _add_noise_to_counts(
+        self, counts: NDArray[np.int64], mechanism: ValidationCount, **_: object
+    ) -> NDArray[np.float64]:
+        self.counts.append(counts)
+        return 9 + mechanism.noise_stddev * np.random.default_rng(0).standard_normal(mechanism.num_candidates)
 
     def _noisy_mean_gradient(self, clipped: ClippedSum, mechanism: DPSGDMechanism, random: object) -> Tensor:
         self.sums.append(clipped.value)
@@ -279,6 +290,9 @@ class World:
         write(aside / "portraits")
         settings = copy.deepcopy(SETTINGS)
         settings["sensitive"]["train"] = {"kind": "folder", "path": str(here / "portraits")}
+        settings["sensitive"]["validation_fraction"] = VALIDATION_FRACTION
+        settings["privacy"]["validation_error"] = 0.5
+        settings["evaluate"]["validation"] = "private"
         settings["classifier"] = {"base_channels": 4, "blocks": [1], "epochs": 1}
         (aside / "tiny.yaml").write_text(yaml.safe_dump(settings))
         return cls(here=here, aside=aside)
@@ -369,9 +383,17 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     assert sum(name.startswith("releases/") for name in one.files) == 6
     assert sum(name.startswith("ledger/") for name in one.files) >= 5
     printed = "".join(text for _, (run, _) in (pretrained_worlds, (0, (one, other))) for text in run.printed.values())
-    for word in ("query (batches): 1 of 1", "pretrain: 5 of 5", "finetune: 4 of 4", "evaluate: fidelity", "Verified."):
+    for word in (
+        "query (batches): 1 of 1",
+        "pretrain: 5 of 5",
+        "finetune: 4 of 4",
+        "on sensitive images",
+        "evaluate: fidelity",
+        "Verified.",
+    ):
         assert word in printed
     assert not np.array_equal(first.mechanisms.histograms[0], second.mechanisms.histograms[0])
+    assert not np.array_equal(first.mechanisms.counts[0], second.mechanisms.counts[0])
     sealed = [files_below(world.aside / "store", besides="artifacts") for world in (first, second)]
     assert sealed[0] != sealed[1]
 
@@ -457,6 +479,27 @@ def exact_sum_in_the_weights(patch: pytest.MonkeyPatch, world: World) -> None:
     patch.setattr(loop, "_adam_step", step)
 
 
+def exact_counts_in_the_payload(patch: pytest.MonkeyPatch, world: World) -> None:
+    def after(context: StageContext, outcome: Outcome) -> Outcome:
+        file = context.folder / "validation.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "counts": world.mechanisms.counts[-1].tolist()}))
+        return outcome
+
+    wrap_stage(patch, validation, "run", after)
+
+
+def ceiling_in_a_progress_line(patch: pytest.MonkeyPatch, world: World) -> None:
+    real = evaluation.train
+
+    def train(*arguments: Any, progress: Any, **named: Any) -> Any:
+        found = real(*arguments, progress=progress, **named)
+        for _ in progress(range(1), f"ceiling, loss of the first weight {next(found.model.parameters()).sum():g}", 1):
+            pass
+        return found
+
+    patch.setattr(evaluation, "train", train)
+
+
 def plain_hashes(patch: pytest.MonkeyPatch, world: World) -> None:
     def plain(store: Store, text: str) -> str:
         REAL_BLIND(store, text)
@@ -493,6 +536,19 @@ def test_a_leak_of_fine_tuning_shows_as_a_difference(
 ) -> None:
     to_finetune = [["run", "CONFIG", "--store", "STORE", "--until", "finetune"]]
     check_noticed(leak, place, pretrained_worlds[0], to_finetune, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("leak", "place"),
+    [
+        (exact_counts_in_the_payload, "artifacts/validate/.*validation.json"),
+        (ceiling_in_a_progress_line, "stderr"),
+    ],
+)
+def test_a_leak_after_sampling_shows_as_a_difference(
+    leak: Any, place: str, pretrained_worlds: Any, tmp_path: Path
+) -> None:
+    check_noticed(leak, place, pretrained_worlds[0], TO_THE_END[:1], tmp_path)
 
 
 def test_names_that_are_not_blinded_show_as_a_difference(tmp_path: Path) -> None:

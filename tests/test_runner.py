@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -24,7 +26,7 @@ from privimage.release.verify import read_release, verify_release
 from privimage.runner import StageResult, run_all
 from privimage.store.artifacts import Artifact, find, list_artifacts, open_ref
 from privimage.store.files import Store
-from tests.pipeline_fixtures import NAME_ON_FILES, Place
+from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Place
 
 COMPLETE = ["grant", "reserve query", "settle", "reserve finetune", "settle"]
 PRIVATE = ("query", "finetune")
@@ -97,7 +99,7 @@ def test_no_cell_of_the_stored_histogram_is_an_exact_count(pretrained: Place) ->
 
 def test_a_second_run_reuses_everything_and_charges_nothing(finished: Place) -> None:
     first, second = run_all(finished.run()), run_all(finished.run())
-    assert reused(second) == [stage.name for stage in STAGES]
+    assert reused(second) == list(USUAL)
     assert {name: result.ref for name, result in first.items()} == {n: r.ref for n, r in second.items()}
     assert finished.kinds == COMPLETE
 
@@ -110,7 +112,7 @@ def test_settings_of_performance_change_no_key(finished: Place) -> None:
 
 def test_a_change_in_sampling_reruns_from_there_and_charges_nothing(finished_copy: Place) -> None:
     results = run_all(finished_copy.run("synthesize.seed=7"))
-    assert anew(results) == ["synthesize", "evaluate", "release"]
+    assert anew(results) == ["synthesize", "downstream", "evaluate", "release"]
     assert finished_copy.kinds == COMPLETE
 
 
@@ -153,7 +155,7 @@ def test_two_runs_of_different_epsilon_share_the_query_and_both_name_it(
     two_runs: tuple[Place, dict[str, StageResult]],
 ) -> None:
     place, results = two_runs
-    assert anew(results) == ["finetune", "synthesize", "evaluate", "release"]
+    assert anew(results) == ["finetune", "synthesize", "downstream", "evaluate", "release"]
     assert place.kinds == [*COMPLETE, "reserve finetune", "settle"]
     both = certificates(place)
     assert entries_of(both["tiny"], "query") == entries_of(both["second"], "query")
@@ -404,14 +406,41 @@ def test_sealed_keys_and_digests_are_no_plain_hashes(granted: Place, tmp_path: P
 def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Place, tmp_path: Path) -> None:
     run = granted.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
+    opened = set()
     for stage in STAGES:
         open_images = Door(stage, [admit], None, spill=tmp_path)
-        if stage.sealed:
+        if "test" in stage.opens:
             images, labels = open_images("test")
             assert len(images) == len(labels) > 0
+            opened.add(stage.name)
         else:
             with pytest.raises(Uncharged, match="not sealed"):
                 open_images("test")
+    assert opened == {stage.name for stage in STAGES if stage.sealed} - {"admit"}
+
+
+def test_only_a_sealed_stage_opens_training_images_without_a_charge(granted: Place, tmp_path: Path) -> None:
+    run = granted.run()
+    admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
+    for stage in STAGES:
+        open_images = Door(stage, [admit], None, spill=tmp_path)
+        if stage.name == "evaluate":
+            images, labels = open_images("train")
+            assert len(images) == len(labels) == 143
+        else:
+            with pytest.raises(Uncharged, match="has no reservation"):
+                open_images("train")
+    # No other can even say that it does, nor get there by being relabelled, nor see what was not named.
+    with pytest.raises(Uncharged, match="downstream is not sealed"):
+        dataclasses.replace(stage_named("downstream"), opens=("train",))
+    with pytest.raises(Uncharged, match="evaluate is not sealed"):
+        dataclasses.replace(stage_named("evaluate"), sealed=False)
+    released = copy.copy(stage_named("evaluate"))
+    object.__setattr__(released, "sealed", False)
+    with pytest.raises(Uncharged, match="no reservation"):
+        Door(released, [admit], None, spill=tmp_path)("train")
+    with pytest.raises(Uncharged, match="no reservation"):
+        Door(stage_named("evaluate"), [admit], None, spill=tmp_path)("validation")
 
 
 def test_training_images_open_under_a_live_reservation_only(granted_copy: Place, tmp_path: Path) -> None:
@@ -420,8 +449,6 @@ def test_training_images_open_under_a_live_reservation_only(granted_copy: Place,
     query = stage_named("query")
     with pytest.raises(Uncharged, match="has no reservation"):
         Door(query, [admit], None, spill=tmp_path)("train")
-    with pytest.raises(Uncharged, match="has no reservation"):
-        Door(stage_named("evaluate"), [admit], None, spill=tmp_path)("train")
     with pytest.raises(Uncharged, match="no sensitive images"):
         Door(query, [], None, spill=tmp_path)("train")
     ledger = granted_copy.ledger

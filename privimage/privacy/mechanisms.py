@@ -1,4 +1,4 @@
-"""The two mechanisms of a run, as data. The object that is accounted is the object that adds the noise.
+"""The mechanisms of a run, as data. The object that is accounted is the object that adds the noise.
 
 Relation: zero-out (dp_accounting's REPLACE_SPECIAL). Two training tables are neighbours if one is the other with one
 image replaced by "no image": it votes for nothing and has a zero gradient. The number of images is public, and the
@@ -9,18 +9,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import dp_accounting as dpa
 
 from privimage.errors import ConfigError
 
-__all__ = ["RELATION", "RELATION_IN_WORDS", "DPSGDMechanism", "HistogramQuery", "query_mechanism"]
+__all__ = [
+    "RELATION",
+    "RELATION_IN_WORDS",
+    "DPSGDMechanism",
+    "GaussianCounts",
+    "HistogramQuery",
+    "ValidationCount",
+    "query_mechanism",
+]
 
 RELATION = dpa.NeighboringRelation.REPLACE_SPECIAL
 RELATION_IN_WORDS = (
     "zero-out: one training image more or less, at its place and under a public number of images "
     "(dp_accounting REPLACE_SPECIAL; the numbers of add-or-remove-one)"
 )
+
+
+class GaussianCounts(Protocol):
+    """A mechanism that adds Gaussian noise of `noise_multiplier` times its L2 sensitivity to counts, once an attempt."""
+
+    @property
+    def noise_multiplier(self) -> float: ...
+
+    @property
+    def sensitivity(self) -> float: ...
+
+    @property
+    def noise_stddev(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +178,48 @@ class DPSGDMechanism:
             truncated_batch_size=self.largest_batch_size,
             noise_multiplier=self.noise_multiplier,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationCount:
+    """Noisy counts, one for each of several classifiers, of the validation images that it recognises.
+
+    A classifier is trained `votes_each` times, from different seeds, and counts the images of all of these models.
+
+    Guarantee: one image adds at most `votes_each` to each of `num_candidates` counts, so the L2 sensitivity of their
+    vector is votes_each * sqrt(num_candidates); Gaussian noise of `noise_stddev` on each makes an attempt a Gaussian
+    mechanism with `noise_multiplier`, whatever the classifiers are. `restart_allowance` more attempts are accounted for
+    from the start: the result of one that was interrupted is lost, and counted as if somebody had seen it.
+    """
+
+    num_images: int
+    num_candidates: int
+    votes_each: int
+    noise_multiplier: float
+    restart_allowance: int = 1
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ConfigError(
+                f"The validation's noise_multiplier must be positive and finite, found {self.noise_multiplier}."
+            )
+        if min(self.num_images, self.num_candidates, self.votes_each) < 1:
+            raise ConfigError(
+                f"Validation needs images and classifiers, found {self.num_images} images, {self.num_candidates} classifiers "
+                f"of {self.votes_each} trainings each: give a sensitive.validation_fraction above 0."
+            )
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 change of the counts when one image is zeroed out."""
+        return self.votes_each * math.sqrt(self.num_candidates)
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise on each count, in images times trainings."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        """What is accounted: all attempts that may ever run."""
+        return dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(self.noise_multiplier), 1 + self.restart_allowance)

@@ -27,6 +27,7 @@ __all__ = [
     "build_certificate",
     "certified_interval",
     "config_digest",
+    "images_in_words",
     "in_words",
     "interval_in_words",
 ]
@@ -42,6 +43,10 @@ _ASSUMPTIONS = (
     "Whoever reads the release does not also read the private side of the store or the memory of the computation.",
     "The noise and the choice of batches are secret: they came from the operating system's entropy, and nobody kept them.",
     "The public images are public, and none of the sensitive images is among them.",
+)
+_VALIDATED = (
+    "Validation images are protected as training images are: each is one of the images that the guarantee is for. Their "
+    "number is public."
 )
 _UNCUT = "Every step of fine-tuning drew each image by an independent coin (Poisson sampling), as accounted; batches had no cap."
 _CUT = (
@@ -117,6 +122,7 @@ def build_certificate(
         "relation_in_words": RELATION_IN_WORDS,
         "unit": UNIT,
         "num_training_images": facts.num_train,
+        **({"num_validation_images": facts.num_validation} if "validate" in private_artifacts else {}),
         "mechanisms": mechanisms,
         "plan": {"id": plan["id"], "builds_on": list(plan["builds_on"])},
         "ledger": {
@@ -130,6 +136,7 @@ def build_certificate(
         },
         "assumptions": [
             *_ASSUMPTIONS,
+            *([_VALIDATED] if "validate" in private_artifacts else []),
             _UNCUT if all(without_cap(event) == event for event in events.values()) else _CUT,
         ],
         "code": _code(private_artifacts),
@@ -185,5 +192,13 @@ def in_words(certificate: Mapping[str, Any]) -> str:
         return "This release carries NO privacy guarantee: it was made with reproducible noise, for a test."
     return (
         f"({certificate['epsilon']:g}, {certificate['delta']:g})-differential privacy for "
-        f"{certificate['unit']} of {certificate['num_training_images']}, {certificate['relation_in_words']}"
+        f"{certificate['unit']} of {images_in_words(certificate)}, {certificate['relation_in_words']}"
+    )
+
+
+def images_in_words(certificate: Mapping[str, Any]) -> str:
+    """How many images are protected; validation images only where some were looked at."""
+    validated = certificate.get("num_validation_images")
+    return f"{certificate['num_training_images']}" + (
+        f" training and {validated} validation images" if validated else ""
     )

@@ -27,7 +27,15 @@ from privimage.privacy.entry import Entry
 from privimage.privacy.events import event_from_json, event_in_words
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
-from privimage.release.certificate import SCHEMA, UNIT, certified_interval, config_digest, in_words, interval_in_words
+from privimage.release.certificate import (
+    SCHEMA,
+    UNIT,
+    certified_interval,
+    config_digest,
+    images_in_words,
+    in_words,
+    interval_in_words,
+)
 from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter, privacy_statement
 from privimage.release.export import SUMS, sums
@@ -144,12 +152,13 @@ def _check_promise(certificate: Mapping[str, Any]) -> Check:
         "unit": UNIT,
     }
     other = [f"{name} is {value!r}" for name, value in stated.items() if value != expected[name]]
-    if not 0 < certificate["delta"] < 1 / certificate["num_training_images"]:
-        other.append(f"delta {certificate['delta']} is not below 1 / {certificate['num_training_images']} images")
+    protected = certificate["num_training_images"] + certificate.get("num_validation_images", 0)
+    if not 0 < certificate["delta"] < 1 / protected:
+        other.append(f"delta {certificate['delta']} is not below 1 / {protected} images")
     return _check(
         "promise",
         not other,
-        f"differential privacy for {UNIT} of {certificate['num_training_images']}, under {RELATION.name}: what is released "
+        f"differential privacy for {UNIT} of {images_in_words(certificate)}, under {RELATION.name}: what is released "
         "would be about as likely without any one of them; epsilon and delta say how nearly so",
         f"no promise that this version can vouch for: {'; '.join(other)}",
     )
@@ -159,7 +168,8 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     own, builds_on = _events(certificate)
     found = epsilon_of_plan(own, builds_on, certificate["delta"])
     stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
-    whole = stages == {"query", "finetune"} and len(own) + len(builds_on) == len(certificate["mechanisms"])
+    validated = {"validate"} if "num_validation_images" in certificate else set()
+    whole = stages == {"query", "finetune"} | validated and len(own) + len(builds_on) == len(certificate["mechanisms"])
     same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON) and all(
         _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
     )
@@ -327,9 +337,12 @@ def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], count
             "stage": (entry.body["stage"], stage),
             "mechanism": (entry.event, event_from_json(mechanism["event"])),
             "artifact": (settled.get(paid), certificate["artifacts"][stage]),
-            "number of images": (entry.body["num_images"], certificate["num_training_images"]),
+            "number of images": (
+                entry.body["num_images"],
+                certificate["num_validation_images" if stage == "validate" else "num_training_images"],
+            ),
         }
-        if stage == "finetune":
+        if stage in ("finetune", "validate"):
             facts["epsilon"] = (plan["epsilon"], certificate["epsilon"])
             facts["delta"] = (plan["delta"], certificate["delta"])
             facts["plan"] = ({"id": plan["id"], "builds_on": plan["builds_on"]}, certificate["plan"])

@@ -1,4 +1,4 @@
-"""What the two private stages cost: mechanisms made from configuration, public facts and the ledger. No torch."""
+"""What the private stages cost: mechanisms made from configuration, public facts and the ledger. No torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ import dp_accounting as dpa
 
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.errors import PrivacyRefused, Uncharged
+from privimage.errors import BudgetExceeded, PrivacyRefused, Uncharged
 from privimage.pipeline import Charge
-from privimage.preflight import check_against_data, finetune_mechanism, planned_query
+from privimage.preflight import check_against_data, finetune_mechanism, planned_query, planned_validation
 from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, event_shape
 from privimage.privacy.budget import Plan
 from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
+from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.store.artifacts import Artifact, open_ref
 
-__all__ = ["charge_finetune", "charge_query", "finetune_plan", "plan_id", "query_plan"]
+__all__ = [
+    "charge_finetune",
+    "charge_query",
+    "charge_validate",
+    "finetune_plan",
+    "plan_id",
+    "query_plan",
+    "validation_plan",
+]
 
 
 def charge_query(
@@ -37,20 +45,22 @@ def charge_query(
 
 
 def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categories: int) -> tuple[Plan, HistogramQuery]:
-    """The plan that the query under `key` opens: itself, and the fine-tuning for which both cost the run's epsilon.
+    """The plan that the query under `key` opens: itself, the validation if there is to be one, and the fine-tuning for
+    which all cost the run's epsilon.
 
-    Fine-tuning is fixed here, before the votes can be seen: this is what lets both be accounted tightly.
+    These are fixed here, before the votes can be seen: this is what lets them be accounted tightly.
 
     Raises:
         PrivacyRefused: the query would leave nothing for fine-tuning.
     """
     mechanism = planned_query(config, facts, num_categories)
-    finetune = _calibrated(config, facts, [mechanism.event], joined=True)
+    later = _set_aside(config, facts)
+    finetune = _calibrated(config, facts, [mechanism.event], later, joined=True)
     plan = Plan(
         id=plan_id(key),
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
-        intends=(mechanism.event, finetune.event),
+        intends=(mechanism.event, finetune.event, *later),
     )
     return plan, mechanism
 
@@ -81,9 +91,9 @@ def finetune_plan(
 ) -> tuple[Plan, DPSGDMechanism]:
     """The plan that fine-tuning under `key` belongs to, and its mechanism.
 
-    It joins the query's plan if it is what that was opened for: the same target, steps and sampling rate, and no other
-    fine-tuning. Else it was chosen after the query's result, and opens a plan of its own, which builds on the query
-    and is charged for it again, with epsilons added.
+    It joins the query's plan if it is what that was opened for: the same target, steps and sampling rate, the same set
+    aside for validation, and no other fine-tuning. Else it was chosen after the query's result, and opens a plan of its
+    own, which builds on the query and is charged for it again, with epsilons added.
 
     Raises:
         Uncharged: the ledger does not hold what paid for the query.
@@ -101,21 +111,89 @@ def finetune_plan(
     target = (config.privacy.epsilon, config.privacy.delta)
     shape = event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
     intended = [event for event in opened.intends if event_shape(event) == shape]
-    if (opened.epsilon, opened.delta) == target and intended and not rivals and not ledger.is_closed(opened.id):
+    later = _set_aside(config, facts)
+    same = (opened.epsilon, opened.delta) == target and [e for e in opened.intends if _is_validation(e)] == later
+    if same and intended and not rivals and not ledger.is_closed(opened.id):
         # Queries of the plan whose result was lost, to a crash or a race, were charged as well.
         prior = [entry.event for entry in members if entry.body["stage"] == "query"]
-        if [*prior, intended[0]] == list(opened.intends):
+        if [*prior, intended[0], *later] == list(opened.intends):
             return opened, finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(intended[0]))
-        return opened, _calibrated(config, facts, prior, joined=True)
-    mechanism = _calibrated(config, facts, [held[entry].event for entry in query_reservations], joined=False)
+        return opened, _calibrated(config, facts, prior, later, joined=True)
+    mechanism = _calibrated(config, facts, [held[entry].event for entry in query_reservations], later, joined=False)
     plan = Plan(
         id=plan_id(key),
         epsilon=target[0],
         delta=target[1],
-        intends=(mechanism.event,),
+        intends=(mechanism.event, *later),
         builds_on=tuple(query_reservations),
     )
     return plan, mechanism
+
+
+def charge_validate(
+    config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
+) -> Charge:
+    """Validation takes what was set aside for it in the plan of the run's fine-tuning."""
+    plan, mechanism = validation_plan(config, key, inputs["finetune"].manifest.reservations, facts, ledger)
+    left_open = ledger.open_reservations("validate", key)
+    if left_open and len(ledger.resumes(left_open[-1].id)) >= mechanism.restart_allowance:
+        raise BudgetExceeded(
+            f"Validation was interrupted {mechanism.restart_allowance + 1} times, and no further attempt was accounted for. "
+            "Choose the classifier by synthetic images, which is free (--set evaluate.validation=synthetic)."
+        )
+    return Charge(
+        mechanism=mechanism,
+        plan=plan,
+        num_images=facts.num_validation,
+        restart_allowance=mechanism.restart_allowance,
+        checkpoint_steps=1,  # an attempt runs in one go, and is lost as a whole
+    )
+
+
+def validation_plan(
+    config: RunConfig, key: str, finetune_reservations: Sequence[str], facts: SensitiveFacts, ledger: Ledger
+) -> tuple[Plan, ValidationCount]:
+    """The plan that fine-tuning belongs to, and the validation that it intends.
+
+    Which classifiers are validated may be chosen at any time: the mechanism is a Gaussian one of fixed noise whatever
+    they are. Only one choice among them is made in a plan.
+
+    Raises:
+        Uncharged: the ledger does not hold what paid for fine-tuning.
+        PrivacyRefused: the plan intends no such validation, or another one was charged to it.
+    """
+    held = ledger.reservations()
+    missing = [entry for entry in finetune_reservations if entry not in held]
+    if missing or not finetune_reservations:
+        raise Uncharged(
+            f"The generator's artifact was paid for by {missing[0] if missing else 'nothing'}, which the ledger does not "
+            "hold."
+        )
+    plan = Plan.from_json(held[finetune_reservations[-1]].body["plan"])
+    mechanism = planned_validation(config, facts)
+    if mechanism is None or mechanism.event not in plan.intends:
+        raise PrivacyRefused(
+            f"Plan {plan.id} was opened without this validation: its budget holds none. Choose the classifier by synthetic "
+            "images (--set evaluate.validation=synthetic)."
+        )
+    members = [entry for entry in held.values() if entry.body["plan"]["id"] == plan.id]
+    rivals = [entry.id for entry in members if entry.body["stage"] == "validate" and entry.body["key"] != key]
+    if rivals:
+        raise PrivacyRefused(
+            f"What plan {plan.id} set aside for validation was spent on other classifiers, by entry {rivals[0]}. Choose "
+            "among these by synthetic images, which is free (--set evaluate.validation=synthetic)."
+        )
+    return plan, mechanism
+
+
+def _set_aside(config: RunConfig, facts: SensitiveFacts) -> list[dpa.DpEvent]:
+    """What a plan intends beside query and fine-tuning."""
+    mechanism = planned_validation(config, facts)
+    return [] if mechanism is None else [mechanism.event]
+
+
+def _is_validation(event: dpa.DpEvent) -> bool:
+    return isinstance(event, dpa.SelfComposedDpEvent) and isinstance(event.event, dpa.GaussianDpEvent)
 
 
 def plan_id(key: str) -> str:
@@ -124,20 +202,30 @@ def plan_id(key: str) -> str:
 
 
 def _calibrated(
-    config: RunConfig, facts: SensitiveFacts, prior: Sequence[dpa.DpEvent], *, joined: bool
+    config: RunConfig,
+    facts: SensitiveFacts,
+    prior: Sequence[dpa.DpEvent],
+    later: Sequence[dpa.DpEvent],
+    *,
+    joined: bool,
 ) -> DPSGDMechanism:
-    """DP-SGD with the least noise for which it and the query together cost the run's epsilon (`epsilon_of_plan`).
+    """DP-SGD with the least noise for which it, the query and what comes later cost the run's epsilon (`epsilon_of_plan`).
 
-    `joined`: they belong to one plan; else DP-SGD's plan builds on the query's.
+    `joined`: they belong to one plan; else DP-SGD's plan, which holds what comes later too, builds on the query's.
     """
-    epsilon, delta, jointly = config.privacy.epsilon, config.privacy.delta, prior
+    epsilon, delta, jointly = config.privacy.epsilon, config.privacy.delta, [*prior, *later]
     if not joined:
-        epsilon, delta, jointly = epsilon - epsilon_of(prior, delta / 2), delta / 2, []
+        epsilon, delta, jointly = epsilon - epsilon_of(prior, delta / 2), delta / 2, [*later]
         if epsilon <= 0:
             raise PrivacyRefused(
                 f"The query that this run builds on costs all of its epsilon {config.privacy.epsilon:g}: make a new one "
                 "(--draw query=2)."
             )
+    if later and epsilon_of(jointly, delta) >= 0.99 * epsilon:
+        raise PrivacyRefused(
+            f"Query and validation alone cost all of epsilon {config.privacy.epsilon:g}, nothing is left for fine-tuning: "
+            "raise privacy.validation_error, privacy.query_error or epsilon, or hold out more validation images."
+        )
     noise_multiplier = calibrate_noise_multiplier(
         lambda value: finetune_mechanism(config, facts, noise_multiplier=value).event,
         epsilon=epsilon,

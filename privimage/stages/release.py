@@ -25,6 +25,9 @@ from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
 
+# What each private stage released, and says of its own randomness in.
+RELEASED = {"query": "query.json", "finetune": "denoiser.json", "validate": "validation.json"}
+
 
 def run(context: StageContext) -> Outcome:
     """Writes synthetic.parquet, samples.png, README.md, report.html and certificate.json."""
@@ -38,9 +41,8 @@ def run(context: StageContext) -> Outcome:
     (context.folder / "samples.png").write_bytes(grid)
     table = pa.concat_tables([pq.read_table(file) for file in files])
     pq.write_table(table, context.folder / "synthetic.parquet")
-    private_artifacts = {"query": inputs["query"], "finetune": inputs["finetune"]}
-    denoiser = inputs["finetune"].read_json("denoiser.json")
-    guarantees = [inputs["query"].read_json("query.json")["guarantee"], denoiser["guarantee"]]
+    private_artifacts = {name: inputs[name] for name in RELEASED if name in inputs}
+    guarantees = [artifact.read_json(RELEASED[name])["guarantee"] for name, artifact in private_artifacts.items()]
 
     def certified(files: dict[str, bytes]) -> dict[str, Any]:
         return build_certificate(context.config, facts, ledger, private_artifacts, guarantees, files, prv_interval)

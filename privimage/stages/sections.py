@@ -64,7 +64,8 @@ def tell(
     """
     class_names = inputs["query"].read_json("query.json")["class_names"]
     agreement, *alignment = _alignment(inputs, extractor, features, labels)
-    public = [*_score(extractor, features), *_facts(inputs, len(images))]
+    validated = _validation(inputs["validate"]) if "validate" in inputs else []
+    public = [*validated, *_score(extractor, features), *_facts(inputs, len(images))]
     return Told(
         headline=replace(
             agreement, note="of sensitive and synthetic images, as the public classifier sees them; at best 1"
@@ -241,6 +242,23 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
             f"{1000 * seconds:.3g} ms",
             "on the machine that made them; too short if it was interrupted",
         ),
+    ]
+
+
+def _validation(validate: Artifact) -> list[Figure]:
+    """The noisy accuracies of the classifiers that were trained on synthetic images."""
+    released = validate.read_json("validation.json")
+    noise = f"{released['noise_stddev']:.2g}"
+    return [
+        Figure(
+            name=f"Accuracy on validation images, {name}",
+            value=f"{accuracy:.1%}",
+            note=f"of {released['num_images']:,} images, trained on synthetic ones; noise of standard deviation {noise}"
+            + ("; chosen" if name == released["chosen"] else ""),
+            kind="charged",
+            paid_by=tuple(validate.manifest.reservations),
+        )
+        for name, accuracy in released["noisy_accuracies"].items()
     ]
 
 

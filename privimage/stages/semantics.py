@@ -13,6 +13,7 @@ from privimage.data.table import iterate_images, read_images
 from privimage.device import choose_device
 from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, PartContext, StageContext
+from privimage.privacy.counts import add_noise
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import HistogramQuery
 from privimage.semantics.classifier import num_training_steps, predict, train_classifier
@@ -25,7 +26,7 @@ from privimage.semantics.index import (
     write_index,
     write_predictions,
 )
-from privimage.semantics.query import add_noise, top_votes, vote_histogram
+from privimage.semantics.query import top_votes, vote_histogram
 from privimage.semantics.selection import assign_categories, select_rows
 from privimage.stages.models import open_classifier, save_weights
 from privimage.store.artifacts import Artifact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from flows import server as flows_server
 from flows.synthesize import main
+from privimage.config import RunConfig, load_config
 from privimage.errors import InputError
 from privimage.store.artifacts import list_artifacts
 from tests.flows.prefect_server import Server
@@ -63,7 +65,7 @@ def test_each_flow_on_a_finished_run_spends_nothing(server: Server, finished_cop
         ("more", "regenerate", {**store, "config": "own", "num_images": 12, "seed": 7}),
         ("clean", "housekeeping", {**store, "dry_run": False}),
     )
-    assert said["plan"][0] == "Planned" and "11 of 11 stages are reused" in said["plan"][1]
+    assert said["plan"][0] == "Planned" and "12 of 12 stages are reused" in said["plan"][1]
     assert said["again"][0] == said["more"][0] == said["clean"][0] == "Completed", said
     assert said["clean"][1] == "1 ledgers are whole; 0 folders are not needed, 0 of them were deleted."
     made = [artifact.ref.stage for artifact in list_artifacts(place.store)]
@@ -135,3 +137,19 @@ def test_a_server_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, ve
 def test_a_newer_server_is_not(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(flows_server, "get_client", lambda **_: Answering(version))
     flows_server.check_server()
+
+
+def test_more_images_ask_for_no_choice_that_would_be_charged(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[RunConfig] = []
+    module = importlib.import_module("flows.regenerate")
+    monkeypatch.setattr(module, "run_stages", lambda config, *_, **__: asked.append(config))
+    config = load_config(
+        tiny_config,
+        ["sensitive.validation_fraction=0.1", "privacy.validation_error=0.5", "evaluate.validation=private"],
+    )
+    module.regenerate.fn(num_images=12, config=config)
+    (changed,) = asked
+    assert (changed.synthesize.num_images, changed.evaluate.validation) == (12, "synthetic")
+    assert changed.privacy == config.privacy

@@ -71,7 +71,7 @@ def test_every_figure_of_the_evaluation_is_internal_and_none_is_outside_of_the_p
     shown = text.partition("<h2>Figures</h2>")[2].partition("</section>")[0]
     kinds = dict(re.findall(r'<th scope="row">([^<]*)<small>(\w+) · ', shown))
     assert kinds.pop("Inception Score") == "public"
-    assert len(kinds) == 6
+    assert len(kinds) == 9
     assert set(kinds.values()) == {"internal"}
     assert dict(re.findall(r">([^<>]*)<small>(\w+)</small></th>", shown)) == {
         **dict.fromkeys(("FID", "KID", "precision", "recall"), "internal"),

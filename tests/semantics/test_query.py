@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy.stats import kstest
 
 from privimage.errors import DataError, PrivacyRefused
+from privimage.privacy import counts as noise_on_counts
+from privimage.privacy.counts import add_noise
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import HistogramQuery
-from privimage.semantics import query
-from privimage.semantics.query import add_noise, top_votes, vote_histogram
+from privimage.semantics.query import top_votes, vote_histogram
 
 ALARM = 1e-9
 
@@ -158,7 +159,7 @@ def test_reproducible_noise_comes_from_the_source_for_tests_only(monkeypatch: py
     def reached(*_: object, **__: object) -> None:
         raise Reached
 
-    monkeypatch.setattr(query.opendp.m, "make_gaussian", reached)
+    monkeypatch.setattr(noise_on_counts.opendp.m, "make_gaussian", reached)
     with pytest.raises(Reached):
         add_noise(counts, wide)
     add_noise(counts, wide, insecure_random=InsecureRandomForTests(1))

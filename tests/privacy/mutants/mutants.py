@@ -582,22 +582,25 @@ _QUERY = _of(
         "if not inside",
         "test_votes_that_would_break_the_sensitivity_are_refused",
     ),
+) + _of(
+    "privacy/counts.py",
+    "semantics/test_query.py",
     (
         "The histogram has no noise",
-        "measurement((histogram * LATTICE).ravel().tolist())",
-        "(histogram * LATTICE).ravel().tolist()",
+        "measurement((counts * LATTICE).ravel().tolist())",
+        "(counts * LATTICE).ravel().tolist()",
         "test_released_noise_has_the_accounted_scale_and_no_other",
     ),
     (
         "The histogram's noise is halved",
-        "return noisy.reshape(histogram.shape) / LATTICE",
-        "return (histogram + noisy.reshape(histogram.shape) / LATTICE) / 2",
+        "return noisy.reshape(counts.shape) / LATTICE",
+        "return (counts + noisy.reshape(counts.shape) / LATTICE) / 2",
         "test_released_noise_has_the_accounted_scale_and_no_other",
     ),
     (
         "The histogram's noise is continuous and of numpy's global generator",
-        "measurement((histogram * LATTICE).ravel().tolist())",
-        "((histogram + mechanism.noise_stddev * np.random.standard_normal(histogram.shape)) * LATTICE).ravel()",
+        "measurement((counts * LATTICE).ravel().tolist())",
+        "((counts + mechanism.noise_stddev * np.random.standard_normal(counts.shape)) * LATTICE).ravel()",
         "test_noise_lies_on_the_exact_lattice",
     ),
     (
@@ -1063,9 +1066,21 @@ _CHARGING = _of(
     ),
     (
         "Test images are opened for a stage that is not sealed",
-        "if not self._stage.sealed",
-        "if False",
+        'elif split == "test":',
+        "elif False:",
         "test_test_images_stay_closed_for_every_stage_that_is_not_sealed",
+    ),
+    (
+        "Training images are opened without a charge for a stage whose artifact may leave",
+        "if self._stage.sealed and split in self._stage.opens:",
+        "if split in self._stage.opens:",
+        "test_only_a_sealed_stage_opens_training_images_without_a_charge",
+    ),
+    (
+        "A sealed stage opens every split without a charge",
+        "if self._stage.sealed and split in self._stage.opens:",
+        "if self._stage.sealed:",
+        "test_only_a_sealed_stage_opens_training_images_without_a_charge",
     ),
     (
         "A private artifact is reused though the ledger never paid for it",
@@ -1161,8 +1176,8 @@ _STAGES = (
         "test_runner.py",
         (
             "The query is not composed with fine-tuning",
-            "_calibrated(config, facts, [mechanism.event], joined=True)",
-            "_calibrated(config, facts, [], joined=True)",
+            "_calibrated(config, facts, [mechanism.event], later, joined=True)",
+            "_calibrated(config, facts, [], later, joined=True)",
             "test_learning_settings_may_be_chosen_after_the_votes_were_seen",
         ),
     )
@@ -1364,6 +1379,169 @@ _REPORTS = (
     )
 )
 
+_VALIDATION = (
+    _of(
+        "pipeline.py",
+        "test_runner.py",
+        (
+            "A stage may open images without a charge though its artifact may leave",
+            "        if self.opens and not self.sealed:\n",
+            "        if False:\n",
+            "test_only_a_sealed_stage_opens_training_images_without_a_charge",
+        ),
+    )
+    + _of(
+        "privacy/mechanisms.py",
+        "evaluation/test_validation.py",
+        (
+            "The sensitivity of several classifiers' counts is taken for that of one",
+            "return self.votes_each * math.sqrt(self.num_candidates)",
+            "return 1.0 * self.votes_each",
+            "test_zeroing_out_any_image_moves_the_counts_by_at_most_the_sensitivity_which_is_reached",
+        ),
+        (
+            "Trainings from several seeds are taken for one",
+            "return self.votes_each * math.sqrt(self.num_candidates)",
+            "return math.sqrt(self.num_candidates)",
+            "test_zeroing_out_any_image_moves_the_counts_by_at_most_the_sensitivity_which_is_reached",
+        ),
+        (
+            "The validation's noise is half of what is accounted",
+            'Standard deviation of the noise on each count, in images times trainings."""\n'
+            "        return self.noise_multiplier * self.sensitivity",
+            'Standard deviation of the noise on each count, in images times trainings."""\n'
+            "        return 0.5 * self.noise_multiplier * self.sensitivity",
+            "test_what_is_accounted_is_the_noise_that_is_added_for_every_attempt_that_may_run",
+        ),
+        (
+            "An interrupted attempt of the validation is not accounted for",
+            "dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(self.noise_multiplier), 1 + self.restart_allowance)",
+            "dpa.SelfComposedDpEvent(dpa.GaussianDpEvent(self.noise_multiplier), 1)",
+            "test_what_is_accounted_is_the_noise_that_is_added_for_every_attempt_that_may_run",
+        ),
+    )
+    + _of(
+        "evaluation/validation.py",
+        "evaluation/test_validation.py",
+        (
+            "More classifiers are validated than were accounted for",
+            "if len(hits) != mechanism.num_candidates or any",
+            "if any",
+            "test_what_was_not_accounted_for_is_refused",
+        ),
+        (
+            "More trainings are counted than were accounted for",
+            "each.shape != expected or each.dtype != bool",
+            "each.dtype != bool",
+            "test_what_was_not_accounted_for_is_refused",
+        ),
+        (
+            "An image may count more than once in a training",
+            "each.shape != expected or each.dtype != bool",
+            "each.shape != expected",
+            "test_what_was_not_accounted_for_is_refused",
+        ),
+    )
+    + _of(
+        "preflight.py",
+        "test_validation.py",
+        (
+            "The validation's noise follows from the number of all training images",
+            "noise_multiplier=error * sensitive.num_validation",
+            "noise_multiplier=error * sensitive.num_train",
+            "test_the_noise_is_what_the_settings_say_for_the_public_number_of_images",
+        ),
+        (
+            "Delta is not held against validation images",
+            "        touched, which = touched + sensitive.num_validation,",
+            "        touched, which = touched,",
+            "test_delta_is_held_against_all_images_that_are_looked_at",
+        ),
+    )
+    + _of(
+        "stages/charges.py",
+        "test_validation.py",
+        (
+            "Fine-tuning's noise leaves no room for the validation",
+            "_calibrated(config, facts, [mechanism.event], later, joined=True)",
+            "_calibrated(config, facts, [mechanism.event], [], joined=True)",
+            "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
+        ),
+        (
+            "The validation is not fixed with the query",
+            "intends=(mechanism.event, finetune.event, *later),",
+            "intends=(mechanism.event, finetune.event),",
+            "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
+        ),
+        (
+            "A validation that was asked for after the votes is not paid in fine-tuning's own plan",
+            "delta / 2, [*later]",
+            "delta / 2, []",
+            "test_a_private_choice_that_is_asked_for_after_the_votes_were_seen_is_paid_in_a_plan_of_its_own",
+        ),
+        (
+            "A validation that was asked for after the votes is accounted as if it had been fixed before",
+            " and [e for e in opened.intends if _is_validation(e)] == later",
+            "",
+            "test_a_private_choice_that_is_asked_for_after_the_votes_were_seen_is_paid_in_a_plan_of_its_own",
+        ),
+        (
+            "Other classifiers are validated again in a plan that was charged for one choice",
+            'entry.body["stage"] == "validate" and entry.body["key"] != key',
+            "False",
+            "test_other_classifiers_are_not_validated_again_in_the_same_plan_and_nothing_is_charged",
+        ),
+    )
+    + _of(
+        "pipeline.py",
+        "test_validation.py",
+        (
+            "The validation looks at images without a charge",
+            '        charge=_later("charges", "charge_validate"),\n',
+            "",
+            "test_after_one_interruption_the_same_command_goes_on",
+        ),
+        (
+            "What is set aside for validation is no part of fine-tuning's key",
+            '**({} if config.privacy.validation_error is None else {"validation_error": config.privacy.validation_error}),',
+            "",
+            "test_what_is_set_aside_makes_another_fine_tuning",
+        ),
+    )
+    + _of(
+        "stages/validate.py",
+        "test_validation.py",
+        (
+            "Exact accuracies are released",
+            '"noisy_accuracies": accuracies,',
+            '"noisy_accuracies": {name: float(each.mean()) for name, each in hits.items()},',
+            "test_the_noise_is_what_the_settings_say_for_the_public_number_of_images",
+        ),
+        (
+            "The choice looks at synthetic images only",
+            '"chosen": max(accuracies, key=lambda name: accuracies[name])',
+            '"chosen": downstream.chosen',
+            "test_what_is_better_on_sensitive_images_is_chosen_though_synthetic_ones_say_otherwise",
+        ),
+        (
+            "A validation with reproducible noise says that it is private",
+            '"differential privacy" if random.guarantee else "none"',
+            '"differential privacy"',
+            "test_noise_that_can_be_made_again_voids_the_guarantee_of_the_release",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "test_validation.py",
+        (
+            "Verification believes a certificate that leaves the validation out",
+            'stages == {"query", "finetune"} | validated',
+            'stages >= {"query", "finetune"}',
+            "test_a_certificate_that_hides_the_validation_does_not_verify[left out-epsilon]",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
     *_ENGINES,
@@ -1390,4 +1568,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *_DATA,
     *_RELEASE,
     *_REPORTS,
+    *_VALIDATION,
 )
