@@ -163,7 +163,7 @@ def test_the_release_shows_noisy_accuracies_with_the_entry_that_paid_and_verifie
     assert told["mechanisms"][2]["ledger_entry"]["id"] == paid
     assert told["num_validation_images"] > 0
     page = (validated.release / "report.html").read_text()
-    assert "Accuracy on validation images, cnn" in page and f"charged {paid}" in page
+    assert "Accuracy on validation images, cnn" in page and f"charged, paid by {paid}" in page
     assert "ceiling" not in page and "test images" not in page
     checks = verify_release(files_of(validated), validated.store)
     assert {check.outcome for check in checks} == {"passed"}
