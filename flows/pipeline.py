@@ -65,7 +65,7 @@ def run_stages(
     inherited = STOP.set(stop)
     futures: Futures = {}
     try:
-        for stage in stages_until(last):
+        for stage in stages_until(last, config):
             if stage.charge and approval_is_required():
                 refused = _await_approval(config, store, draws, stage, last)
                 if refused:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privimage.data.splits import Split
 from privimage.data.table import read_images
 from privimage.errors import PrivimageError, Uncharged
 from privimage.pipeline import Charge, Paid, Stage
@@ -139,9 +139,10 @@ def check_paid(artifact: Artifact, ledger: Ledger | None) -> None:
 
 
 class Door:
-    """Opens sensitive images: training and validation ones under a live reservation, test ones for sealed stages.
+    """Opens sensitive images: those that a sealed stage may see (`Stage.opens`), or under a live reservation all but test ones.
 
-    A sealed stage releases nothing: its artifact lies below `private/`. `opened` tells whether the door ever opened.
+    A sealed stage releases nothing: its artifact lies below `private/`, and is no stage's input. `opened` tells whether
+    the door ever opened.
     Images that are too many for memory lie in a file without a name in `spill`, which is as protected as the tables are.
     """
 
@@ -154,7 +155,7 @@ class Door:
         self._spill = spill
         self.opened = False
 
-    def __call__(self, split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def __call__(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """uint8 NCHW images and int64 labels of one split.
 
         Raises:
@@ -163,9 +164,10 @@ class Door:
         name = self._stage.name
         if not self._sealed_inputs:
             raise Uncharged(f"Stage {name} has no sensitive images.")
-        if split == "test":
-            if not self._stage.sealed:
-                raise Uncharged(f"Stage {name} is not sealed: it may not see test images.")
+        if self._stage.sealed and split in self._stage.opens:
+            pass
+        elif split == "test":
+            raise Uncharged(f"Stage {name} is not sealed: it may not see test images.")
         elif self._reservation is None:
             raise Uncharged(f"Stage {name} has no reservation: the {split} images stay closed.")
         else:

@@ -5,6 +5,8 @@
  sensitive images ─► query (charged) ─► selection ─► pretrain ─► finetune (charged) ─► synthesize ─► release
                                                                                           └─► evaluate (sealed)
 
+With `audit.canaries` above 0, the stage audit comes after finetune; release uses it.
+
 A stage is a function of (configuration, input artifacts, randomness) that writes one artifact's payload into a folder.
 Keys, caching, charging, checkpoints and publishing are done once, for all stages, by `privimage.runner`.
 """
@@ -12,10 +14,10 @@ Keys, caching, charging, checkpoints and publishing are done once, for all stage
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,8 @@ from numpy.typing import NDArray
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.data.fingerprint import source_fingerprint
-from privimage.errors import ConfigError
+from privimage.data.splits import Split
+from privimage.errors import ConfigError, Uncharged
 from privimage.interrupts import StopRequest
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import Random
@@ -44,6 +47,8 @@ __all__ = [
     "Stage",
     "StageContext",
     "stage_named",
+    "stage_of",
+    "stages_of",
     "stages_until",
 ]
 
@@ -51,7 +56,7 @@ __all__ = [
 class PrivateImages(Protocol):
     """The only door to sensitive images: refuses whatever was not charged for."""
 
-    def __call__(self, split: Literal["train", "validation", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def __call__(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """uint8 NCHW images and int64 labels of one split."""
         ...
 
@@ -150,7 +155,9 @@ class Stage:
         fields: the settings that can change the result, as JSON; part of the key.
         charge: for stages that release something computed from sensitive images: what it costs. It sees public facts
             only and is called before any image is opened.
-        sealed: the artifact holds private values and lives below `private/`.
+        sealed: the artifact holds private values and lives below `private/`; no stage gets it as input.
+        opens: the splits that it may see without a charge. Only a sealed stage, which releases nothing, may see any.
+        part_of: whether a run of this configuration has this stage.
         make_part: makes one part of the payload, for public stages that other machines may help with.
         rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
@@ -167,6 +174,12 @@ class Stage:
     rehearse: Callable[[RunConfig, Mapping[str, Artifact]], object] | None = None
     sealed: bool = False
     finish: Callable[[RunConfig, Store, Artifact], object] | None = None
+    opens: tuple[Split, ...] = ()
+    part_of: Callable[[RunConfig], bool] = lambda config: True
+
+    def __post_init__(self) -> None:
+        if self.opens and not self.sealed:
+            raise Uncharged(f"Stage {self.name} is not sealed: it may see no sensitive image without a charge.")
 
 
 def _section(*names: str) -> Callable[[RunConfig], dict[str, Any]]:
@@ -203,6 +216,10 @@ def _finetune_fields(config: RunConfig) -> dict[str, Any]:
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
     }
+
+
+def _audit_fields(config: RunConfig) -> dict[str, Any]:
+    return {**config.model_dump(mode="json", include={"audit", "finetune"}), "delta": config.privacy.delta}
 
 
 def _later(module: str, function: str) -> Callable[..., Any]:
@@ -285,6 +302,15 @@ STAGES: tuple[Stage, ...] = (
         run=_later("generation", "run_finetune"),
     ),
     Stage(
+        name="audit",
+        version=1,
+        about="canaries through the real step, on public images",
+        inputs=("public", "pretrain", "finetune"),
+        fields=_audit_fields,
+        run=_later("audit", "run"),
+        part_of=lambda config: config.audit.canaries > 0,
+    ),
+    Stage(
         name="synthesize",
         version=3,
         about="synthetic images",
@@ -295,18 +321,19 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        version=2,
+        version=3,
         about="internal figures against held-out sensitive images",
-        inputs=("admit", "classifier", "synthesize"),
+        inputs=("admit", "classifier", "finetune", "synthesize"),
         fields=_section("evaluate"),
         run=_later("evaluate", "run"),
         sealed=True,
+        opens=("test", "train"),
     ),
     Stage(
         name="release",
         version=2,
         about="synthetic.parquet, datasheet, certificate, report",
-        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
+        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "audit", "synthesize"),
         fields=_section("name", "description", "license"),
         run=_later("release", "run"),
         finish=lambda config, store, artifact: export_release(store, config.name, artifact),
@@ -322,12 +349,34 @@ def stage_named(name: str) -> Stage:
     raise ConfigError(f"There is no stage {name!r}; the stages are {', '.join(stage.name for stage in STAGES)}.")
 
 
-def stages_until(last: str | None) -> tuple[Stage, ...]:
-    """The stages that `last` needs, itself included, in order; all of them for None."""
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a run of this configuration, in order, each with those inputs that the run has."""
+    names = {stage.name for stage in STAGES if stage.part_of(config)}
+    return tuple(
+        replace(stage, inputs=tuple(name for name in stage.inputs if name in names))
+        for stage in STAGES
+        if stage.name in names
+    )
+
+
+def stage_of(name: str, config: RunConfig) -> Stage:
+    """The stage of that name as this configuration has it, or ConfigError."""
+    for stage in stages_of(config):
+        if stage.name == name:
+            return stage
+    raise ConfigError(
+        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (audit: "
+        "audit.canaries above 0)."
+    )
+
+
+def stages_until(last: str | None, config: RunConfig) -> tuple[Stage, ...]:
+    """The stages that `last` needs, itself included, in order; all of the run for None."""
+    stages = stages_of(config)
     if last is None:
-        return STAGES
-    needed = {stage_named(last).name}
-    for stage in reversed(STAGES):
+        return stages
+    needed = {stage_of(last, config).name}
+    for stage in reversed(stages):
         if stage.name in needed:
             needed.update(stage.inputs)
-    return tuple(stage for stage in STAGES if stage.name in needed)
+    return tuple(stage for stage in stages if stage.name in needed)

@@ -27,7 +27,7 @@ from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
 from privimage.interrupts import StopRequest
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.parts import MapJobs, collect_parts, jobs_for, one_after_another
-from privimage.pipeline import Outcome, Stage, StageContext, stage_named, stages_until
+from privimage.pipeline import Outcome, Stage, StageContext, stage_of, stages_until
 from privimage.preflight import check_against_data
 from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
 from privimage.privacy.ledger import Ledger
@@ -85,7 +85,7 @@ def run_all(
 ) -> dict[str, StageResult]:
     """Run, or reuse, every stage that `until` needs (None: all), in order."""
     results: dict[str, StageResult] = {}
-    for stage in stages_until(until):
+    for stage in stages_until(until, run.config):
         run.stop.check()
         on_start(stage)
         results[stage.name] = run_stage(stage.name, run, {name: results[name].ref for name in stage.inputs})
@@ -143,7 +143,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
         ArtifactDamaged: the artifact, or one of its inputs, is not what its manifest says.
         InputError: configuration or data cannot be used.
     """
-    stage = stage_named(name)
+    stage = stage_of(name, run.config)
     opened = {source: open_ref(run.store, inputs[source]) for source in stage.inputs}
     sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
     facts = admitted(sealed[0]) if sealed else None

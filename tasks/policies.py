@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "ret
 PUBLIC_STAGE: dict[str, Any] = {**SMALL, "tags": ["stage"]}
 PRIVATE_STAGE: dict[str, Any] = {**SMALL, "tags": ["stage", "private"]}
 
-COMPUTING = ("classifier", "index", "query", "pretrain", "finetune", "synthesize", "evaluate")
+COMPUTING = ("classifier", "index", "query", "pretrain", "finetune", "audit", "synthesize", "evaluate")
 """Stages that compute on the device: they wait for their turn where a deployment names a limit."""
 
 LIMIT_VARIABLE = "PRIVIMAGE_CONCURRENCY_LIMIT"

@@ -17,7 +17,7 @@ from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.store.artifacts import Artifact, open_ref
 
-__all__ = ["charge_finetune", "charge_query", "finetune_plan", "plan_id", "query_plan"]
+__all__ = ["charge_finetune", "charge_query", "finetune_plan", "plan_id", "planned_finetune", "query_plan"]
 
 
 def charge_query(
@@ -45,7 +45,7 @@ def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categorie
         PrivacyRefused: the query would leave nothing for fine-tuning.
     """
     mechanism = planned_query(config, facts, num_categories)
-    finetune = _calibrated(config, facts, [mechanism.event], joined=True)
+    finetune = planned_finetune(config, facts, num_categories)
     plan = Plan(
         id=plan_id(key),
         epsilon=config.privacy.epsilon,
@@ -53,6 +53,11 @@ def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categorie
         intends=(mechanism.event, finetune.event),
     )
     return plan, mechanism
+
+
+def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism:
+    """Fine-tuning as it is fixed with the query; raises as `query_plan`."""
+    return _calibrated(config, facts, [planned_query(config, facts, num_categories).event], joined=True)
 
 
 def charge_finetune(

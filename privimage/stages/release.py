@@ -18,6 +18,7 @@ from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
 from privimage.release.figures import Figure
 from privimage.release.pictures import sample_grid, thumbnail_strip
 from privimage.release.report import ChosenCategory, ChosenClass, ReportData, StageCost, render_report
+from privimage.stages.audit import audit_figures
 from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
@@ -103,6 +104,7 @@ def _report(context: StageContext, certificate: dict[str, Any], grid: bytes) -> 
             note=f"{config.image.resolution} x {config.image.resolution} pixels",
             kind="public",
         ),
+        *(audit_figures(inputs["audit"]) if "audit" in inputs else []),
     ]
     return ReportData(
         title=config.name,
