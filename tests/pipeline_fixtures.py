@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from privimage.cli import main
-from privimage.config import load_config
+from privimage.config import load_config, parse_config
+from privimage.pipeline import stages_of
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
@@ -32,6 +33,7 @@ __all__ = [
     "GRANT",
     "NAME_ON_FILES",
     "SETTINGS",
+    "USUAL",
     "Answer",
     "Place",
     "finished",
@@ -72,6 +74,10 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {"epochs": 1},
     "performance": {"device": "cpu", "physical_batch_size": 64},
 }
+
+
+# The stages that a run has which asks for no others.
+USUAL = tuple(stage.name for stage in stages_of(parse_config(SETTINGS)))
 
 
 @dataclass(frozen=True, kw_only=True)

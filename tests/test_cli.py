@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import ArtifactDamaged, InputError, PrivacyRefused, PrivimageError
-from privimage.pipeline import STAGES
 from privimage.runner import run_all
-from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place
+from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Answer, Place
 
 Command = Callable[..., Answer]
 
@@ -63,7 +62,7 @@ def test_a_stopped_command_says_that_it_can_go_on(
 def test_run_tells_what_it_reused_and_where_everything_lies(privimage: Command, finished: Place) -> None:
     answer = privimage("run", *finished.options())
     assert answer.code == 0
-    assert answer.err.count("reused, made") == len(STAGES)
+    assert answer.err.count("reused, made") == len(USUAL)
     assert f"release:  {finished.release}" in answer.out
     assert f"report:   {finished.release / 'report.html'}" in answer.out
     assert "private, not for release" in answer.out
@@ -209,7 +208,7 @@ def test_artifacts_list_names_every_artifact_and_its_kind(privimage: Command, fi
     answer = privimage("artifacts", "list", "--store", finished.folder)
     assert answer.code == 0
     kinds = {line.split()[0]: line.split()[-1] for line in answer.out.splitlines()[1:]}
-    assert set(kinds) == {stage.name for stage in STAGES}
+    assert set(kinds) == set(USUAL)
     assert {stage for stage, kind in kinds.items() if kind == "sealed"} == {"admit", "evaluate"}
     assert {stage for stage, kind in kinds.items() if kind == "paid"} == {"query", "finetune"}
     found = json.loads(privimage("artifacts", "list", "--store", finished.folder, "--json").out)

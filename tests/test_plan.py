@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import ArtifactDamaged, ConfigError
-from privimage.pipeline import STAGES
 from privimage.plan import plan_run
 from privimage.runner import run_all
-from tests.pipeline_fixtures import GRANT, Answer, Place
+from tests.pipeline_fixtures import GRANT, USUAL, Answer, Place
 
 
 def test_before_anything_is_there_only_the_first_stages_have_keys(tiny_config: Path, tmp_path: Path) -> None:
     place = Place(config=tiny_config, folder=tmp_path / "store")
     plan = plan_run(place.run())
-    assert [row.stage for row in plan.stages] == [stage.name for stage in STAGES]
+    assert [row.stage for row in plan.stages] == list(USUAL)
     assert {row.action for row in plan.stages} == {"run"}
     assert [row.stage for row in plan.stages if row.key] == ["public", "admit"]
     unknown = {row.stage for row in plan.stages if row.epsilon is None}
@@ -119,7 +118,7 @@ def test_the_command_prints_a_table_and_json(
     answer = privimage("plan", *finished.options(), "--json")
     assert answer.code == 0
     plan = json.loads(answer.out)
-    assert [row["action"] for row in plan["stages"]] == ["reused"] * len(STAGES)
+    assert [row["action"] for row in plan["stages"]] == ["reused"] * len(USUAL)
     early = privimage("plan", tiny_config, "--store", tmp_path / "new")
     assert early.code == 0
     assert "No grant yet: privimage ledger grant" in early.out

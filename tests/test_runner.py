@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from privimage.release.verify import read_release, verify_release
 from privimage.runner import StageResult, run_all
 from privimage.store.artifacts import Artifact, find, list_artifacts, open_ref
 from privimage.store.files import Store
-from tests.pipeline_fixtures import NAME_ON_FILES, Place
+from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Place
 
 COMPLETE = ["grant", "reserve query", "settle", "reserve finetune", "settle"]
 PRIVATE = ("query", "finetune")
@@ -97,7 +98,7 @@ def test_no_cell_of_the_stored_histogram_is_an_exact_count(pretrained: Place) ->
 
 def test_a_second_run_reuses_everything_and_charges_nothing(finished: Place) -> None:
     first, second = run_all(finished.run()), run_all(finished.run())
-    assert reused(second) == [stage.name for stage in STAGES]
+    assert reused(second) == list(USUAL)
     assert {name: result.ref for name, result in first.items()} == {n: r.ref for n, r in second.items()}
     assert finished.kinds == COMPLETE
 
@@ -401,12 +402,32 @@ def test_sealed_keys_and_digests_are_no_plain_hashes(granted: Place, tmp_path: P
     assert mine.key != theirs.key and mine.digest != theirs.digest
 
 
+def test_training_images_are_shown_without_a_charge_to_a_sealed_stage_that_asks_for_them_and_to_no_other(
+    granted: Place, tmp_path: Path
+) -> None:
+    run = granted.run()
+    admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
+    shown = []
+    for stage in STAGES:
+        open_images = Door(stage, [admit], None, spill=tmp_path)
+        for split in ("train", "validation"):
+            try:
+                open_images(split)
+            except Uncharged:
+                continue
+            shown.append((stage.name, split))
+    assert shown == [("evaluate", "train")]
+    assert stage_named("evaluate").sealed
+    with pytest.raises(Uncharged, match="is not sealed: it may see no sensitive image without a charge"):
+        replace(stage_named("synthesize"), opens=("train",))
+
+
 def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Place, tmp_path: Path) -> None:
     run = granted.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
     for stage in STAGES:
         open_images = Door(stage, [admit], None, spill=tmp_path)
-        if stage.sealed:
+        if "test" in stage.opens:
             images, labels = open_images("test")
             assert len(images) == len(labels) > 0
         else:
@@ -421,7 +442,7 @@ def test_training_images_open_under_a_live_reservation_only(granted_copy: Place,
     with pytest.raises(Uncharged, match="has no reservation"):
         Door(query, [admit], None, spill=tmp_path)("train")
     with pytest.raises(Uncharged, match="has no reservation"):
-        Door(stage_named("evaluate"), [admit], None, spill=tmp_path)("train")
+        Door(stage_named("evaluate"), [admit], None, spill=tmp_path)("validation")
     with pytest.raises(Uncharged, match="no sensitive images"):
         Door(query, [], None, spill=tmp_path)("train")
     ledger = granted_copy.ledger

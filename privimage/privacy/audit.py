@@ -30,6 +30,7 @@ __all__ = [
     "CanaryScores",
     "audit",
     "clopper_pearson",
+    "clopper_pearson_epsilon",
     "f_dp",
     "f_dp_refutes",
     "gaussian_fit",
@@ -128,31 +129,33 @@ def audit(scores: CanaryScores, mechanism: DPSGDMechanism, delta: float) -> Audi
 
 
 def clopper_pearson(scores: CanaryScores, delta: float) -> Bound:
-    """From the errors at one threshold: epsilon >= log((TPR - delta) / FPR), and the same for the other error.
-
-    The threshold is the best one on every second canary, the errors are those of the others, with intervals by Clopper
-    and Pearson (1934). Source: Nasr et al. (2021), arXiv:2101.04535.
-    """
-    tried, kept = np.arange(len(scores.sums)) % 2 == 0, np.arange(len(scores.sums)) % 2 == 1
-    thresholds = np.quantile(scores.sums[tried], np.linspace(0.01, 0.99, 99))
-    best = max(thresholds, key=lambda threshold: _from_errors(scores, tried, threshold, delta))
+    """From the errors at one threshold."""
     return Bound(
         name="Clopper-Pearson",
-        epsilon=_from_errors(scores, kept, float(best), delta),
+        epsilon=clopper_pearson_epsilon(scores.inserted, scores.sums, delta),
         confidence=CONFIDENCE,
         assumption="a canary's score does not depend on whether others are inserted",
     )
 
 
-def _from_errors(scores: CanaryScores, among: NDArray[np.bool_], threshold: float, delta: float) -> float:
-    inserted, taken = scores.inserted[among], scores.sums[among] > threshold
+def clopper_pearson_epsilon(inserted: NDArray[np.bool_], scores: NDArray[np.float64], delta: float) -> float:
+    """Epsilon is at least log((TPR - delta) / FPR), and the same for the other error; with CONFIDENCE, at least 0.
+
+    The threshold is the best one on every second score, the errors are those of the others, with intervals by Clopper
+    and Pearson (1934). Source: Nasr et al. (2021), arXiv:2101.04535.
+    """
+    tried = np.arange(len(scores)) % 2 == 0
+    thresholds = np.quantile(scores[tried], np.linspace(0.01, 0.99, 99))
+    best = max(thresholds, key=lambda threshold: _from_errors(inserted[tried], scores[tried] > threshold, delta))
+    return _from_errors(inserted[~tried], scores[~tried] > best, delta)
+
+
+def _from_errors(inserted: NDArray[np.bool_], taken: NDArray[np.bool_], delta: float) -> float:
+    """Each of the two rates is at the end of its interval; together they fail as seldom as stated."""
     failure = (1 - CONFIDENCE) / 2
-    hits, in_all, false, out_all = (
-        int(count) for count in ((taken & inserted).sum(), inserted.sum(), (taken & ~inserted).sum(), (~inserted).sum())
-    )
-    tpr, fpr = _at_least(hits, in_all, failure), 1 - _at_least(out_all - false, out_all, failure)
-    tnr, fnr = 1 - fpr, 1 - tpr
-    found = [math.log((right - delta) / wrong) for right, wrong in ((tpr, fpr), (tnr, fnr)) if right > delta]
+    tpr = _at_least(int((taken & inserted).sum()), int(inserted.sum()), failure)
+    tnr = _at_least(int((~taken & ~inserted).sum()), int((~inserted).sum()), failure)
+    found = [math.log((right - delta) / (1 - other)) for right, other in ((tpr, tnr), (tnr, tpr)) if right > delta]
     return max([0.0, *found])
 
 

@@ -54,7 +54,8 @@ class ReportData:
     `num_private_images` is public under the zero-out relation. `curves` maps a chart's title, which also says what
     its steps count, to its series of (step, value) points: of public training only. `mechanisms` holds (name,
     description, epsilon), `ledger_entries` (id, kind, text). `confusion` counts test images by true class (row) and
-    predicted class (column). `paid` are the ids of the ledger entries that paid for what is reported.
+    predicted class (column). `near_copies_png` shows training
+    images. `paid` are the ids of the ledger entries that paid for what is reported.
     """
 
     title: str
@@ -76,6 +77,7 @@ class ReportData:
     provenance: Mapping[str, str]
     verify_command: str
     confusion: tuple[tuple[int, ...], ...] | None = None
+    near_copies_png: bytes | None = None
     paid: Sequence[str] = ()
 
 
@@ -102,11 +104,14 @@ def render_report(data: ReportData) -> str:
 
 
 def _refuse_internal_figures(data: ReportData) -> None:
-    """The confusion matrix is internal, too."""
+    """The confusion matrix and training images are internal, too."""
     if data.internal:
         return
-    confusion = [Figure(name="the confusion matrix", value="", note="", kind="internal")]
-    check_releasable([*data.figures, *(confusion if data.confusion is not None else [])], data.paid)
+    others = {"the confusion matrix": data.confusion, "training images": data.near_copies_png}
+    hidden = [
+        Figure(name=name, value="", note="", kind="internal") for name, found in others.items() if found is not None
+    ]
+    check_releasable([*data.figures, *hidden], data.paid)
 
 
 def _document(data: ReportData, *, with_examples: bool) -> str:
@@ -119,6 +124,7 @@ def _document(data: ReportData, *, with_examples: bool) -> str:
         _figures(data),
         _per_class(data),
         _confusion(data),
+        _near_copies(data),
         _costs(data.costs),
         _accounting(data),
         _provenance(data.provenance),
@@ -248,6 +254,17 @@ def _confusion(data: ReportData) -> str:
     matrix = f"<table>\n<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
     intro = "Test images by true class (row) and by what the classifier trained on synthetic images says (column)."
     return section("Confusion matrix", intro, f'<div class="scroll matrix">{matrix}</div>')
+
+
+def _near_copies(data: ReportData) -> str:
+    """Synthetic images beside the training images that they resemble most."""
+    if data.near_copies_png is None:
+        return ""
+    alt = "Pairs of a synthetic image and the training image nearest to it."
+    intro = (
+        "At the left synthetic images, at the right the sensitive training images nearest to them, nearest pair first."
+    )
+    return section("Nearest pairs", intro, picture(data.near_copies_png, alt))
 
 
 def _share(count: int, total: int) -> str:

@@ -23,6 +23,7 @@ from privimage.release.figures import Figure
 from privimage.release.pictures import sample_grid
 from privimage.release.report import ReportData, render_report
 from privimage.stages.models import open_classifier
+from privimage.stages.safety import measure_safety
 
 __all__ = ["run"]
 
@@ -64,6 +65,7 @@ def run(context: StageContext) -> Outcome:
                 for number, name in enumerate(facts.class_names)
             },
         )
+    safety = measure_safety(context, images, (private_images, private_labels), extractors, device)
     metrics: dict[str, Any] = {
         "notice": NOTICE,
         "kind": "internal",
@@ -80,7 +82,8 @@ def run(context: StageContext) -> Outcome:
             }
             for extractor, found in fidelity.items()
         },
-        "not_computed": {**absent, **_not_computed(fidelity)},
+        "safety": safety.metrics,
+        "not_computed": {**absent, **_not_computed(fidelity), **safety.not_computed},
     }
     (context.folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     accuracy = Figure(
@@ -89,7 +92,8 @@ def run(context: StageContext) -> Outcome:
         note=f"of a CNN trained on {len(images):,} synthetic images, on {len(private_images):,} test images",
         kind="internal",
     )
-    report = _report(context, [accuracy, *_figures(fidelity, absent)], images, labels, utility.confusion)
+    figures = [accuracy, *_figures(fidelity, absent), *safety.figures]
+    report = _report(context, figures, images, labels, utility.confusion, safety.near_copies_png)
     (context.folder / "internal.html").write_text(render_report(report))
     return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
 
@@ -157,6 +161,7 @@ def _report(
     images: np.ndarray,
     labels: np.ndarray,
     confusion: tuple[tuple[int, ...], ...],
+    near_copies_png: bytes | None,
 ) -> ReportData:
     config, facts = context.config, context.facts
     if facts is None:
@@ -181,4 +186,5 @@ def _report(
         provenance={},
         verify_command="",
         confusion=confusion,
+        near_copies_png=near_copies_png,
     )

@@ -1,0 +1,38 @@
+"""What `evaluate` says about safety stays inside: numbers, reasons, and the pairs with their training images."""
+
+from __future__ import annotations
+
+import json
+
+from tests.pipeline_fixtures import Place
+
+
+def test_memorization_is_measured_on_pixels_and_features_and_its_pairs_are_shown_in_the_internal_report(
+    finished: Place,
+) -> None:
+    metrics = json.loads(finished.payload("evaluate", "metrics.json").read_text())
+    assert metrics["kind"] == "internal"
+    found = metrics["safety"]["memorization"]
+    assert set(found) == {"pixels", "public-classifier"}
+    for each in found.values():
+        assert 0 <= each["share_nearer_to_training"] <= 1
+        assert 0 < each["p_value"] <= 1
+        assert len(each["pairs"]) == 8
+    report = finished.payload("evaluate", "internal.html").read_text()
+    assert "Nearest pairs" in report
+    assert "Nearer to a training than to a test image" in report
+
+
+def test_with_too_few_test_images_an_attack_is_a_sentence_that_says_how_many_are_needed(finished: Place) -> None:
+    metrics = json.loads(finished.payload("evaluate", "metrics.json").read_text())
+    reason = metrics["not_computed"]["membership inference"]
+    assert reason.startswith("Membership inference needs at least 100 training and 100 test images, found 143 and ")
+    assert "membership" not in metrics["safety"]
+    assert "needs at least 100 training" in finished.payload("evaluate", "internal.html").read_text()
+
+
+def test_nothing_of_it_is_in_the_release(finished: Place) -> None:
+    for file in finished.release.iterdir():
+        content = file.read_bytes()
+        for words in (b"Nearest pairs", b"Nearer to a training", b"Membership inference", b"memorization"):
+            assert words not in content, file.name
