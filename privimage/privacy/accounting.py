@@ -123,17 +123,20 @@ def deltas_of(events: Sequence[dpa.DpEvent], epsilons: Sequence[float]) -> list[
         return [1.0] * len(epsilons)
     near = renyi_epsilon([without_cap(event) for event in events], 1e-5)
     grid = _grid(near, sum(times(event)[1] for event in events), largest_loss)
-    accountant = pld.PLDAccountant(RELATION, value_discretization_interval=grid)
-    for event in events:
-        accountant.compose(event)
+    accountant = _composed(events, grid)
     return [float(accountant.get_delta(epsilon)) for epsilon in epsilons]
 
 
 def _epsilon_on_grid(events: Sequence[dpa.DpEvent], delta: float, grid: float) -> float:
+    accountant = _composed(events, grid)
+    return float(accountant.get_epsilon(delta))
+
+
+def _composed(events: Sequence[dpa.DpEvent], grid: float) -> pld.PLDAccountant:
     accountant = pld.PLDAccountant(RELATION, value_discretization_interval=grid)
     for event in events:
         accountant.compose(event)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def calibrate_noise_multiplier(

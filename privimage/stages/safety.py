@@ -63,7 +63,7 @@ def measure_safety(
             compared = memorization(of(some), of(training[0]), of(test[0]))
         except DataError as few:
             found.not_computed[f"memorization, {name}"] = str(few)
-            found.figures.append(Figure(name="Memorization", value="–", note=f"{name}: {few}", kind="internal"))
+            found.figures.extend(_internal([("Memorization", "–", f"{name}: {few}")]))
             continue
         found.metrics.setdefault("memorization", {})[name] = asdict(compared)
         found.figures.extend(_of_memorization(compared, name, len(some)))
@@ -72,7 +72,7 @@ def measure_safety(
         attacks = _attacks(context, training, test, device)
     except DataError as few:
         found.not_computed["membership inference"] = str(few)
-        found.figures.append(Figure(name="Membership inference", value="–", note=str(few), kind="internal"))
+        found.figures.extend(_internal([("Membership inference", "–", str(few))]))
     else:
         found.metrics["membership"] = {name: asdict(attack) for name, attack in attacks.items()}
         found.figures.extend(figure for name, attack in attacks.items() for figure in _of_attack(attack, name))
@@ -143,7 +143,7 @@ def _of_memorization(found: Memorization, features: str, compared: int) -> list[
             f"{note} that have another one equal to them, or nearer than {found.near:.3g}",
         ),
     ]
-    return [Figure(name=name, value=value, note=told, kind="internal") for name, value, told in rows]
+    return _internal(rows)
 
 
 def _of_attack(found: Membership, by: str) -> list[Figure]:
@@ -161,7 +161,12 @@ def _of_attack(found: Membership, by: str) -> list[Figure]:
             f"{note}; confidence {CONFIDENCE:.0%}; assumes that training and test images are alike and independent",
         ),
     ]
-    return [Figure(name=name, value=value, note=told, kind="internal") for name, value, told in rows]
+    return _internal(rows)
+
+
+def _internal(rows: Sequence[tuple[str, str, str]]) -> list[Figure]:
+    """From name, value and note."""
+    return [Figure(name=name, value=value, note=note, kind="internal") for name, value, note in rows]
 
 
 def _interval(found: Share) -> str:

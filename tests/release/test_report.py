@@ -160,6 +160,14 @@ def test_figures_of_classes_stand_in_one_table_with_gaps_where_there_are_none() 
         render_report(replace(DATA, figures=figures))
 
 
+def test_pairs_with_training_images_are_for_the_internal_report_only() -> None:
+    pairs = sample_grid(IMAGES[:2], [0, 0], ["1: distance 0.1"])
+    assert "Nearest pairs" in render_report(replace(INTERNAL, near_copies_png=pairs))
+    assert "Nearest pairs" not in render_report(INTERNAL)
+    with pytest.raises(PrivacyRefused, match="training images"):
+        render_report(replace(DATA, near_copies_png=pairs))
+
+
 def test_an_internal_report_carries_its_banner_at_both_ends_and_a_release_none() -> None:
     document = render_report(INTERNAL)
     assert document.count(BANNER) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tests.pipeline_fixtures import Place
 
@@ -21,6 +22,7 @@ def test_memorization_is_measured_on_pixels_and_features_and_its_pairs_are_shown
     report = finished.payload("evaluate", "internal.html").read_text()
     assert "Nearest pairs" in report
     assert "Nearer to a training than to a test image" in report
+    assert not re.search(r"<td[^>]*>(public|charged)[ <]", report)
 
 
 def test_with_too_few_test_images_an_attack_is_a_sentence_that_says_how_many_are_needed(finished: Place) -> None:

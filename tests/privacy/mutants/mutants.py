@@ -1063,9 +1063,15 @@ _CHARGING = _of(
     ),
     (
         "Test images are opened for a stage that is not sealed",
-        "if not self._stage.sealed",
-        "if False",
+        'elif split == "test":',
+        'elif split == "none":',
         "test_test_images_stay_closed_for_every_stage_that_is_not_sealed",
+    ),
+    (
+        "A sealed stage sees images that it does not ask for",
+        "if self._stage.sealed and split in self._stage.opens:",
+        "if self._stage.sealed:",
+        "test_training_images_are_shown_without_a_charge_to_a_sealed_stage_that_asks_for_them_and_to_no_other",
     ),
     (
         "A private artifact is reused though the ledger never paid for it",
@@ -1161,8 +1167,8 @@ _STAGES = (
         "test_runner.py",
         (
             "The query is not composed with fine-tuning",
-            "_calibrated(config, facts, [mechanism.event], joined=True)",
-            "_calibrated(config, facts, [], joined=True)",
+            "[planned_query(config, facts, num_categories).event], joined=True)",
+            "[], joined=True)",
             "test_learning_settings_may_be_chosen_after_the_votes_were_seen",
         ),
     )
@@ -1265,6 +1271,111 @@ _RELEASE = _of(
     ),
 )
 
+_AUDIT = (
+    _of(
+        "pipeline.py",
+        "test_runner.py",
+        (
+            "A stage that is not sealed may ask for sensitive images without a charge",
+            "if self.opens and not self.sealed:",
+            "if False:",
+            "test_training_images_are_shown_without_a_charge_to_a_sealed_stage_that_asks_for_them_and_to_no_other",
+        ),
+    )
+    + _of(
+        "privacy/audit.py",
+        "privacy/test_audit.py",
+        (
+            "An audit raises no alarm",
+            "for bound in self.bounds if bound.epsilon > self.claimed",
+            "for bound in self.bounds if bound.epsilon > 1e9 + self.claimed",
+            "test_only_a_bound_above_the_claim_is_an_alarm",
+        ),
+        (
+            "Bounds are held against a larger claim than the audited mechanism's",
+            "claimed=epsilon_of([mechanism.event], delta)",
+            "claimed=epsilon_of([mechanism.event] * 99, delta)",
+            "test_less_noise_is_an_alarm",
+        ),
+        (
+            "The audit takes the claimed noise for the measured one",
+            "fitted = max(noise / signal, _LEAST_NOISE)",
+            "fitted = mechanism.noise_multiplier",
+            "test_less_noise_is_an_alarm",
+        ),
+        (
+            "Right guesses are counted for both coins",
+            "+ (~scores.inserted[order[:half]]).sum()",
+            "+ half",
+            "test_scores_that_say_nothing_show_nothing",
+        ),
+        (
+            "The number of canaries does not count in the one-run bound",
+            "2 * num * delta * float(",
+            "2 * delta * float(",
+            "test_the_one_run_p_value_is_that_of_the_paper",
+        ),
+    )
+    + _of(
+        "generators/canaries.py",
+        "generators/test_canaries.py",
+        (
+            "A canary is too weak to be clipped",
+            "STRENGTH = 1e4",
+            "STRENGTH = 1e-4",
+            "test_a_canary_adds_its_own_coordinate_at_the_clipping_bound_and_one_that_is_not_inserted_adds_nothing",
+        ),
+        (
+            "A canary that is not inserted is trained on",
+            "(number >= 0) & (number < self.canaries.num_embeddings)",
+            "number >= 0",
+            "test_a_canary_adds_its_own_coordinate_at_the_clipping_bound_and_one_that_is_not_inserted_adds_nothing",
+        ),
+        (
+            "Which canaries are inserted is known beforehand",
+            "inserted = random.uniform(num) < 0.5",
+            "inserted = np.arange(num) % 2 == 0",
+            "test_coins_are_fair_and_fresh",
+        ),
+    )
+    + _of(
+        "stages/audit.py",
+        "stages/test_audit.py",
+        (
+            "A run goes on to its release though its claim is refuted",
+            "    found = audit(scores, audited, config.privacy.delta)\n    check_audit(found)\n",
+            "    found = audit(scores, audited, config.privacy.delta)\n",
+            "test_an_alarm_ends_the_run_before_anything_is_released",
+        ),
+        (
+            "The command says that all is well though the claim is refuted",
+            "    if found.alarms:\n        raise PrivacyRefused(found.verdict)",
+            "    if not found.bounds:\n        raise PrivacyRefused(found.verdict)",
+            "test_the_command_says_so_in_one_sentence_and_an_exit_code_when_the_claim_is_refuted",
+        ),
+    )
+    + _of(
+        "stages/safety.py",
+        "stages/test_safety.py",
+        (
+            "What was computed from training images is called public",
+            'kind="internal") for name, value, note in rows]',
+            'kind="public") for name, value, note in rows]',
+            "test_memorization_is_measured_on_pixels_and_features_and_its_pairs_are_shown_in_the_internal_report",
+        ),
+    )
+    + _of(
+        "release/report.py",
+        "release/test_report.py",
+        (
+            "Training images are let into a release's report",
+            '"training images": data.near_copies_png}',
+            '"training images": None}',
+            "test_pairs_with_training_images_are_for_the_internal_report_only",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
     *_ENGINES,
@@ -1290,4 +1401,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *_STAGES,
     *_DATA,
     *_RELEASE,
+    *_AUDIT,
 )
