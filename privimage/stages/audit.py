@@ -18,6 +18,7 @@ from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
 from privimage.errors import PrivacyRefused
 from privimage.generators.canaries import audited_mechanism, score_canaries, tiny_denoiser
+from privimage.generators.execution import Execution
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.audit import Audit, audit
 from privimage.privacy.entropy import SecretRandom
@@ -35,6 +36,8 @@ QUICK_STAND_INS = 100
 
 def run(context: StageContext) -> Outcome:
     """Writes audit.json: the audited mechanism, the claim, and the bounds.
+
+    It keeps no checkpoint: where it is stopped, it begins anew, with new coins.
 
     Raises:
         PrivacyRefused: a bound contradicts the claim; nothing is published, and no release is made.
@@ -90,6 +93,7 @@ def quick_audit(config: RunConfig, audited: DPSGDMechanism, *, canaries: int, pr
             config.finetune.model_copy(update={"noise_samples": 1}),
             random=SecretRandom(),
             on_step=tick,
+            execution=Execution(backend=config.performance.per_image_gradients, precision=config.performance.precision),
         )
     return audit(scores, audited, config.privacy.delta)
 

@@ -118,13 +118,14 @@ def test_the_one_run_bound_holds_and_is_sharp_on_randomised_response() -> None:
     assert np.mean(bounds) > 0.6 * true
 
 
-def test_the_f_dp_test_refutes_a_true_curve_as_seldom_as_it_says() -> None:
+@pytest.mark.parametrize("half", [100, 10, 2])
+def test_the_f_dp_test_refutes_a_true_curve_as_seldom_as_it_says(half: int) -> None:
     generator, refuted = np.random.default_rng(2), 0
     for _ in range(400):
         inserted = generator.random(200) < 0.5
         order = np.argsort(generator.normal(size=200) + 1.0 * inserted)
-        right = int(inserted[order[100:]].sum() + (~inserted[order[:100]]).sum())
-        refuted += f_dp_refutes(lambda x: float(ndtr(ndtri(x) - 1.0)), 200, 200, right, 0.3)
+        right = int(inserted[order[-half:]].sum() + (~inserted[order[:half]]).sum())
+        refuted += f_dp_refutes(lambda x: float(ndtr(ndtri(x) - 1.0)), 200, 2 * half, right, 0.3)
     assert refuted / 400 <= 0.3 + 0.06
     assert f_dp_refutes(lambda x: float(ndtr(ndtri(x) - 0.5)), 200, 200, 170, 0.05)
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
+from privimage.evaluation import membership
+from privimage.runner import run_all
+from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Place
 
 
@@ -31,6 +36,25 @@ def test_with_too_few_test_images_an_attack_is_a_sentence_that_says_how_many_are
     assert reason.startswith("Membership inference needs at least 100 training and 100 test images, found 143 and ")
     assert "membership" not in metrics["safety"]
     assert "needs at least 100 training" in finished.payload("evaluate", "internal.html").read_text()
+
+
+def test_with_enough_images_the_attack_is_made_by_the_loss_and_by_what_fine_tuning_changed(
+    finished_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "LEAST", 10)
+    run = finished_copy.run(draws={"evaluate": 2})
+    ref = run_all(run, "evaluate")["evaluate"].ref
+    assert ref.sealed
+    evaluated = open_ref(run.store, ref)
+    metrics = evaluated.read_json("metrics.json")
+    attacks = metrics["safety"]["membership"]
+    assert set(attacks) == {"loss", "loss, less that of the pre-trained generator"}
+    for found in attacks.values():
+        assert found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"]
+        assert (found["members"], found["others"]) == (143, 37)
+    assert attacks["loss"] != attacks["loss, less that of the pre-trained generator"]
+    assert "membership inference" not in metrics["not_computed"]
+    assert finished_copy.kinds == ["grant", "reserve query", "settle", "reserve finetune", "settle"]
 
 
 def test_nothing_of_it_is_in_the_release(finished: Place) -> None:
