@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ __all__ = [
 
 LEAST_CANARIES = 100
 CONFIDENCE = 0.95
-# The fit is so sharp that on a correct mechanism it ends just below the claim: its alarm has to be rare.
+# On a correct mechanism the fit ends just below the claim: so that its alarm is rare, its confidence is high.
 FIT_CONFIDENCE = 1 - 1e-4
 # How many of the canaries are guessed, those with the most extreme scores; fixed before scores are seen.
 _GUESSED = (0.02, 0.1, 0.3, 1.0)
@@ -236,6 +237,7 @@ def f_dp_refutes(curve: Callable[[float], float], num: int, guesses: int, right:
     return rightly + wrongly > guesses / num
 
 
+@lru_cache(maxsize=256)
 def trade_off(mechanism: DPSGDMechanism) -> Callable[[float], float]:
     """Of a probability x: the largest of exp(-e) (x - delta(e)) and 1 - delta(e) - exp(e) (1 - x), over epsilons e."""
     deltas = np.array(deltas_of([mechanism.event], _EPSILONS.tolist()))
@@ -250,16 +252,17 @@ def trade_off(mechanism: DPSGDMechanism) -> Callable[[float], float]:
 def gaussian_fit(scores: CanaryScores, mechanism: DPSGDMechanism, delta: float) -> Bound:
     """A heuristic: noise and signal are measured, and epsilon is that of the mechanism with their ratio.
 
-    The noise is the spread of single steps over canaries that were not inserted, the signal the mean of those that
-    were, each at the end of its interval that makes epsilon smaller.
+    The noise is the spread of single steps over canaries that were not inserted, at the upper end of its interval. The
+    signal is the mean of those that were: the clipping bound, as canaries are made, or where the interval contradicts that, its
+    lower end.
     """
     inside, outside = scores.sums[scores.inserted], scores.sums[~scores.inserted]
     failure = (1 - FIT_CONFIDENCE) / 2
-    count = scores.steps * len(outside)
-    noise = math.sqrt(scores.squares[~scores.inserted].sum() / chi2.ppf(failure, count))
-    error = math.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))
-    difference = float(inside.mean() - outside.mean() - norm.ppf(1 - failure) * error)
-    signal = difference / (scores.steps * mechanism.sample_rate)
+    noise = math.sqrt(scores.squares[~scores.inserted].sum() / chi2.ppf(failure, scores.steps * len(outside)))
+    half = norm.ppf(1 - failure) * math.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))
+    included = scores.steps * mechanism.sample_rate
+    low, high = (float(inside.mean() - outside.mean() + end) / included for end in (-half, half))
+    signal = 1.0 if low <= 1 <= high else low
     if signal <= 0:
         epsilon = 0.0
     else:
@@ -269,7 +272,8 @@ def gaussian_fit(scores: CanaryScores, mechanism: DPSGDMechanism, delta: float) 
         name="Gaussian fit",
         epsilon=epsilon,
         confidence=FIT_CONFIDENCE,
-        assumption="heuristic: the noise is Gaussian, and the same for all canaries and steps",
+        assumption="heuristic: Gaussian noise, the same for all canaries and steps; an inserted canary adds the clipping "
+        "bound, unless it is measured not to",
     )
 
 

@@ -162,6 +162,21 @@ def test_less_noise_is_an_alarm(mechanism: DPSGDMechanism, noise: float) -> None
         assert all(math.isfinite(bound.epsilon) for bound in found.bounds)
 
 
+def test_a_tenth_less_noise_is_an_alarm_whatever_epsilon_is() -> None:
+    generator = np.random.default_rng(7)
+    for noise in (0.5, 2.0, 20.0):
+        mechanism = replace(SAMPLED, num_steps=50, noise_multiplier=noise)
+        assert audit(observed(mechanism, generator, noise=0.9), mechanism, DELTA).alarms
+
+
+def test_images_that_are_not_clipped_are_an_alarm_with_all_of_the_noise() -> None:
+    scores = observed(GAUSSIAN, np.random.default_rng(8))
+    longer = CanaryScores(
+        inserted=scores.inserted, sums=scores.sums + scores.inserted, squares=scores.squares, steps=scores.steps
+    )
+    assert gaussian_fit(longer, GAUSSIAN, DELTA).epsilon > epsilon_of([GAUSSIAN.event], DELTA)
+
+
 def test_more_canaries_refute_half_the_noise_without_the_heuristic_too() -> None:
     mechanism = replace(GAUSSIAN, num_images=4000, expected_batch_size=4000, noise_multiplier=1.0)
     scores = observed(mechanism, np.random.default_rng(6), noise=0.5)
