@@ -29,6 +29,7 @@ StageName = Literal[
     "select",
     "pretrain",
     "finetune",
+    "audit",
     "synthesize",
     "downstream",
     "validate",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from privimage import __version__
-from privimage.commands import inspect_commands, ledger_commands, release_commands, run_commands
+from privimage.commands import audit_commands, inspect_commands, ledger_commands, release_commands, run_commands
 from privimage.commands.shared import exit_code
 
 __all__ = ["build_parser", "main"]
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     run_commands.register(commands)
     ledger_commands.register(commands)
     release_commands.register(commands)
+    audit_commands.register(commands)
     inspect_commands.register(commands)
     return parser
 

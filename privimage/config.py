@@ -25,6 +25,7 @@ from privimage.config_sources import (
 from privimage.errors import ConfigError
 
 __all__ = [
+    "AuditConfig",
     "ClassifierConfig",
     "DemoDigits",
     "DemoGlyphs",
@@ -274,6 +275,9 @@ class EvaluateConfig(Section):
     ceiling: bool = Field(
         default=True, description="Also train them on the sensitive images, as many steps, for comparison (private)."
     )
+    safety: bool = Field(
+        default=True, description="Also look for memorized training images and attack the generator (private)."
+    )
     epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of each training on synthetic images.")
     batch_size: int = Field(default=128, ge=2, description="Images per step of these trainings.")
     learning_rate: float = Field(
@@ -290,6 +294,35 @@ class EvaluateConfig(Section):
     def _each_classifier_once(self) -> EvaluateConfig:
         if len(set(self.classifiers)) < len(self.classifiers):
             raise ValueError(f"classifiers names one of them twice: {', '.join(self.classifiers)}")
+        return self
+
+
+class AuditConfig(Section):
+    """Audit of fine-tuning: the same mechanism and network on public images and made-up canaries; costs no epsilon."""
+
+    canaries: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Made-up images, each inserted by a coin: at least 100, and more show more; 0 = no audit.",
+    )
+    stand_ins: int = Field(
+        default=1000,
+        ge=1,
+        title="Stand-ins",
+        description="Public images in the place of the sensitive ones, at most; time grows with them and the canaries.",
+    )
+    num_steps: int | None = Field(
+        default=None,
+        ge=1,
+        title="Number of steps",
+        description="DP-SGD steps to audit; none = as many as fine-tuning has. The claim is that of these steps.",
+    )
+
+    @model_validator(mode="after")
+    def _enough_to_show_something(self) -> AuditConfig:
+        if 0 < self.canaries < 100:
+            raise ValueError(f"canaries is {self.canaries}, but an audit needs at least 100; 0 = no audit")
         return self
 
 
@@ -383,6 +416,7 @@ class RunConfig(Section):
     finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="DP-SGD fine-tuning.")
     synthesize: SynthesizeConfig = Field(default=SynthesizeConfig(), description="Sampling.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Internal evaluation.")
+    audit: AuditConfig = Field(default=AuditConfig(), description="Audit of fine-tuning; off unless asked for.")
     performance: Performance = Field(default=Performance(), description="Speed and memory; changes no result.")
 
     @model_validator(mode="after")

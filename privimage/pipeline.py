@@ -7,6 +7,8 @@
 
 With `evaluate.validation: private` a third charged stage, validate, comes after downstream; release and evaluate use it.
 
+With `audit.canaries` above 0, the stage audit comes after finetune; release uses it.
+
 A stage is a function of (configuration, input artifacts, randomness) that writes one artifact's payload into a folder.
 Keys, caching, charging, checkpoints and publishing are done once, for all stages, by `privimage.runner`.
 """
@@ -226,12 +228,18 @@ def _finetune_fields(config: RunConfig) -> dict[str, Any]:
 
 def _downstream_fields(config: RunConfig) -> dict[str, Any]:
     return {
-        "evaluate": config.evaluate.model_dump(mode="json", exclude={"validation", "ceiling", "inception_weights"}),
+        "evaluate": config.evaluate.model_dump(
+            mode="json", exclude={"validation", "ceiling", "safety", "inception_weights"}
+        ),
     }
 
 
 def _validate_fields(config: RunConfig) -> dict[str, Any]:
     return {"validation_error": config.privacy.validation_error}
+
+
+def _audit_fields(config: RunConfig) -> dict[str, Any]:
+    return {**config.model_dump(mode="json", include={"audit", "finetune"}), "delta": config.privacy.delta}
 
 
 def _later(module: str, function: str) -> Callable[..., Any]:
@@ -314,6 +322,15 @@ STAGES: tuple[Stage, ...] = (
         run=_later("generation", "run_finetune"),
     ),
     Stage(
+        name="audit",
+        version=1,
+        about="canaries through the real step, on public images",
+        inputs=("public", "pretrain", "finetune"),
+        fields=_audit_fields,
+        run=_later("audit", "run"),
+        part_of=lambda config: config.audit.canaries > 0,
+    ),
+    Stage(
         name="synthesize",
         version=3,
         about="synthetic images",
@@ -346,16 +363,8 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="internal figures against held-out sensitive images",
         inputs=(
-            "public",
-            "admit",
-            "classifier",
-            "query",
-            "select",
-            "pretrain",
-            "finetune",
-            "synthesize",
-            "downstream",
-            "validate",
+            *("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
+            *("downstream", "validate"),
         ),
         fields=_section("evaluate"),
         run=_later("evaluate", "run"),
@@ -366,7 +375,10 @@ STAGES: tuple[Stage, ...] = (
         name="release",
         version=3,
         about="synthetic.parquet, datasheet, certificate, report",
-        inputs=("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize", "validate"),
+        inputs=(
+            *("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "audit", "synthesize"),
+            "validate",
+        ),
         fields=_section("name", "description", "license"),
         run=_later("release", "run"),
         finish=lambda config, store, artifact: export_release(store, config.name, artifact),
@@ -398,8 +410,8 @@ def stage_of(name: str, config: RunConfig) -> Stage:
         if stage.name == name:
             return stage
     raise ConfigError(
-        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (validate: "
-        "evaluate.validation private)."
+        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (audit: "
+        "audit.canaries above 0; validate: evaluate.validation private)."
     )
 
 

@@ -18,7 +18,7 @@ from privimage.runner import Run, admitted, stage_key
 from privimage.stages.charges import finetune_plan, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
 
-__all__ = ["PlannedStage", "RunPlan", "plan_run"]
+__all__ = ["PlannedStage", "RunPlan", "look_up", "plan_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +61,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         InputError: configuration and admitted data contradict each other.
         ArtifactDamaged: a manifest cannot be read.
     """
-    found: dict[str, Artifact | None] = {}
-    keys: dict[str, str | None] = {}
-    for stage in stages_until(until, run.config):
-        inputs = [found[name] for name in stage.inputs]
-        key = None
-        if all(inputs):
-            key = stage_key(stage, run, {a.ref.stage: a.ref.digest for a in inputs if a})
-        artifact = find(run.store, stage.name, key, stage.sealed) if key else None
-        if artifact:
-            artifact.check_sizes()
-        found[stage.name], keys[stage.name] = artifact, key
+    found, keys = look_up(run, until)
     admit, public = found.get("admit"), found.get("public")
     facts = admitted(admit) if admit else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
@@ -111,6 +101,22 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         share_asked=share_asked,
         refusal=refusal,
     )
+
+
+def look_up(run: Run, until: str | None = None) -> tuple[dict[str, Artifact | None], dict[str, str | None]]:
+    """What is there of the stages that `until` needs, and their keys, as far as they can be known."""
+    found: dict[str, Artifact | None] = {}
+    keys: dict[str, str | None] = {}
+    for stage in stages_until(until, run.config):
+        inputs = [found[name] for name in stage.inputs]
+        key = None
+        if all(inputs):
+            key = stage_key(stage, run, {a.ref.stage: a.ref.digest for a in inputs if a})
+        artifact = find(run.store, stage.name, key, stage.sealed) if key else None
+        if artifact:
+            artifact.check_sizes()
+        found[stage.name], keys[stage.name] = artifact, key
+    return found, keys
 
 
 def _written(artifact: Artifact | None) -> str:

@@ -29,6 +29,7 @@ COMPUTING = (
     "query",
     "pretrain",
     "finetune",
+    "audit",
     "synthesize",
     "downstream",
     "validate",

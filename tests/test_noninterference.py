@@ -56,13 +56,13 @@ import privimage
 from privimage.cli import main
 from privimage.data.decode import pixel_digest
 from privimage.data.splits import split_of
-from privimage.pipeline import STAGES, Outcome, StageContext
+from privimage.pipeline import Outcome, StageContext, stage_named
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.runner import run_all
 from privimage.store import identity
 from privimage.store.files import Store
-from tests.pipeline_fixtures import GRANT, SETTINGS, Place
+from tests.pipeline_fixtures import GRANT, SETTINGS, USUAL, Place
 from tests.private_values import files_below, plant_images
 
 # Typed Any: what is replaced in them is no part of their interface.
@@ -70,7 +70,7 @@ loop: Any = importlib.import_module("privimage.generators.finetune")
 semantics: Any = importlib.import_module("privimage.stages.semantics")
 generation: Any = importlib.import_module("privimage.stages.generation")
 validation: Any = importlib.import_module("privimage.stages.validate")
-evaluation: Any = importlib.import_module("privimage.stages.evaluate")
+evaluation: Any = importlib.import_module("privimage.stages.utility")
 
 TEST_FRACTION = SETTINGS["sensitive"]["test_fraction"]
 VALIDATION_FRACTION = 0.15
@@ -379,7 +379,7 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     assert one.differences(other) == []
     # None of this is so because nothing ran, or because both saw the same images.
     made = {name.split("/")[1] for name in one.files if name.startswith("artifacts/")}
-    assert made == {stage.name for stage in STAGES if not stage.sealed}
+    assert made == {name for name in USUAL if not stage_named(name).sealed}
     assert sum(name.startswith("releases/") for name in one.files) == 6
     assert sum(name.startswith("ledger/") for name in one.files) >= 5
     printed = "".join(text for _, (run, _) in (pretrained_worlds, (0, (one, other))) for text in run.printed.values())

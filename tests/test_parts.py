@@ -12,7 +12,7 @@ import pytest
 from privimage import parts
 from privimage.errors import ArtifactDamaged, PrivimageError, Uncharged
 from privimage.parts import Job, one_after_another
-from privimage.pipeline import STAGES, stage_named
+from privimage.pipeline import STAGES, stage_named, stage_of
 from privimage.progress import Progress
 from privimage.runner import Run, run_all, run_stage
 from privimage.stages import synthesize
@@ -117,7 +117,7 @@ def test_only_public_stages_are_made_in_parts(granted_copy: Place, monkeypatch: 
     query = stage_named("query")
     asks = replace(query, run=lambda context: context.make_parts([range(1)]))
     monkeypatch.setattr(
-        "privimage.runner.stage_of", lambda name, config: asks if name == "query" else stage_named(name)
+        "privimage.runner.stage_of", lambda name, config: asks if name == "query" else stage_of(name, config)
     )
     with pytest.raises(Uncharged, match="Stage query is not public, or not made in parts"):
         run_all(Run(config=granted_copy.run().config, store=granted_copy.store), "query")

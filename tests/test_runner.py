@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,26 @@ def test_sealed_keys_and_digests_are_no_plain_hashes(granted: Place, tmp_path: P
     assert mine.key != theirs.key and mine.digest != theirs.digest
 
 
+def test_training_images_are_shown_without_a_charge_to_a_sealed_stage_that_asks_for_them_and_to_no_other(
+    granted: Place, tmp_path: Path
+) -> None:
+    run = granted.run()
+    admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
+    shown = []
+    for stage in STAGES:
+        open_images = Door(stage, [admit], None, spill=tmp_path)
+        for split in ("train", "validation"):
+            try:
+                open_images(split)
+            except Uncharged:
+                continue
+            shown.append((stage.name, split))
+    assert shown == [("evaluate", "train")]
+    assert stage_named("evaluate").sealed
+    with pytest.raises(Uncharged, match="is not sealed: it may see no sensitive image without a charge"):
+        replace(stage_named("synthesize"), opens=("train",))
+
+
 def test_test_images_stay_closed_for_every_stage_that_is_not_sealed(granted: Place, tmp_path: Path) -> None:
     run = granted.run()
     admit = open_ref(run.store, run_all(run, "admit")["admit"].ref)
@@ -449,6 +470,8 @@ def test_training_images_open_under_a_live_reservation_only(granted_copy: Place,
     query = stage_named("query")
     with pytest.raises(Uncharged, match="has no reservation"):
         Door(query, [admit], None, spill=tmp_path)("train")
+    with pytest.raises(Uncharged, match="has no reservation"):
+        Door(stage_named("evaluate"), [admit], None, spill=tmp_path)("validation")
     with pytest.raises(Uncharged, match="no sensitive images"):
         Door(query, [], None, spill=tmp_path)("train")
     ledger = granted_copy.ledger

@@ -360,13 +360,13 @@ def test_the_ceiling_stays_on_the_private_side(finished: Place) -> None:
     assert [path for path in outside if b"ceiling" in path.read_bytes().replace(b'"ceiling": true', b"")] == []
 
 
-def test_without_the_ceiling_training_images_are_never_opened(
+def test_without_ceiling_and_safety_training_images_are_never_opened(
     finished_copy: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     real = Door.__call__
     monkeypatch.setattr(Door, "__call__", lambda door, split: opened.append(split) or real(door, split))
-    results = run_all(finished_copy.run("evaluate.ceiling=false", "evaluate.seeds=2"))
+    results = run_all(finished_copy.run("evaluate.ceiling=false", "evaluate.safety=false", "evaluate.seeds=2"))
     assert made_anew(results) == ["downstream", "evaluate"]
     assert opened == ["test"]
     evaluate: Artifact = open_ref(finished_copy.store, results["evaluate"].ref)

@@ -35,6 +35,7 @@ from privimage.privacy.renyi import renyi_epsilon
 __all__ = [
     "LARGEST_LOSS",
     "calibrate_noise_multiplier",
+    "deltas_of",
     "epsilon_of",
     "epsilon_of_plan",
     "event_from_json",
@@ -115,11 +116,27 @@ def _largest_loss(event: dpa.DpEvent) -> float:
     return 10 / noise + 1 / (2 * noise**2) if noise > 1e-9 else math.inf
 
 
+def deltas_of(events: Sequence[dpa.DpEvent], epsilons: Sequence[float]) -> list[float]:
+    """Delta (upper bound) of the composition of `events` at each of `epsilons`; 1 where there is next to no noise."""
+    largest_loss = max(_largest_loss(times(event)[0]) for event in events)
+    if largest_loss > LARGEST_LOSS:
+        return [1.0] * len(epsilons)
+    near = renyi_epsilon([without_cap(event) for event in events], 1e-5)
+    grid = _grid(near, sum(times(event)[1] for event in events), largest_loss)
+    accountant = _composed(events, grid)
+    return [float(accountant.get_delta(epsilon)) for epsilon in epsilons]
+
+
 def _epsilon_on_grid(events: Sequence[dpa.DpEvent], delta: float, grid: float) -> float:
+    accountant = _composed(events, grid)
+    return float(accountant.get_epsilon(delta))
+
+
+def _composed(events: Sequence[dpa.DpEvent], grid: float) -> pld.PLDAccountant:
     accountant = pld.PLDAccountant(RELATION, value_discretization_interval=grid)
     for event in events:
         accountant.compose(event)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def calibrate_noise_multiplier(

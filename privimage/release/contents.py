@@ -20,6 +20,7 @@ __all__ = [
     "costs",
     "curves",
     "figures",
+    "nearest_pairs",
     "provenance",
     "real_beside_synthetic",
     "samples",
@@ -184,6 +185,17 @@ def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str], title
         intro="Test images by true class (row) and by what the classifier trained on synthetic images says (column). "
         "The shade is the share of the row.",
         blocks=[Cards(cards=[Card(title="", blocks=[Plot(svg=svg)]) for svg in plots])],
+    )
+
+
+def nearest_pairs(pairs_png: bytes) -> Section:
+    """Synthetic images beside the training images that they resemble most."""
+    alt = "Pairs of a synthetic image and the training image nearest to it."
+    return Section(
+        title="Nearest pairs",
+        kind="internal",
+        intro="At the left synthetic images, at the right the sensitive training images nearest to them, nearest pair first.",
+        blocks=[Pictures(pictures=[Picture(png=pairs_png, alt=alt, caption="")])],
     )
 
 

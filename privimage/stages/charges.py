@@ -23,6 +23,7 @@ __all__ = [
     "charge_validate",
     "finetune_plan",
     "plan_id",
+    "planned_finetune",
     "query_plan",
     "validation_plan",
 ]
@@ -54,15 +55,20 @@ def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categorie
         PrivacyRefused: the query would leave nothing for fine-tuning.
     """
     mechanism = planned_query(config, facts, num_categories)
-    later = _set_aside(config, facts)
-    finetune = _calibrated(config, facts, [mechanism.event], later, joined=True)
+    finetune = planned_finetune(config, facts, num_categories)
     plan = Plan(
         id=plan_id(key),
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
-        intends=(mechanism.event, finetune.event, *later),
+        intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),
     )
     return plan, mechanism
+
+
+def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism:
+    """Fine-tuning as it is fixed with the query; raises as `query_plan`."""
+    query = planned_query(config, facts, num_categories)
+    return _calibrated(config, facts, [query.event], _set_aside(config, facts), joined=True)
 
 
 def charge_finetune(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from privimage.data.table import read_images
@@ -17,15 +16,16 @@ from privimage.evaluation.comparable import check_comparable
 from privimage.evaluation.estimate import LEVEL, Estimate
 from privimage.evaluation.features import INCEPTION_SHA256, FeatureExtractor, inception_extractor
 from privimage.evaluation.measures import MEASURES, OF_SYNTHETIC_ALONE, Measured, Subject, measure
-from privimage.evaluation.utility import UtilityResult, check_shape, test, train
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import RELATION_IN_WORDS
 from privimage.release import contents
 from privimage.release.blocks import Section
 from privimage.release.figures import Figure, Kind
 from privimage.release.report import ReportData, render_report
-from privimage.stages.downstream import Downstream, open_downstream
+from privimage.stages.downstream import open_downstream
+from privimage.stages.safety import Safety, measure_safety
 from privimage.stages.sections import classifier_extractor, tell
+from privimage.stages.utility import measure_utility
 
 __all__ = ["run"]
 
@@ -41,14 +41,6 @@ class _Found:
     per_class: dict[str, Measured]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Utility:
-    """Of one architecture: a result for each seed, on test images, trained on synthetic and on real images."""
-
-    synthetic: tuple[UtilityResult, ...]
-    ceiling: tuple[UtilityResult, ...]
-
-
 def run(context: StageContext) -> Outcome:
     """Writes metrics.json and internal.html, both below `private/`."""
     if context.facts is None:
@@ -58,15 +50,13 @@ def run(context: StageContext) -> Outcome:
     images, labels = read_images(context.inputs["synthesize"].files("images-"))
     private_images, private_labels = context.private_images("test")
     check_comparable(images, labels, private_images, facts.class_names)
-    downstream = open_downstream(context.inputs["downstream"], device)
-    utilities = _utilities(
-        context, downstream, torch.from_numpy(private_images), torch.from_numpy(private_labels), device
+    utility = measure_utility(
+        context,
+        open_downstream(context.inputs["downstream"], device),
+        torch.from_numpy(private_images),
+        torch.from_numpy(private_labels),
+        device,
     )
-    chosen = downstream.chosen
-    if "validate" in context.inputs:
-        chosen = context.inputs["validate"].read_json("validation.json")["chosen"]
-    confusion = _added([result.confusion for result in utilities[chosen].synthetic])
-    accuracy = _mean(utilities[chosen].synthetic)
     extractors, absent = _extractors(context, device)
     fidelity, features_by = {}, {}
     for extractor in context.progress.track(extractors, "evaluate: fidelity"):
@@ -81,25 +71,16 @@ def run(context: StageContext) -> Outcome:
                 for number, name in enumerate(facts.class_names)
             },
         )
+    safety = Safety()
+    if config.evaluate.safety:
+        safety = measure_safety(context, images, (private_images, private_labels), extractors, device)
     metrics: dict[str, Any] = {
         "notice": NOTICE,
         "kind": "internal",
-        "accuracy_on_private_test": accuracy,
-        "accuracy_per_class": [row[at] / sum(row) if sum(row) else None for at, row in enumerate(confusion)],
-        "confusion": [list(row) for row in confusion],
-        "utility": {
-            "chosen": chosen,
-            "chosen_by": config.evaluate.validation,
-            "seeds": [config.evaluate.seed + at for at in range(config.evaluate.seeds)],
-            "classifiers": {
-                name: {
-                    "accuracy_on_held_out_synthetic": list(downstream.accuracies[name]),
-                    "synthetic": _summary(found.synthetic),
-                    "ceiling": _summary(found.ceiling) if found.ceiling else None,
-                }
-                for name, found in utilities.items()
-            },
-        },
+        "accuracy_on_private_test": utility.accuracy,
+        "accuracy_per_class": [row[at] / sum(row) if sum(row) else None for at, row in enumerate(utility.confusion)],
+        "confusion": [list(row) for row in utility.confusion],
+        "utility": utility.metrics,
         "num_synthetic": len(images),
         "num_private_test": len(private_images),
         "interval": LEVEL,
@@ -111,100 +92,23 @@ def run(context: StageContext) -> Outcome:
             for extractor, found in fidelity.items()
         },
         **({"inception_sha256": INCEPTION_SHA256} if "inception" in fidelity else {}),
-        "not_computed": {**absent, **_not_computed(fidelity)},
+        "safety": safety.metrics,
+        "not_computed": {**absent, **_not_computed(fidelity), **safety.not_computed},
     }
     (context.folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
-    tested = f"trained on {len(images):,} synthetic images, on {len(private_images):,} test images"
-    utility = _utility_figures(utilities, chosen, tested)
     told = tell(context.inputs, images, labels, extractors[0], features_by[extractors[0].name])
     sections = [
         contents.real_beside_synthetic((images, labels), (private_images, private_labels), facts.class_names, IMAGES),
-        contents.figures([*utility, *_figures(fidelity, absent)]),
-        contents.confusion(confusion, facts.class_names),
+        contents.figures(utility.figures, "Utility"),
+        contents.figures(_figures(fidelity, absent), "Fidelity"),
+        contents.confusion(utility.confusion, facts.class_names),
+        *([contents.figures(safety.figures, "Safety")] if safety.figures else []),
+        *([contents.nearest_pairs(safety.near_copies_png)] if safety.near_copies_png else []),
         *told.sections,
     ]
-    (context.folder / "internal.html").write_text(
-        render_report(_report(context, [utility[0], told.headline], sections))
-    )
-    return Outcome(metrics={"accuracy_on_private_test": accuracy})
-
-
-def _utilities(
-    context: StageContext, downstream: Downstream, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> dict[str, _Utility]:
-    """Every classifier on the test images; beside it the same one, trained as many steps on the real training images."""
-    config, classes = context.config.evaluate, downstream.num_classes
-    check_shape(images, downstream.shape)
-    real = [torch.from_numpy(part) for part in context.private_images("train")] if config.ceiling else []
-    utilities = {}
-    for name, models in downstream.models.items():
-        ceiling = [
-            train(
-                name,
-                real[0],
-                real[1],
-                classes,
-                config,
-                device,
-                seed=config.seed + at,
-                num_steps=downstream.num_steps,
-                progress=context.progress.track,
-                description=f"evaluate: {name} on sensitive images, seed {config.seed + at}",
-            ).model
-            for at in range(config.seeds if config.ceiling else 0)
-        ]
-        utilities[name] = _Utility(
-            synthetic=tuple(test(model, images, labels, classes) for model in models),
-            ceiling=tuple(test(model, images, labels, classes) for model in ceiling),
-        )
-    return utilities
-
-
-def _mean(results: Sequence[UtilityResult]) -> float:
-    return sum(result.accuracy for result in results) / len(results)
-
-
-def _deviation(results: Sequence[UtilityResult]) -> float | None:
-    """Over seeds; None for a single one."""
-    return float(np.std([result.accuracy for result in results], ddof=1)) if len(results) > 1 else None
-
-
-def _added(confusions: Sequence[tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:
-    """Confusion matrices of all seeds in one."""
-    return tuple(tuple(map(int, row)) for row in np.sum(confusions, axis=0))
-
-
-def _summary(results: Sequence[UtilityResult]) -> dict[str, Any]:
-    return {
-        "accuracy": _mean(results),
-        "deviation": _deviation(results),
-        "of_each_seed": [
-            {"accuracy": result.accuracy, "per_class": list(result.per_class), "confusion": result.confusion}
-            for result in results
-        ],
-    }
-
-
-def _utility_figures(utilities: Mapping[str, _Utility], chosen: str, tested: str) -> list[Figure]:
-    """The chosen classifier first; beside each the ceiling."""
-    figures = []
-    for name, found in sorted(utilities.items(), key=lambda item: item[0] != chosen):
-        about = "Accuracy on the sensitive test images" + ("" if name == chosen else f", {name}")
-        figures.append(
-            Figure(name=about, value=_with_deviation(found.synthetic), note=f"of {name}, {tested}", kind="internal")
-        )
-        if found.ceiling:
-            note = f"the same {name}, trained as many steps on the sensitive training images: the ceiling"
-            figures.append(
-                Figure(name=f"{about}: ceiling", value=_with_deviation(found.ceiling), note=note, kind="internal")
-            )
-    return figures
-
-
-def _with_deviation(results: Sequence[UtilityResult]) -> str:
-    deviation = _deviation(results)
-    seeds = f" ± {deviation:.1%} ({len(results)} seeds)" if deviation is not None else ""
-    return f"{_mean(results):.1%}{seeds}"
+    report = _report(context, [utility.figures[0], told.headline], sections)
+    (context.folder / "internal.html").write_text(render_report(report))
+    return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
 
 
 def _extractors(context: StageContext, device: torch.device) -> tuple[list[FeatureExtractor], dict[str, str]]:

@@ -30,7 +30,7 @@ from privimage.store.artifacts import Artifact
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
 
-__all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
+__all__ = ["open_for_finetuning", "rehearse_finetune", "run_finetune", "run_pretrain"]
 
 CURVE_POINTS = 200
 _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
@@ -117,7 +117,7 @@ def run_finetune(context: StageContext) -> Outcome:
     if paid is None or not isinstance(paid.mechanism, DPSGDMechanism):
         raise Uncharged("Fine-tuning was not charged.")
     mechanism, config = paid.mechanism, context.config.finetune
-    denoiser, facts, execution = _open_for_finetuning(context.config, context.inputs)
+    denoiser, facts, execution = open_for_finetuning(context.config, context.inputs)
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = _latest(checkpoints, context)
     # Of the query and of all attempts: one with reproducible noise voids it for good.
@@ -190,13 +190,13 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
     Raises:
         ConfigError: the denoiser has a layer that fine-tuning cannot use, or a batch does not fit into memory.
     """
-    denoiser, facts, execution = _open_for_finetuning(config, inputs)
+    denoiser, facts, execution = open_for_finetuning(config, inputs)
     work = _private_sum(denoiser, config, execution)
     work.check(facts["channels"], facts["resolution"])
     work.rehearse(facts["channels"], facts["resolution"])
 
 
-def _open_for_finetuning(
+def open_for_finetuning(
     config: RunConfig, inputs: Mapping[str, Artifact]
 ) -> tuple[Denoiser, dict[str, Any], Execution]:
     """The pre-trained denoiser, the facts beside it, and an execution whose physical batch fits the device."""

@@ -20,6 +20,7 @@ from privimage.release.certificate import build_certificate, interval_in_words
 from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
 from privimage.release.pictures import sample_grid
 from privimage.release.report import ReportData, render_report
+from privimage.stages.audit import audit_figures
 from privimage.stages.sections import GRID_IMAGES, Told, classifier_extractor, tell
 from privimage.store.artifacts import Artifact
 
@@ -90,6 +91,7 @@ def _report(context: StageContext, certificate: dict[str, Any], told: Told) -> R
         headline=[told.headline],
         sections=[
             *told.sections,
+            *([contents.figures(audit_figures(context.inputs["audit"]), "Audit")] if "audit" in context.inputs else []),
             contents.costs(_costs(context.inputs, certificate)),
             contents.accounting(certificate),
             contents.provenance(_provenance(context.inputs, certificate)),

@@ -63,6 +63,7 @@ def everything(name: str, counts: tuple[tuple[int, ...], ...] = ((8, 2), (1, 9))
         contents.verification(name),
         contents.real_beside_synthetic((IMAGES, LABELS), (IMAGES, LABELS), (name, f"{name} 2"), 2),
         contents.confusion(counts, (name, name)),
+        contents.nearest_pairs(thumbnail_strip(IMAGES[:2])),
     ]
 
 
@@ -77,7 +78,7 @@ DATA = ReportData(
     num_classes=2,
     guarantee="differential privacy",
     headline=(Figure(name="Inception Score", value="7.5", note="public classifier", kind="public"),),
-    sections=everything("digit")[:-2],
+    sections=everything("digit")[:-3],
     paid=("query-1",),
 )
 INTERNAL_FIGURE = Figure(name="Accuracy on real images", value="84.7 %", note="", kind="internal")
@@ -126,7 +127,7 @@ def test_every_picture_and_every_plot_has_an_alternative_text() -> None:
     tags = Page(render_report(INTERNAL)).tags
     pictures = [attributes["alt"] for tag, attributes in tags if tag == "img"]
     plots = [attributes["aria-label"] for tag, attributes in tags if tag == "svg"]
-    assert len(pictures) == 2 + 1 + 4
+    assert len(pictures) == 2 + 1 + 4 + 1
     assert len(plots) == 4
     assert all([*pictures, *plots])
     assert "2 synthetic images of class digit" in pictures
@@ -147,7 +148,7 @@ def test_hostile_text_is_only_ever_text() -> None:
     assert all((attributes.get("src") or "data:").startswith("data:") for _, attributes in page.tags)
 
 
-@pytest.mark.parametrize("number", [-2, -1])
+@pytest.mark.parametrize("number", [-3, -2, -1])
 def test_a_release_refuses_an_internal_section_by_its_title(number: int) -> None:
     section = everything("digit", counts=((84700, 2), (1, 9)))[number]
     with pytest.raises(PrivacyRefused, match=f"cannot carry the section '{section.title}'") as caught:

@@ -1176,8 +1176,8 @@ _STAGES = (
         "test_runner.py",
         (
             "The query is not composed with fine-tuning",
-            "_calibrated(config, facts, [mechanism.event], later, joined=True)",
-            "_calibrated(config, facts, [], later, joined=True)",
+            "[query.event], _set_aside(config, facts), joined=True)",
+            "[], _set_aside(config, facts), joined=True)",
             "test_learning_settings_may_be_chosen_after_the_votes_were_seen",
         ),
     )
@@ -1335,6 +1335,12 @@ _REPORTS = (
             "test_a_release_refuses_an_internal_section_by_its_title",
         ),
         (
+            "Training images beside their near-copies are called public",
+            'title="Nearest pairs",\n        kind="internal"',
+            'title="Nearest pairs",\n        kind="public"',
+            "test_a_release_refuses_an_internal_section_by_its_title",
+        ),
+        (
             "The confusion matrix is called public",
             'title=title,\n        kind="internal"',
             'title=title,\n        kind="public"',
@@ -1463,13 +1469,13 @@ _VALIDATION = (
         "test_validation.py",
         (
             "Fine-tuning's noise leaves no room for the validation",
-            "_calibrated(config, facts, [mechanism.event], later, joined=True)",
-            "_calibrated(config, facts, [mechanism.event], [], joined=True)",
+            "[query.event], _set_aside(config, facts), joined=True)",
+            "[query.event], [], joined=True)",
             "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
         ),
         (
             "The validation is not fixed with the query",
-            "intends=(mechanism.event, finetune.event, *later),",
+            "intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),",
             "intends=(mechanism.event, finetune.event),",
             "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
         ),
@@ -1542,6 +1548,101 @@ _VALIDATION = (
     )
 )
 
+_AUDIT = (
+    _of(
+        "pipeline.py",
+        "test_runner.py",
+        (
+            "A stage that is not sealed may ask for sensitive images without a charge",
+            "if self.opens and not self.sealed:",
+            "if False:",
+            "test_training_images_are_shown_without_a_charge_to_a_sealed_stage_that_asks_for_them_and_to_no_other",
+        ),
+    )
+    + _of(
+        "privacy/audit.py",
+        "privacy/test_audit.py",
+        (
+            "An audit raises no alarm",
+            "for bound in self.bounds if bound.epsilon > self.claimed",
+            "for bound in self.bounds if bound.epsilon > 1e9 + self.claimed",
+            "test_only_a_bound_above_the_claim_is_an_alarm",
+        ),
+        (
+            "Bounds are held against a larger claim than the audited mechanism's",
+            "claimed=epsilon_of([mechanism.event], delta)",
+            "claimed=epsilon_of([mechanism.event] * 99, delta)",
+            "test_less_noise_is_an_alarm",
+        ),
+        (
+            "The audit takes the claimed noise for the measured one",
+            "fitted = max(noise / signal, _LEAST_NOISE)",
+            "fitted = mechanism.noise_multiplier",
+            "test_less_noise_is_an_alarm",
+        ),
+        (
+            "Right guesses are counted for both coins",
+            "+ (~scores.inserted[order[:half]]).sum()",
+            "+ half",
+            "test_scores_that_say_nothing_show_nothing",
+        ),
+        (
+            "The number of canaries does not count in the one-run bound",
+            "2 * num * delta * float(",
+            "2 * delta * float(",
+            "test_the_one_run_p_value_is_that_of_the_paper",
+        ),
+    )
+    + _of(
+        "generators/canaries.py",
+        "generators/test_canaries.py",
+        (
+            "A canary is too weak to be clipped",
+            "STRENGTH = 1e4",
+            "STRENGTH = 1e-4",
+            "test_a_canary_adds_its_own_coordinate_at_the_clipping_bound_and_one_that_is_not_inserted_adds_nothing",
+        ),
+        (
+            "A canary that is not inserted is trained on",
+            "(number >= 0) & (number < self.canaries.num_embeddings)",
+            "number >= 0",
+            "test_a_canary_adds_its_own_coordinate_at_the_clipping_bound_and_one_that_is_not_inserted_adds_nothing",
+        ),
+        (
+            "Which canaries are inserted is known beforehand",
+            "inserted = random.uniform(num) < 0.5",
+            "inserted = np.arange(num) % 2 == 0",
+            "test_coins_are_fair_and_fresh",
+        ),
+    )
+    + _of(
+        "stages/audit.py",
+        "stages/test_audit.py",
+        (
+            "A run goes on to its release though its claim is refuted",
+            "    found = audit(scores, audited, config.privacy.delta)\n    check_audit(found)\n",
+            "    found = audit(scores, audited, config.privacy.delta)\n",
+            "test_an_alarm_ends_the_run_before_anything_is_released",
+        ),
+        (
+            "The command says that all is well though the claim is refuted",
+            "    if found.alarms:\n        raise PrivacyRefused(found.verdict)",
+            "    if not found.bounds:\n        raise PrivacyRefused(found.verdict)",
+            "test_the_command_says_so_in_one_sentence_and_an_exit_code_when_the_claim_is_refuted",
+        ),
+    )
+    + _of(
+        "stages/safety.py",
+        "stages/test_safety.py",
+        (
+            "What was computed from training images is called public",
+            'kind="internal") for name, value, note in rows]',
+            'kind="public") for name, value, note in rows]',
+            "test_memorization_is_measured_on_pixels_and_features_and_its_pairs_are_shown_in_the_internal_report",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
     *_ENGINES,
@@ -1569,4 +1670,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *_RELEASE,
     *_REPORTS,
     *_VALIDATION,
+    *_AUDIT,
 )
