@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,9 @@ class Schedule(BaseModel):
 
     cron: str = Field(default="0 3 1 * *", description="In cron's five fields.")
     timezone: str = Field(default="UTC", description="IANA name, such as Europe/Berlin.")
-    active: bool = Field(default=False, description="Registered paused unless this is true.")
+    active: bool | None = Field(
+        default=None, description="Switched on or off; none = as it was switched in the UI, at first off."
+    )
 
 
 class DeploymentSection(BaseModel):
@@ -97,8 +99,14 @@ def read_data_sets(folder: Path) -> list[DataSet]:
     return list(found.values())
 
 
-def deployments(data_sets: Sequence[DataSet], *, store: str, root: str) -> dict[str, Any]:
-    """`prefect.yaml` with one deployment for each flow and data set, as `prefect deploy` takes it."""
+def deployments(
+    data_sets: Sequence[DataSet], *, store: str, root: str, switched_on: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """`prefect.yaml` with one deployment for each flow and data set, as `prefect deploy` takes it.
+
+    Args:
+        switched_on: deployments, as <flow>/<name>, whose schedules the server has switched on, and which stay so.
+    """
     template = yaml.safe_load(PREFECT_FILE.read_text())
     template.pop("definitions")
     entries = template.pop("deployments")
@@ -106,7 +114,15 @@ def deployments(data_sets: Sequence[DataSet], *, store: str, root: str) -> dict[
     made = [_filled(entry, common) for entry in entries if "{{ dataset }}" not in entry["name"]]
     for data_set in data_sets:
         made += [_filled(e, {**common, **_values(data_set)}) for e in entries if "{{ dataset }}" in e["name"]]
+    for entry in made:
+        for schedule in entry.get("schedules", ()):
+            if schedule["active"] is None:
+                schedule["active"] = _name(entry) in switched_on
     return {**apply_values(template, common), "deployments": made}
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return f"{entry['entrypoint'].rsplit('.', 1)[1]}/{entry['name']}"
 
 
 def _values(data_set: DataSet) -> dict[str, Any]:
@@ -154,8 +170,8 @@ def _register(options: argparse.Namespace) -> int:
         raise InputError("PREFECT_API_URL is not set: set it to the server's API, such as http://127.0.0.1:4200/api.")
     data_sets = read_data_sets(options.datasets)
     store = options.store if "://" in options.store else Path(options.store).resolve().as_uri()
-    described = deployments(data_sets, store=store, root=options.root)
-    for entrypoint in sorted({entry["entrypoint"] for entry in described["deployments"]}):
+    names = deployments(data_sets, store=store, root=options.root)["deployments"]
+    for entrypoint in sorted({entry["entrypoint"] for entry in names}):
         # `prefect deploy` alone would register a flow that cannot be imported.
         load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     check_server()
@@ -165,7 +181,8 @@ def _register(options: argparse.Namespace) -> int:
         _ensure_limit(client, options.gpus)
         _note_leases(client)
         _ensure_automation()
-    return _deploy(described)
+        switched_on = {_name(entry) for entry in names if _is_switched_on(client, _name(entry))}
+    return _deploy(deployments(data_sets, store=store, root=options.root, switched_on=switched_on))
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
@@ -230,6 +247,14 @@ def _ensure_automation() -> None:
     automation.update()
 
 
+def _is_switched_on(client: SyncPrefectClient, name: str) -> bool:
+    """Whether the server runs this deployment by a schedule now."""
+    try:
+        return any(schedule.active for schedule in client.read_deployment_by_name(name).schedules)
+    except ObjectNotFound:
+        return False
+
+
 def _deploy(described: dict[str, Any]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prefect.yaml"
@@ -240,7 +265,7 @@ def _deploy(described: dict[str, Any]) -> int:
         print(done.stdout, file=sys.stderr)
         raise InputError("`prefect deploy` failed; its output is above.")
     for entry in described["deployments"]:
-        print(f"{entry['entrypoint'].rsplit('.', 1)[1]}/{entry['name']} on pool {entry['work_pool']['name']}")
+        print(f"{_name(entry)} on pool {entry['work_pool']['name']}")
     return 0
 
 

@@ -12,13 +12,13 @@ from privimage.ledgers import ledger_of
 from privimage.pipeline import Stage, stages_until
 from privimage.preflight import check_against_data, planned_validation
 from privimage.privacy.accounting import epsilon_of
-from privimage.privacy.budget import Plan, share_of_grant
+from privimage.privacy.budget import WHOLE_GRANT, Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, admitted, stage_key
 from privimage.stages.charges import finetune_plan, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
 
-__all__ = ["PlannedStage", "RunPlan", "look_up", "plan_run"]
+__all__ = ["PlannedStage", "RunPlan", "grant_in_words", "look_up", "plan_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,19 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         share_asked=share_asked,
         refusal=refusal,
     )
+
+
+def grant_in_words(plan: RunPlan) -> str:
+    """What is left of the grant, and what the run would take of it, in sentences."""
+    if plan.granted is None:
+        return "No budget is granted yet, or the images are not admitted: privimage ledger grant CONFIG --epsilon E --delta D"
+    if plan.share_taken is None or plan.share_asked is None:
+        return f"Granted: epsilon {plan.granted:g}. What this run takes of it is known once the public images are admitted, too."
+    asked = f"this run still asks for {plan.share_asked:.1%}."
+    if plan.share_asked > WHOLE_GRANT:
+        asked = "this run takes the whole grant, and no other run will fit."
+    taken = f"Of the grant of epsilon {plan.granted:g}, {plan.share_taken:.1%} is spent or set aside; {asked}"
+    return f"{taken} It would be refused: {plan.refusal}" if plan.refusal else taken
 
 
 def look_up(run: Run, until: str | None = None) -> tuple[dict[str, Artifact | None], dict[str, str | None]]:

@@ -11,14 +11,13 @@ from typing import Any
 
 from prefect.artifacts import (
     create_image_artifact,
-    create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
 )
 
 from privimage.config import RunConfig
 from privimage.pipeline import STAGES
-from privimage.plan import PlannedStage, RunPlan
+from privimage.plan import PlannedStage, RunPlan, grant_in_words
 from privimage.release.certificate import in_words, interval_in_words
 from privimage.release.export import release_name
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
@@ -34,7 +33,7 @@ def show_plan(config: RunConfig, plan: RunPlan) -> None:
         {
             "stage": row.stage,
             "action": row.action,
-            "epsilon": _epsilon(row),
+            "of epsilon": _epsilon(row),
             "what": row.about,
             "made": row.written[:16].replace("T", " "),
             "key": row.key[:12] if row.key else "later",
@@ -51,13 +50,7 @@ def plan_in_words(plan: RunPlan) -> str:
         f"{reused} of {len(plan.stages)} stages are reused. "
         f"The release states epsilon {plan.epsilon:g}, delta {plan.delta:g}."
     )
-    if plan.granted is None or plan.share_taken is None or plan.share_asked is None:
-        return f"{text} What is left of the grant is known once the images are admitted and a budget is granted."
-    text += (
-        f" Of the grant of epsilon {plan.granted:g}, {plan.share_taken:.1%} is spent or set aside; "
-        f"this run still asks for {plan.share_asked:.1%}."
-    )
-    return f"{text} It would be refused: {plan.refusal}" if plan.refusal else text
+    return f"{text} {grant_in_words(plan)}"
 
 
 def show_made(config: RunConfig, artifact: Artifact) -> None:
@@ -109,20 +102,25 @@ def show_release(config: RunConfig, store: Store, artifact: Artifact) -> None:
     name, certificate = config.name, artifact.read_json("certificate.json")
     place = f"{store.url}/{release_name(name, artifact)}"
     create_markdown_artifact(
-        key=f"certificate-{name}", markdown=_certificate(name, place, certificate), description="Privacy certificate"
+        key=f"certificate-{name}",
+        markdown=_certificate(name, place, store.url, certificate),
+        description="Privacy certificate",
     )
     create_image_artifact(
         picture_url(artifact.read_bytes("samples.png")), key=f"samples-{name}", description="Synthetic images, released"
     )
-    create_link_artifact(
-        link=f"{place}/report.html", link_text="report.html", key=f"report-{name}", description="Report of the release"
-    )
+    create_markdown_artifact(key=f"report-{name}", markdown=_report(place), description="Report of the release")
     create_markdown_artifact(
         key=f"lineage-{name}", markdown=_lineage(store, artifact), description="What the release was made of"
     )
 
 
-def _certificate(name: str, place: str, certificate: Mapping[str, Any]) -> str:
+def _report(place: str) -> str:
+    """No link: a browser that shows Prefect's pages reaches neither the store nor files."""
+    return f"`{place}/report.html` is one file without network. To see it:\n\n```\nprivimage report {place} --open\n```"
+
+
+def _certificate(name: str, place: str, store: str, certificate: Mapping[str, Any]) -> str:
     spent, granted = certificate["ledger"]["spent_in_all"], certificate["ledger"]["granted_in_all"]
     facts = {
         "Release": f"`{place}`",
@@ -143,7 +141,7 @@ def _certificate(name: str, place: str, certificate: Mapping[str, Any]) -> str:
             "\n".join(["| | |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in facts.items())]),
             "\n".join(["| stage | mechanism | epsilon alone |", "|---|---|---|", *mechanisms]),
             "Assumptions:\n\n" + "\n".join(f"- {assumption}" for assumption in certificate["assumptions"]),
-            f"Check it: `privimage verify {place}`",
+            f"Check it: `privimage verify {place} --store {store}`",
         ]
     )
 

@@ -11,6 +11,7 @@ import pytest
 
 from privimage.errors import ArtifactDamaged, InputError, PrivacyRefused, PrivimageError
 from privimage.runner import run_all
+from privimage.store.files import Store
 from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Answer, Place
 
 Command = Callable[..., Answer]
@@ -317,3 +318,17 @@ def test_the_store_may_be_named_by_the_environment(
 ) -> None:
     monkeypatch.setenv("PRIVIMAGE_STORE", str(finished.folder))
     assert privimage("run", finished.config).code == 0
+
+
+def test_the_report_of_a_remote_store_is_opened_as_a_copy(
+    privimage: Callable[..., Answer], finished: Place, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    remote = Store.open(f"s3://{s3_bucket}/store/releases/tiny-1")
+    for file in finished.release.iterdir():
+        remote.upload(file, file.name)
+    assert privimage("report", remote.url, "--open").code == 0
+    (url,) = opened
+    assert url.startswith("file://")
+    assert Path(url.removeprefix("file://")).read_bytes() == (finished.release / "report.html").read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import ArtifactDamaged, ConfigError
-from privimage.plan import plan_run
+from privimage.plan import grant_in_words, plan_run
 from privimage.runner import run_all
 from tests.pipeline_fixtures import GRANT, USUAL, Answer, Place
 
@@ -121,7 +121,7 @@ def test_the_command_prints_a_table_and_json(
     assert [row["action"] for row in plan["stages"]] == ["reused"] * len(USUAL)
     early = privimage("plan", tiny_config, "--store", tmp_path / "new")
     assert early.code == 0
-    assert "No grant yet: privimage ledger grant" in early.out
+    assert "No budget is granted yet, or the images are not admitted: privimage ledger grant" in early.out
 
 
 def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
@@ -132,8 +132,37 @@ def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
     assert all(row["epsilon"] is None or row["epsilon"] >= 0 for row in plan["stages"])
     assert "costs all of its epsilon 0.05" in plan["refusal"]
     shown = privimage("plan", *finished.options("privacy.epsilon=0.05"))
-    assert "The run would be refused: The query that this run builds on" in shown.out
+    assert "It would be refused: The query that this run builds on" in shown.out
 
 
 def test_a_finished_run_foresees_no_refusal(privimage: Callable[..., Answer], finished: Place) -> None:
     assert json.loads(privimage("plan", *finished.options(), "--json").out)["refusal"] is None
+
+
+def test_what_a_run_takes_of_the_grant_is_said_in_words(
+    privimage: Callable[..., Answer], tiny_config: Path, granted: Place, tmp_path: Path
+) -> None:
+    asked = grant_in_words(plan_run(granted.run()))
+    assert re.fullmatch(
+        r"Of the grant of epsilon 3, 0\.0% is spent or set aside; this run still asks for 1\d\.\d%\.", asked
+    )
+    # A run of all that was granted asks for more than the filter holds, which is allowed, and no overdraft.
+    whole = grant_in_words(plan_run(granted.run("privacy.epsilon=3")))
+    assert whole.endswith("this run takes the whole grant, and no other run will fit.")
+    # The sensitive images are admitted by the grant, the public ones by the first run.
+    options = [tiny_config, "--store", tmp_path / "store"]
+    assert privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-4").code == 0
+    assert "Granted: epsilon 3. What this run takes of it is known once" in privimage("plan", *options).out
+
+
+def test_a_grant_of_another_delta_than_the_run_states_is_refused_because_it_could_not_be_changed(
+    privimage: Callable[..., Answer], tiny_config: Path, tmp_path: Path
+) -> None:
+    options = [tiny_config, "--store", tmp_path / "store"]
+    refused = privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-5")
+    assert (
+        refused.code == 2
+        and "--delta is 1e-05, but" in refused.complaint
+        and "Nothing was granted" in refused.complaint
+    )
+    assert privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-4").code == 0

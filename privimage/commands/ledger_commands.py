@@ -78,6 +78,11 @@ def _grant(options: argparse.Namespace) -> int:
     facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
     num_images = facts.num_train
     check_grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images)
+    if options.delta != run.config.privacy.delta:
+        raise InputError(
+            f"--delta is {options.delta:g}, but {options.config} states privacy.delta {run.config.privacy.delta:g}: a grant "
+            "cannot be changed, and only runs of its own delta are let in. Give both the same. Nothing was granted."
+        )
     ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     name = options.config.rsplit("/", 1)[-1].removesuffix(".yaml")
     entry = ledger.grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images, name=name)
@@ -150,7 +155,7 @@ def _print(ledger: Ledger, store: str) -> None:
                 f"{p.epsilon:.4g}",
                 ", ".join(f"{paid['stage']} {paid['epsilon_alone']:.4g}" for paid in _by_stage(p.id, ledger)),
                 f"{p.delta:g}",
-                f"{p.share:.1%}{' (closed)' if p.closed else ''}",
+                f"{min(p.share, 1):.1%}{' (closed)' if p.closed else ''}",
             ]
             for p in spent.plans
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import webbrowser
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ def register(commands: Commands) -> None:
 
     report = commands.add_parser("report", help="where a release's report is; --open shows it in a browser")
     _add_release(report)
-    report.add_argument("--open", action="store_true", help="open it in a browser")
+    report.add_argument("--open", action="store_true", help="open it in a browser; of a remote store, a copy")
     report.set_defaults(command=_report)
 
     export = commands.add_parser("export", help="a release's images as an image folder or as WebDataset shards")
@@ -100,6 +101,9 @@ def _verify(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     release = _open_release(options)
     place = release.local_path("report.html")
+    if place is None and options.open:
+        place = Path(tempfile.mkdtemp(prefix="privimage-report-")) / "report.html"
+        release.download("report.html", place)
     print(place or f"{release.url}/report.html")
     if options.open and place:
         webbrowser.open(place.as_uri())

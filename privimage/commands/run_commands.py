@@ -10,7 +10,7 @@ from privimage.commands.shared import Commands, add_config, add_json, open_run, 
 from privimage.errors import ConfigError
 from privimage.interrupts import stop_on_signals
 from privimage.pipeline import STAGES, Stage
-from privimage.plan import plan_run
+from privimage.plan import grant_in_words, plan_run
 from privimage.release.export import release_name
 from privimage.runner import Run, StageResult, run_all
 from privimage.store.artifacts import open_ref
@@ -52,17 +52,9 @@ def _plan(options: argparse.Namespace) -> int:
         ]
         for row in plan.stages
     ]
-    print_table(["stage", "action", "key", "epsilon", "what"], rows)
+    print_table(["stage", "action", "key", "of epsilon", "what"], rows)
     print(f"\nThis run states epsilon {plan.epsilon:g}, delta {plan.delta:g} in all.")
-    if plan.granted is None or plan.share_taken is None or plan.share_asked is None:
-        print("No grant yet: privimage ledger grant CONFIG --epsilon E --delta D")
-        return 0
-    print(
-        f"Of the grant of epsilon {plan.granted:g}, {plan.share_taken:.1%} is spent or set aside; this run still asks for "
-        f"{plan.share_asked:.1%}."
-    )
-    if plan.refusal:
-        print(f"The run would be refused: {plan.refusal}")
+    print(grant_in_words(plan))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,29 @@ with wait_for_turn(stage_named("select")):
     assert done.stdout.split("\n")[:2] == ["apart", "needs no turn"], done.stderr
     missing = server.python("-c", code.replace("range(2)", "range(1)"), **{LIMIT_VARIABLE: "no-such-limit"})
     assert "ConcurrencySlotAcquisitionError" in missing.stderr
+
+
+@pytest.mark.slow
+def test_a_schedule_that_is_switched_on_makes_runs_and_stays_on_when_everything_is_registered_again(
+    server: Server, registered: Path
+) -> None:
+    def found() -> dict[str, Any]:
+        deployment: dict[str, Any] = server.call("GET", "/deployments/name/synthesize/demo")
+        return deployment
+
+    def switch(active: bool) -> None:
+        (schedule,) = found()["schedules"]
+        server.call("PATCH", f"/deployments/{found()['id']}/schedules/{schedule['id']}", {"active": active})
+
+    upcoming = {"deployments": {"name": {"any_": ["demo"]}}, "flow_runs": {"state": {"name": {"any_": ["Scheduled"]}}}}
+    assert [schedule["active"] for schedule in found()["schedules"]] == [False]
+    switch(True)
+    deadline = time.monotonic() + 60
+    while not server.call("POST", "/flow_runs/filter", upcoming):
+        assert time.monotonic() < deadline, (server.home / "server.log").read_text()[-3000:]
+        time.sleep(0.5)
+    server.register(registered, store="memory://x")
+    assert [schedule["active"] for schedule in found()["schedules"]] == [True]
+    switch(False)
+    server.register(registered, store="memory://x")
+    assert [schedule["active"] for schedule in found()["schedules"]] == [False]
