@@ -224,7 +224,7 @@ class Bench:
 
         patch.setattr(generation, "run_finetune", self._watched(generation.run_finetune))
         patch.setattr(generation, "rehearse_finetune", lambda config, inputs: None)
-        patch.setattr(generation, "_open_for_finetuning", some_denoiser)
+        patch.setattr(generation, "open_for_finetuning", some_denoiser)
         patch.setattr(generation, "finetune", some_finetune)
         patch.setattr(Ledger, "resume", resume)
 
