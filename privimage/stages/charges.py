@@ -266,7 +266,8 @@ def _calibrated(
             )
     if later and epsilon_of(jointly, delta) >= 0.99 * epsilon:
         raise PrivacyRefused(
-            f"What comes beside fine-tuning costs all of epsilon {config.privacy.epsilon:g}, nothing is left for it: "
+            f"{'Query and validation' if prior else 'Validation'} alone cost all of epsilon {config.privacy.epsilon:g}, nothing "
+            "is left for fine-tuning: "
             "raise privacy.validation_error, privacy.query_error or epsilon, or hold out more validation images."
         )
     noise_multiplier = calibrate_noise_multiplier(
