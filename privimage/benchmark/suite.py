@@ -34,7 +34,9 @@ class DataSet(Section):
     """A public set and a sensitive one, as what they change in the suite's settings."""
 
     settings: dict[str, Any] = Field(description="Configuration sections; `sensitive` and `public` among them.")
-    seconds: float | None = Field(default=None, gt=0, description="Time of one run, for the estimate before any was made.")
+    seconds: float | None = Field(
+        default=None, gt=0, description="Time of one run, for the estimate before any was made."
+    )
 
 
 class Suite(Section):
