@@ -224,7 +224,11 @@ def run_suite(
         why = prepared.skipped.get(cell.dataset)
         rows[cell.label] = empty_row(cell, "skipped", why) if why else row_of(cell, run_of(cell, store))
     for number, cell in enumerate(prepared.cells, 1):
-        note(f"[{number}/{len(prepared.cells)}] {cell.label} ...")
+        at = f"[{number}/{len(prepared.cells)}] {cell.label}"
+        if rows[cell.label].status == "done":
+            note(f"{at}: there already")
+            continue
+        note(f"{at} ...")
         rows[cell.label] = row = _made(cell, store, execute)
         note(f"  {row.status}{f': {row.why}' if row.why else ''}")
         write_results(suite, list(rows.values()), store)

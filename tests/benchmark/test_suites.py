@@ -207,7 +207,7 @@ def test_the_command_runs_a_suite_and_hands_its_table_out_with_the_certificates(
     file.write_text(yaml.safe_dump(suite_data(portraits)))
     answer = privimage("benchmark", file, "--store", folder, "--to", tmp_path / "out")
     assert answer.code == 0
-    assert "[4/4] portraits, privimage, epsilon 1, seed 1" in answer.err
+    assert "[4/4] portraits, privimage, epsilon 1, seed 1: there already" in answer.err
     table = (tmp_path / "out" / "table.md").read_text()
     linked = sorted((tmp_path / "out" / "certificates").iterdir())
     assert len(linked) == 4
