@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from privimage.benchmark.running import prepare, results_folder, run_of, run_suite
-from privimage.benchmark.suite import Cell, Suite, cells_of, parse_suite, restricted
+from privimage.benchmark.suite import METHODS, Cell, Suite, cells_of, load_suite, parse_suite, restricted
+from privimage.config import ParquetSource
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
+from privimage.generators.denoiser import new_denoiser
 from privimage.privacy.ledger import Ledger
 from privimage.release.figures import INTERNAL
 from privimage.release.verify import read_release, verify_release
@@ -274,3 +276,24 @@ def test_unknown_names_are_answered_with_the_known_ones(
     answer = privimage("benchmark", "no-such-suite", "--store", tmp_path / "store")
     assert answer.code == 2
     assert "There is no suite benchmarks/suites/no-such-suite.yaml; beside it are" in answer.complaint
+
+
+@pytest.mark.parametrize("file", sorted(Path("benchmarks/suites").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_suites_that_come_with_it_are_valid_public_and_compare_all_methods(file: Path) -> None:
+    suite = load_suite(file)
+    assert suite.name == file.stem
+    assert suite.public_stand_ins
+    assert set(suite.methods) == set(METHODS)
+    assert len(cells_of(suite)) == len(suite.methods) * len(suite.datasets) * len(suite.epsilons) * len(suite.seeds)
+
+
+def test_the_small_suite_keeps_to_its_size() -> None:
+    for cell in cells_of(load_suite(Path("benchmarks/suites/cpu-small.yaml"))):
+        config = cell.config
+        assert config.image.resolution == 16
+        denoiser = new_denoiser(config.denoiser, channels=config.image.channels, num_classes=200, seed=0)
+        assert (
+            sum(parameter.numel() for parameter in denoiser.parameters()) <= 260_000
+        )  # all categories' labels included
+        assert isinstance(config.sensitive.train, ParquetSource)
+        assert config.sensitive.train.max_images == 10_000
