@@ -111,6 +111,15 @@ def test_the_plan_foresees_it(baseline: Baseline, granted: Place) -> None:
     assert after.share_asked == 0
 
 
+def test_the_ledger_tells_of_it_and_is_whole(baseline: Baseline, privimage: Callable[..., Answer]) -> None:
+    _, place = baseline
+    (shown,) = json.loads(privimage("ledger", "show", "--store", place.folder, "--json").out)
+    (plan,) = shown["plans"]
+    assert set(plan["stages"]) == {"finetune"}
+    assert privimage("ledger", "show", "--store", place.folder).code == 0
+    assert privimage("ledger", "verify", "--store", place.folder).code == 0
+
+
 def test_more_images_of_its_generator_are_free(baseline: Baseline, tmp_path: Path) -> None:
     name, place = baseline
     copy = place.copy_to(tmp_path / "store")

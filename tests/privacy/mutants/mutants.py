@@ -1625,6 +1625,34 @@ _STRATEGIES = (
             "test_a_certificate_that_hides_the_query_does_not_verify",
         ),
     )
+    + _of(
+        "benchmark/running.py",
+        "benchmark/test_suites.py",
+        (
+            "A benchmark grants a budget for images that nobody called public",
+            "if ledger.grant_entry is None and not suite.public_stand_ins:",
+            "if False:",
+            "test_a_suite_that_is_not_of_public_sets_grants_nothing",
+        ),
+        (
+            "A benchmark hands out figures of images that nobody called public",
+            "    if not suite.public_stand_ins:\n",
+            "    if False:\n",
+            "test_without_the_declaration_the_table_is_internal_and_is_not_handed_out",
+        ),
+        (
+            "A benchmark's table lies outside of the private side",
+            'return f"private/benchmarks/',
+            'return f"benchmarks/',
+            "test_no_figure_lies_outside_of_the_private_side",
+        ),
+        (
+            "A benchmark starts though its grant does not hold all of its runs",
+            "spent + taken(grant)) > 1 + 1e-9:",
+            "spent + taken(grant)) > 1e9:",
+            "test_a_budget_that_cannot_hold_all_runs_is_refused_before_anything_is_granted",
+        ),
+    )
 )
 
 _AUDIT = (
