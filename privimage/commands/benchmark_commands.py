@@ -13,7 +13,7 @@ from privimage.progress import Terminal
 from privimage.runner import run_all
 from privimage.store.files import Store
 
-__all__ = ["register", "suite_of"]
+__all__ = ["add_suite", "register", "suite_of"]
 
 SUITES = Path("benchmarks/suites")
 DEFAULT_STORE = ".privimage-benchmarks"
