@@ -10,7 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from privimage import __version__
-from privimage.commands import audit_commands, inspect_commands, ledger_commands, release_commands, run_commands
+from privimage.commands import (
+    audit_commands,
+    benchmark_commands,
+    inspect_commands,
+    ledger_commands,
+    release_commands,
+    run_commands,
+)
 from privimage.commands.shared import exit_code
 
 __all__ = ["build_parser", "main"]
@@ -36,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     ledger_commands.register(commands)
     release_commands.register(commands)
     audit_commands.register(commands)
+    benchmark_commands.register(commands)
     inspect_commands.register(commands)
     return parser
 

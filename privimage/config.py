@@ -155,8 +155,13 @@ class QueryConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which public images the generator is pre-trained on."""
+    """Which public images the generator is pre-trained on, and who says so."""
 
+    strategy: Literal["semantic", "random", "all", "none"] = Field(
+        default="semantic",
+        description="semantic: categories that the noisy query chose (PRIVIMAGE); random: as many, drawn at random; all: all "
+        "public images with their own labels (PDP-Diffusion); none: no pre-training (DPDM). Only semantic asks the query.",
+    )
     categories_per_class: int = Field(default=3, ge=1, le=1000, description="Public categories per sensitive class.")
     max_fraction: float | None = Field(
         default=None,
@@ -165,7 +170,14 @@ class SelectionConfig(Section):
         title="Max fraction",
         description="Select at most this share of the public images; none = all images of the chosen categories.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random choice under `max_fraction`.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of the random choices, under `max_fraction` and of categories."
+    )
+
+    @property
+    def asks_the_query(self) -> bool:
+        """Whether the sensitive images vote on what is selected. If not, no query is made, and none is paid for."""
+        return self.strategy == "semantic"
 
 
 class DenoiserConfig(Section):
@@ -438,6 +450,11 @@ class RunConfig(Section):
             raise ValueError(
                 "evaluate.validation is private, which has a cost: say how accurate it should be in "
                 "privacy.validation_error, or choose by synthetic images"
+            )
+        if self.selection.strategy == "all" and not self.pretrain.label_dropout:
+            raise ValueError(
+                "selection.strategy all needs a pretrain.label_dropout above 0: the sensitive classes start from what the "
+                "generator learned of images without a label"
             )
         levels = len(self.denoiser.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:

@@ -44,6 +44,13 @@ class ParquetSource(Section):
     path: str = Field(description="A .parquet file, or a folder of them, local or s3://.")
     image_column: str = Field(default="image", description="Column with the images.")
     label_column: str = Field(default="label", description="Column with the class numbers.")
+    max_images: int | None = Field(
+        default=None,
+        ge=2,
+        title="Max images",
+        description="Take only so many of the rows, always the same; none = all. A sensitive set is then those images: with "
+        "another number it is another data set, with a ledger of its own.",
+    )
 
 
 class DemoDigits(Section):

@@ -5,6 +5,8 @@
  sensitive images ─► query (charged) ─► selection ─► pretrain ─► finetune (charged) ─► synthesize ─► release
                                                                                           └─► downstream ─► evaluate (sealed)
 
+With another `selection.strategy` than semantic nothing is queried, and fine-tuning is the first charged stage.
+
 With `evaluate.validation: private` a third charged stage, validate, comes after downstream; release and evaluate use it.
 
 With `audit.canaries` above 0, the stage audit comes after finetune; release uses it.
@@ -164,6 +166,7 @@ class Stage:
         sealed: the artifact holds private values and lives below `private/`; no stage gets it as input.
         opens: the splits that it may see without a charge. Only a sealed stage, which releases nothing, may see any.
         part_of: whether a run of this configuration has this stage.
+        reads: for stages that do not read all of `inputs` in each run that has them: those that they read in this one.
         make_part: makes one part of the payload, for public stages that other machines may help with.
         rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
@@ -182,6 +185,7 @@ class Stage:
     finish: Callable[[RunConfig, Store, Artifact], object] | None = None
     opens: tuple[Split, ...] = ()
     part_of: Callable[[RunConfig], bool] = lambda config: True
+    reads: Callable[[RunConfig], tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.opens and not self.sealed:
@@ -214,6 +218,19 @@ def _query_fields(config: RunConfig) -> dict[str, Any]:
         "query_error": privacy.query_error,
         "query_noise_multiplier": privacy.query_noise_multiplier,
     }
+
+
+def _selection_fields(config: RunConfig) -> dict[str, Any]:
+    """Without what the strategy does not look at; the usual strategy is missing, as it was before there were others."""
+    unused = {"semantic": {"strategy"}, "all": {"categories_per_class"}}
+    return {"selection": config.selection.model_dump(mode="json", exclude=unused.get(config.selection.strategy, set()))}
+
+
+def _pretrain_fields(config: RunConfig) -> dict[str, Any]:
+    if config.selection.strategy == "none":
+        # Only the seed of the first weights: another setting that does nothing must not cause another fine-tuning.
+        return {"denoiser": config.denoiser.model_dump(mode="json"), "seed": config.pretrain.seed}
+    return config.model_dump(mode="json", include={"pretrain", "denoiser"})
 
 
 def _finetune_fields(config: RunConfig) -> dict[str, Any]:
@@ -285,6 +302,7 @@ STAGES: tuple[Stage, ...] = (
         fields=_section(),
         run=_later("semantics", "run_index"),
         make_part=_later("semantics", "make_index_part"),
+        part_of=lambda config: config.selection.strategy != "none",
     ),
     Stage(
         name="query",
@@ -294,21 +312,26 @@ STAGES: tuple[Stage, ...] = (
         fields=_query_fields,
         charge=_later("charges", "charge_query"),
         run=_later("semantics", "run_query"),
+        part_of=lambda config: config.selection.asks_the_query,
     ),
     Stage(
         name="select",
         version=2,
         about="public images of the chosen categories",
-        inputs=("query", "index"),
-        fields=_section("selection"),
+        inputs=("admit", "query", "index"),
+        # Of the sensitive images only the names of the classes, where no query tells them.
+        reads=lambda config: ("query" if config.selection.asks_the_query else "admit", "index"),
+        fields=_selection_fields,
         run=_later("semantics", "run_select"),
+        part_of=lambda config: config.selection.strategy != "none",
     ),
     Stage(
         name="pretrain",
         version=1,
         about="generator, trained on the selection",
-        inputs=("public", "select"),
-        fields=_section("pretrain", "denoiser"),
+        inputs=("public", "admit", "select"),
+        reads=lambda config: ("public", "admit" if config.selection.strategy == "none" else "select"),
+        fields=_pretrain_fields,
         run=_later("generation", "run_pretrain"),
     ),
     Stage(
@@ -398,10 +421,14 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """The stages of a run of this configuration, in order, each with those inputs that the run has."""
     names = {stage.name for stage in STAGES if stage.part_of(config)}
     return tuple(
-        replace(stage, inputs=tuple(name for name in stage.inputs if name in names))
+        replace(stage, inputs=tuple(name for name in _reads(stage, config) if name in names))
         for stage in STAGES
         if stage.name in names
     )
+
+
+def _reads(stage: Stage, config: RunConfig) -> tuple[str, ...]:
+    return stage.inputs if stage.reads is None else stage.reads(config)
 
 
 def stage_of(name: str, config: RunConfig) -> Stage:
@@ -410,8 +437,9 @@ def stage_of(name: str, config: RunConfig) -> Stage:
         if stage.name == name:
             return stage
     raise ConfigError(
-        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (audit: "
-        "audit.canaries above 0; validate: evaluate.validation private)."
+        f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (query: "
+        "selection.strategy semantic; index and select: any but none; audit: audit.canaries above 0; validate: "
+        "evaluate.validation private)."
     )
 
 

@@ -15,7 +15,7 @@ from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import WHOLE_GRANT, Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, admitted, stage_key
-from privimage.stages.charges import finetune_plan, query_plan, validation_plan
+from privimage.stages.charges import finetune_plan, plan_without_query, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
 
 __all__ = ["PlannedStage", "RunPlan", "grant_in_words", "look_up", "plan_run"]
@@ -166,7 +166,9 @@ def _cost(
         if "validate" in keys and not found.get("validate"):
             validation_plan(run.config, keys["validate"] or "", finetune.manifest.reservations, facts, ledger)
         return None, {"query": 0.0, "finetune": 0.0, "validate": aside}
-    if query is None:
+    if not run.config.selection.asks_the_query:
+        plan, alone = plan_without_query(run.config, keys.get("finetune") or "", facts)[0], 0.0
+    elif query is None:
         plan, mechanism = query_plan(run.config, keys.get("query") or "", facts, num_categories)
         alone = epsilon_of([mechanism.event], privacy.delta)
     else:

@@ -25,7 +25,8 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
             f"{1 / touched:.3g}: a larger delta would allow publishing whole images."
         )
     classes, categories = len(sensitive.class_names), len(public.class_names)
-    if config.selection.categories_per_class * classes > categories:
+    chooses = config.selection.strategy in ("semantic", "random")
+    if chooses and config.selection.categories_per_class * classes > categories:
         raise ConfigError(
             f"selection.categories_per_class = {config.selection.categories_per_class} asks for "
             f"{config.selection.categories_per_class * classes} categories for {classes} classes, but the public set has "
@@ -36,7 +37,8 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
             f"synthesize.num_images is {config.synthesize.num_images}, for {classes} classes: the classifiers that are trained "
             f"on them need at least {LEAST_OF_A_CLASS} of each class; raise it to {LEAST_OF_A_CLASS * classes} or more."
         )
-    planned_query(config, sensitive, categories)
+    if config.selection.asks_the_query:
+        planned_query(config, sensitive, categories)
     planned_validation(config, sensitive)
     finetune_mechanism(config, sensitive, noise_multiplier=1.0)
 

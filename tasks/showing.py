@@ -62,7 +62,9 @@ def show_made(config: RunConfig, artifact: Artifact) -> None:
         case "select":
             _show_categories(name, artifact.read_json("selection.json"))
         case "pretrain":
-            _show_curve(name, stage, "Generator, pre-training", artifact.read_json("denoiser.json"))
+            if not (facts := artifact.read_json("denoiser.json"))["loss_curve"]:
+                return  # not trained: noise
+            _show_curve(name, stage, "Generator, pre-training", facts)
             create_image_artifact(
                 grid_url(artifact, config),
                 key=f"samples-{name}",
@@ -88,13 +90,16 @@ def _show_categories(name: str, chosen: list[dict[str, Any]]) -> None:
         {
             "class": row["class"],
             "public category": category["name"],
-            "noisy votes": round(category["noisy_votes"], 1),
+            **({"noisy votes": round(category["noisy_votes"], 1)} if "noisy_votes" in category else {}),
         }
         for row in chosen
         for category in row["categories"]
     ]
-    about = "Public categories that the noisy query chose for each sensitive class; its votes were paid for."
-    create_table_artifact(key=f"categories-{name}", table=rows, description=about)
+    if rows:
+        voted = "the noisy query chose for each sensitive class; its votes were paid for."
+        drawn = "were drawn at random for each sensitive class."
+        about = f"Public categories that {voted if 'noisy votes' in rows[0] else drawn}"
+        create_table_artifact(key=f"categories-{name}", table=rows, description=about)
 
 
 def show_release(config: RunConfig, store: Store, artifact: Artifact) -> None:

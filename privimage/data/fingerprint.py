@@ -34,7 +34,8 @@ def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
             return {"kind": source.kind, "files": _listing(source.path)}
         case ParquetSource():
             columns = {"image": source.image_column, "label": source.label_column}
-            return {"kind": source.kind, "columns": columns, "files": _listing(source.path)}
+            some = {} if source.max_images is None else {"max_images": source.max_images}
+            return {"kind": source.kind, "columns": columns, "files": _listing(source.path), **some}
 
 
 def _listing(path: str) -> str:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from privimage.config import ParquetSource
@@ -31,6 +33,7 @@ def open_parquet(config: ParquetSource) -> Source:
     The image column is a struct with `bytes` (and `path`), or plain binary. Class names come from the `huggingface`
     schema metadata (ClassLabel), or else from a JSON list under `label_names`; without either, the labels that occur
     become the classes, in sorted order. String labels are always class names themselves. A missing label is -1.
+    Under `max_images` the rows are a random choice that depends on nothing but the two numbers of rows.
 
     Raises:
         DataError: nothing at the path, no Parquet, a column is missing or of the wrong type, the files disagree, or
@@ -56,8 +59,8 @@ def open_parquet(config: ParquetSource) -> Source:
     return Source(
         origin=config.path,
         class_names=names,
-        num_images=num_rows,
-        images=partial(_images, fs, files, config, numbers),
+        num_images=min(num_rows, config.max_images or num_rows),
+        images=partial(_images, fs, files, config, numbers, _taken(num_rows, config.max_images)),
     )
 
 
@@ -136,7 +139,23 @@ def _distinct(fs: Any, files: list[str], column: str) -> list[Any]:
     return sorted(values - {None})
 
 
-def _images(fs: Any, files: list[str], config: ParquetSource, numbers: dict[Any, int] | None) -> Iterator[SourceImage]:
+def _taken(num_rows: int, max_images: int | None) -> NDArray[np.bool_] | None:
+    """Which rows are taken; None for all. At random, because files are sorted by class, or count through the classes."""
+    if max_images is None or max_images >= num_rows:
+        return None
+    taken = np.zeros(num_rows, dtype=np.bool_)
+    taken[np.random.default_rng(0).permutation(num_rows)[:max_images]] = True
+    return taken
+
+
+def _images(
+    fs: Any,
+    files: list[str],
+    config: ParquetSource,
+    numbers: dict[Any, int] | None,
+    taken: NDArray[np.bool_] | None,
+) -> Iterator[SourceImage]:
+    seen = 0
     for file in files:
         row = 0
         with _parquet_file(fs, file) as parquet:
@@ -144,11 +163,13 @@ def _images(fs: Any, files: list[str], config: ParquetSource, numbers: dict[Any,
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 labels = batch.column(config.label_column).to_pylist()
                 for image, value in zip(batch.column(config.image_column), labels, strict=True):
+                    seen, row = seen + 1, row + 1
+                    if taken is not None and not taken[seen - 1]:
+                        continue
                     data, path = _encoded(image.as_py())
-                    place = path or f"{file.rpartition('/')[2]}, row {row}"
+                    place = path or f"{file.rpartition('/')[2]}, row {row - 1}"
                     label = numbers[value] if numbers and value is not None else value
                     yield SourceImage(load=partial(_load, data), label=-1 if label is None else label, path=place)
-                    row += 1
 
 
 def _encoded(value: Any) -> tuple[bytes | None, str | None]:

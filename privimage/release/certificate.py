@@ -14,6 +14,7 @@ from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.budget import reservations_of, spent_by
+from privimage.privacy.entry import Entry
 from privimage.privacy.events import event_in_words, event_to_json, without_cap
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
@@ -68,7 +69,7 @@ def build_certificate(
     """The certificate as JSON.
 
     Args:
-        private_artifacts: the artifacts of the private stages, by stage.
+        private_artifacts: the artifacts of the private stages, by stage; without a query only where none was made.
         guarantees: what each of them says of its own randomness.
         files: the other files of the release, by name.
         cross_check: a second accountant: certified lower and upper bound on epsilon of events at a delta, or
@@ -76,7 +77,7 @@ def build_certificate(
 
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
-        PrivacyRefused: the configuration states another epsilon or delta than was charged.
+        PrivacyRefused: the configuration states another epsilon or delta than was charged, or hides a query.
     """
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
     held = reservations_of(entries)
@@ -98,6 +99,11 @@ def build_certificate(
                 }
             )
     plan = held[private_artifacts["finetune"].manifest.reservations[-1]].body["plan"]
+    if hidden := _hidden_query(plan, held, events):
+        raise PrivacyRefused(
+            f"Fine-tuning was charged after the query of entry {hidden}, which this run's configuration does not have "
+            f"(selection.strategy {config.selection.strategy}): no certificate leaves it out."
+        )
     delta = config.privacy.delta
     builds_on = [events[paid] for paid in plan["builds_on"]]
     own = [event for paid, event in events.items() if paid not in plan["builds_on"]]
@@ -122,6 +128,7 @@ def build_certificate(
         "relation_in_words": RELATION_IN_WORDS,
         "unit": UNIT,
         "num_training_images": facts.num_train,
+        "selection": config.selection.strategy,
         **({"num_validation_images": facts.num_validation} if "validate" in private_artifacts else {}),
         "mechanisms": mechanisms,
         "plan": {"id": plan["id"], "builds_on": list(plan["builds_on"])},
@@ -145,6 +152,19 @@ def build_certificate(
         "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+
+
+def _hidden_query(plan: Mapping[str, Any], held: Mapping[str, Entry], listed: Mapping[str, dpa.DpEvent]) -> str | None:
+    """A charge that fine-tuning's plan builds on, or a query of that plan, none of which would be listed."""
+    missing = [paid for paid in plan["builds_on"] if paid not in listed]
+    queries = [
+        paid
+        for paid, entry in held.items()
+        if entry.body["plan"]["id"] == plan["id"] and entry.body["stage"] == "query"
+    ]
+    if not any(paid in listed for paid in queries):
+        missing += queries
+    return missing[0] if missing else None
 
 
 def config_digest(config: RunConfig) -> str:

@@ -169,7 +169,9 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     found = epsilon_of_plan(own, builds_on, certificate["delta"])
     stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
     validated = {"validate"} if "num_validation_images" in certificate else set()
-    whole = stages == {"query", "finetune"} | validated and len(own) + len(builds_on) == len(certificate["mechanisms"])
+    # Certificates of earlier versions do not say how public images were selected: it was by the query.
+    queried = {"query"} if certificate.get("selection", "semantic") == "semantic" else set()
+    whole = stages == {"finetune"} | queried | validated and len(own) + len(builds_on) == len(certificate["mechanisms"])
     same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON) and all(
         _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
     )
@@ -309,7 +311,7 @@ def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
 
 
 def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
-    """What the certificate says and the ledger does not."""
+    """What the certificate says and the ledger does not, and a query of its plan that it does not say."""
     settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
     stated = certificate["ledger"]
     then = entries[: len(stated["entries"])]
@@ -348,5 +350,12 @@ def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], count
             facts["plan"] = ({"id": plan["id"], "builds_on": plan["builds_on"]}, certificate["plan"])
         wrong += [
             f"{name} of {paid} is {held}, certified {said}" for name, (held, said) in facts.items() if held != said
+        ]
+    if all(mechanism["stage"] != "query" for mechanism in certificate["mechanisms"]):
+        of_plan = [entry for entry in counting.values() if entry.body["plan"]["id"] == certificate["plan"]["id"]]
+        wrong += [
+            f"{entry.id} is a query of the same plan, of which nothing is said"
+            for entry in of_plan
+            if entry.body["stage"] == "query"
         ]
     return wrong

@@ -17,7 +17,7 @@ from privimage.data.table import read_images
 from privimage.errors import ConfigError
 from privimage.semantics.index import rows_of_categories
 
-__all__ = ["assign_categories", "cap_rows", "classes_of", "read_selected", "select_rows"]
+__all__ = ["assign_categories", "cap_rows", "classes_of", "draw_categories", "read_selected", "select_rows"]
 
 
 def assign_categories(noisy_histogram: NDArray[np.float64], categories_per_class: int) -> list[list[int]]:
@@ -45,6 +45,15 @@ def assign_categories(noisy_histogram: NDArray[np.float64], categories_per_class
     for slot, category in zip(chosen_slots, chosen, strict=True):
         picks[slots[slot]].append(int(category))
     return [sorted(categories, key=lambda category: -shares[c, category]) for c, categories in enumerate(picks)]
+
+
+def draw_categories(num_classes: int, num_categories: int, categories_per_class: int, seed: int) -> list[list[int]]:
+    """As many categories for each class as `assign_categories` gives, no category to two classes, at random.
+
+    A function of public numbers alone: nothing of the sensitive images, or of their votes, can enter.
+    """
+    drawn = np.random.default_rng(seed).permutation(num_categories)[: num_classes * categories_per_class]
+    return [list(map(int, chosen)) for chosen in drawn.reshape(num_classes, categories_per_class)]
 
 
 def cap_rows(classes: NDArray[np.int64], max_rows: int, seed: int) -> NDArray[np.int64]:
@@ -76,12 +85,14 @@ def classes_of(categories: NDArray[np.int64], picks: Sequence[Sequence[int]], nu
 
 
 def select_rows(
-    index: ds.Dataset, picks: Sequence[Sequence[int]], *, num_categories: int, max_rows: int | None, seed: int
+    index: ds.Dataset, picks: Sequence[Sequence[int]] | None, *, num_categories: int, max_rows: int | None, seed: int
 ) -> pa.Table:
     """The index rows of the categories in `picks`, in table order, with the class that each was given to as `class`.
 
-    With `max_rows`, at most so many of them, chosen by `cap_rows`.
+    With `max_rows`, at most so many of them, chosen by `cap_rows`. `picks` None: all rows; the class of each is its category.
     """
+    if picks is None:
+        picks = [[category] for category in range(num_categories)]
     rows = rows_of_categories(index, [category for chosen in picks for category in chosen])
     rows = rows.append_column("class", pa.array(classes_of(rows["label"].to_numpy(), picks, num_categories)))
     if max_rows is None:

@@ -23,6 +23,7 @@ __all__ = [
     "charge_validate",
     "finetune_plan",
     "plan_id",
+    "plan_without_query",
     "planned_finetune",
     "query_plan",
     "validation_plan",
@@ -66,22 +67,44 @@ def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categorie
 
 
 def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism:
-    """Fine-tuning as it is fixed with the query; raises as `query_plan`."""
-    query = planned_query(config, facts, num_categories)
-    return _calibrated(config, facts, [query.event], _set_aside(config, facts), joined=True)
+    """Fine-tuning as it is fixed with the query, or by itself where none is made; raises as `query_plan`."""
+    query = [planned_query(config, facts, num_categories).event] if config.selection.asks_the_query else []
+    return _calibrated(config, facts, query, _set_aside(config, facts), joined=True)
+
+
+def plan_without_query(config: RunConfig, key: str, facts: SensitiveFacts) -> tuple[Plan, DPSGDMechanism]:
+    """The plan that fine-tuning under `key` opens in a run without a query: it has all of the run's epsilon, but for what is
+    set aside for validation."""
+    later = _set_aside(config, facts)
+    mechanism = _calibrated(config, facts, [], later, joined=True)
+    plan = Plan(
+        id=plan_id(key),
+        epsilon=config.privacy.epsilon,
+        delta=config.privacy.delta,
+        intends=(mechanism.event, *later),
+    )
+    return plan, mechanism
 
 
 def charge_finetune(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
-    """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query."""
+    """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query.
+
+    Without a query it opens the run's plan. What it starts from must then go back to none.
+    """
+    query = inputs.get("query")
+    _check_lineage(inputs["pretrain"], query)
     left_open = ledger.open_reservations("finetune", key)
     if left_open:
         # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
         plan = Plan.from_json(left_open[-1].entry.body["plan"])
         mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
     else:
-        plan, mechanism = finetune_plan(config, key, inputs["query"].manifest.reservations, facts, ledger)
+        if query is None:
+            plan, mechanism = plan_without_query(config, key, facts)
+        else:
+            plan, mechanism = finetune_plan(config, key, query.manifest.reservations, facts, ledger)
         ledger.check_fits(plan, num_images=facts.num_train)
     return Charge(
         mechanism=mechanism,
@@ -90,6 +113,20 @@ def charge_finetune(
         restart_allowance=config.finetune.restart_allowance,
         checkpoint_steps=config.finetune.checkpoint_steps,
     )
+
+
+def _check_lineage(pretrained: Artifact, query: Artifact | None) -> None:
+    """Raise Uncharged if the generator goes back to another charged artifact than the query that this run accounts for."""
+    ahead = [pretrained]
+    while ahead:
+        artifact = ahead.pop()
+        if artifact.manifest.reservations and (query is None or artifact.ref != query.ref):
+            raise Uncharged(
+                f"The pre-trained generator goes back to {artifact.ref.stage} {artifact.ref.key[:12]}, which was computed "
+                f"from sensitive images, but this run accounts for {'no' if query is None else 'another'} query: it would be "
+                "left out of the release's epsilon. Give it the generator that this configuration makes."
+            )
+        ahead += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
 
 
 def finetune_plan(
@@ -229,7 +266,8 @@ def _calibrated(
             )
     if later and epsilon_of(jointly, delta) >= 0.99 * epsilon:
         raise PrivacyRefused(
-            f"Query and validation alone cost all of epsilon {config.privacy.epsilon:g}, nothing is left for fine-tuning: "
+            f"{'Query and validation' if prior else 'Validation'} alone cost all of epsilon {config.privacy.epsilon:g}, nothing "
+            "is left for fine-tuning: "
             "raise privacy.validation_error, privacy.query_error or epsilon, or hold out more validation images."
         )
     noise_multiplier = calibrate_noise_multiplier(

@@ -106,7 +106,7 @@ def run(context: StageContext) -> Outcome:
         *([contents.nearest_pairs(safety.near_copies_png)] if safety.near_copies_png else []),
         *told.sections,
     ]
-    report = _report(context, [utility.figures[0], told.headline], sections)
+    report = _report(context, [utility.figures[0], *told.headline], sections)
     (context.folder / "internal.html").write_text(render_report(report))
     return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from privimage.errors import ArtifactDamaged, Uncharged
 from privimage.generators.denoiser import Denoiser, new_denoiser
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
+from privimage.generators.labels import with_other_classes
 from privimage.generators.pretrain import PretrainState, pretrain
 from privimage.generators.private_sum import PrivateSum
 from privimage.pipeline import Outcome, StageContext
@@ -37,21 +38,28 @@ _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
 
 def run_pretrain(context: StageContext) -> Outcome:
-    """Writes denoiser.safetensors (averaged weights) and denoiser.json.
+    """Writes denoiser.safetensors (averaged weights) and denoiser.json, for the classes of the sensitive images.
 
-    Checkpoints on a clock and when it is asked to stop; resumes exactly.
+    Checkpoints on a clock and when it is asked to stop; resumes exactly. With strategy none: the first weights.
     """
     config = context.config
-    public, select = context.inputs["public"], context.inputs["select"]
+    public = context.inputs["public"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
+    if config.selection.strategy == "none":
+        return _write_untrained(context, facts)
+    select = context.inputs["select"]
     class_names = [row["class"] for row in select.read_json("selection.json")]
+    own_labels = config.selection.strategy == "all"
     selected = pq.read_table(select.local("selected.parquet"), columns=["shard", "row", "class"])
     require_table("The selection", selected.schema, digest=public.ref.digest, num_images=facts.num_images)
     shards = [name for name in public.names if name.startswith("images-")]
     images, labels = read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
     execution = _execution(config)
     denoiser = new_denoiser(
-        config.denoiser, channels=facts.channels, num_classes=len(class_names), seed=config.pretrain.seed
+        config.denoiser,
+        channels=facts.channels,
+        num_classes=len(facts.class_names if own_labels else class_names),
+        seed=config.pretrain.seed,
     ).to(execution.devices[0])
     # Here too, because what fine-tuning cannot use is better found before hours of training than after.
     _private_sum(denoiser, config, execution).check(facts.channels, facts.resolution)
@@ -93,18 +101,42 @@ def run_pretrain(context: StageContext) -> Outcome:
             on_step=on_step,
             execution=execution,
         )
-    num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    save_weights(state.ema, context.folder / "denoiser.safetensors")
+    weights = with_other_classes(state.ema, len(class_names)) if own_labels else state.ema
+    return _write_pretrained(context, facts, class_names, weights, state.curve, len(images))
+
+
+def _write_untrained(context: StageContext, facts: TableFacts) -> Outcome:
+    """Random weights: fine-tuning starts from nothing. Of the sensitive images only the names of the classes are used."""
+    if context.facts is None:
+        raise Uncharged("A generator without pre-training needs the class names of the admitted images.")
+    config, class_names = context.config, context.facts.class_names
+    denoiser = new_denoiser(
+        config.denoiser, channels=facts.channels, num_classes=len(class_names), seed=config.pretrain.seed
+    )
+    weights = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
+    return _write_pretrained(context, facts, class_names, weights, [], 0)
+
+
+def _write_pretrained(
+    context: StageContext,
+    facts: TableFacts,
+    class_names: Sequence[str],
+    weights: Mapping[str, Tensor],
+    curve: Sequence[tuple[int, float]],
+    num_images: int,
+) -> Outcome:
+    num_parameters = sum(tensor.numel() for tensor in weights.values())
+    save_weights(weights, context.folder / "denoiser.safetensors")
     about = {
-        "config": config.denoiser.model_dump(mode="json"),
+        "config": context.config.denoiser.model_dump(mode="json"),
         "channels": facts.channels,
         "resolution": facts.resolution,
-        "class_names": class_names,
+        "class_names": list(class_names),
         "num_parameters": num_parameters,
-        "loss_curve": state.curve,
+        "loss_curve": curve,
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))
-    return Outcome(metrics={"num_parameters": num_parameters, "num_images": len(images)})
+    return Outcome(metrics={"num_parameters": num_parameters, "num_images": num_images})
 
 
 def run_finetune(context: StageContext) -> Outcome:
@@ -121,8 +153,8 @@ def run_finetune(context: StageContext) -> Outcome:
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = _latest(checkpoints, context)
     # Of the query and of all attempts: one with reproducible noise voids it for good.
-    query = context.inputs["query"].read_json("query.json")
-    guarantee = paid.random.guarantee and query["guarantee"] == "differential privacy"
+    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
+    guarantee = paid.random.guarantee and (query is None or query["guarantee"] == "differential privacy")
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("A checkpoint of this stage vanished while it was resumed; run again.")
     if saved:

@@ -88,7 +88,7 @@ def _report(context: StageContext, certificate: dict[str, Any], told: Told) -> R
         num_private_images=certificate["num_training_images"],
         num_classes=len(names),
         guarantee=certificate["guarantee"],
-        headline=[told.headline],
+        headline=told.headline,
         sections=[
             *told.sections,
             *([contents.figures(audit_figures(context.inputs["audit"]), "Audit")] if "audit" in context.inputs else []),

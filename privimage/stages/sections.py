@@ -36,9 +36,9 @@ EXAMPLES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """The figure that stands first, and sections."""
+    """The figures that stand first, and sections."""
 
-    headline: Figure
+    headline: Sequence[Figure]
     sections: Sequence[Section]
 
 
@@ -62,18 +62,18 @@ def tell(
         images: synthetic ones, with their class numbers.
         extractor: the public classifier, and the features of the images by it.
     """
-    class_names = inputs["query"].read_json("query.json")["class_names"]
-    agreement, *alignment = _alignment(inputs, extractor, features, labels)
+    class_names = inputs["pretrain"].read_json("denoiser.json")["class_names"]
+    alignment = _alignment(inputs, extractor, features, labels) if "query" in inputs else []
     validated = _validation(inputs["validate"]) if "validate" in inputs else []
     public = [*validated, *_score(extractor, features), *_facts(inputs, len(images))]
     return Told(
-        headline=replace(
-            agreement, note="of sensitive and synthetic images, as the public classifier sees them; at best 1"
-        ),
+        headline=[
+            replace(agreement, note="of sensitive and synthetic images, as the public classifier sees them; at best 1")
+            for agreement in alignment[:1]
+        ],
         sections=[
             contents.samples((images, labels), class_names, GRID_IMAGES),
-            contents.figures([agreement, *alignment], "Semantic alignment"),
-            _query(inputs),
+            *([contents.figures(alignment, "Semantic alignment"), _query(inputs)] if alignment else []),
             contents.figures(public),
             _curves(inputs),
         ],
@@ -171,15 +171,13 @@ def _curves(inputs: Mapping[str, Artifact]) -> Section:
         inputs["classifier"].read_json("classifier.json"),
         inputs["pretrain"].read_json("denoiser.json"),
     )
-    return contents.curves(
-        {
-            "Semantic classifier: loss by optimizer step": {"loss": classifier["loss_curve"]},
-            "Semantic classifier: accuracy on held-out public images by step": {
-                "accuracy": classifier["accuracy_curve"]
-            },
-            "Generator, pre-training: loss by optimizer step": {"loss": _smooth(pretrained["loss_curve"])},
-        }
-    )
+    curves = {
+        "Semantic classifier: loss by optimizer step": {"loss": classifier["loss_curve"]},
+        "Semantic classifier: accuracy on held-out public images by step": {"accuracy": classifier["accuracy_curve"]},
+    }
+    if pretrained["loss_curve"]:
+        curves["Generator, pre-training: loss by optimizer step"] = {"loss": _smooth(pretrained["loss_curve"])}
+    return contents.curves(curves)
 
 
 def _score(extractor: FeatureExtractor, features: np.ndarray) -> list[Figure]:
@@ -205,8 +203,6 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
     """Of public training, of the query, which paid for its own, and of the generator."""
     classifier = inputs["classifier"].read_json("classifier.json")
     generator = inputs["finetune"].read_json("denoiser.json")
-    selected, public = inputs["select"].manifest.metrics, inputs["public"].manifest.metrics
-    noise = inputs["query"].read_json("query.json")["noise_stddev"]
     weights = inputs["finetune"].manifest.files["denoiser.safetensors"].size
     seconds = float(str(inputs["synthesize"].manifest.provenance["seconds"])) / num_images
     parameters = inputs["pretrain"].read_json("denoiser.json")["num_parameters"]
@@ -214,24 +210,29 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
     def public_figure(name: str, value: str, note: str) -> Figure:
         return Figure(name=name, value=value, note=note, kind="public")
 
+    selection = []
+    if "select" in inputs:
+        selected, public = inputs["select"].manifest.metrics, inputs["public"].manifest.metrics
+        told = f"of {public['num_images']:,}, in {selected['num_categories']} categories"
+        selection.append(public_figure("Selected public images", f"{selected['num_images']:,}", told))
+    if "query" in inputs:
+        query = inputs["query"]
+        selection.append(
+            Figure(
+                name="Noise of the semantic query",
+                value=f"{query.read_json('query.json')['noise_stddev']:.3g} votes",
+                note="standard deviation per category",
+                kind="charged",
+                paid_by=tuple(query.manifest.reservations),
+            )
+        )
     return [
         public_figure(
             "Accuracy of the semantic classifier",
             f"{classifier['validation_accuracy']:.1%}",
             f"on held-out public images of {len(classifier['class_names'])} categories",
         ),
-        public_figure(
-            "Selected public images",
-            f"{selected['num_images']:,}",
-            f"of {public['num_images']:,}, in {selected['num_categories']} categories",
-        ),
-        Figure(
-            name="Noise of the semantic query",
-            value=f"{noise:.3g} votes",
-            note="standard deviation per category",
-            kind="charged",
-            paid_by=tuple(inputs["query"].manifest.reservations),
-        ),
+        *selection,
         public_figure(
             "Parameters of the generator",
             f"{parameters:,}",

@@ -27,9 +27,9 @@ from privimage.semantics.index import (
     write_predictions,
 )
 from privimage.semantics.query import top_votes, vote_histogram
-from privimage.semantics.selection import assign_categories, select_rows
+from privimage.semantics.selection import assign_categories, draw_categories, select_rows
 from privimage.stages.models import open_classifier, save_weights
-from privimage.store.artifacts import Artifact
+from privimage.store.artifacts import Artifact, open_ref
 
 __all__ = ["make_index_part", "run_classifier", "run_index", "run_query", "run_select"]
 
@@ -138,33 +138,50 @@ def run_query(context: StageContext) -> Outcome:
 
 
 def run_select(context: StageContext) -> Outcome:
-    """Writes selected.parquet (the chosen rows of the index, with their class) and selection.json (categories)."""
-    released = context.inputs["query"].read_json("query.json")
-    histogram = np.asarray(released["noisy_histogram"])
+    """Writes selected.parquet (the chosen rows of the index, with their class) and selection.json (categories).
+
+    With strategy all the class of a row is its category, and selection.json gives the sensitive classes none.
+    """
     config = context.config.selection
-    picks = assign_categories(histogram, config.categories_per_class)
     artifact = context.inputs["index"]
     index = open_index(artifact.local(INDEX_FILE))
-    table, num_images = artifact.manifest.inputs["public"].digest, index.count_rows()
-    require_table("The index", index.schema, digest=table, num_images=num_images)
+    table, num_images = artifact.manifest.inputs["public"], index.count_rows()
+    require_table("The index", index.schema, digest=table.digest, num_images=num_images)
+    categories = TableFacts.from_json(open_ref(context.store, table).read_bytes("facts.json").decode()).class_names
+    votes, picks = None, None
+    if config.asks_the_query:
+        released = context.inputs["query"].read_json("query.json")
+        votes, class_names = np.asarray(released["noisy_histogram"]), released["class_names"]
+        picks = assign_categories(votes, config.categories_per_class)
+    else:
+        if context.facts is None:
+            raise Uncharged("A selection without a query needs the class names of the admitted images.")
+        class_names = context.facts.class_names
+        if config.strategy == "random":
+            picks = draw_categories(len(class_names), len(categories), config.categories_per_class, config.seed)
     share = config.max_fraction
     rows = select_rows(
         index,
         picks,
-        num_categories=histogram.shape[1],
+        num_categories=len(categories),
         max_rows=None if share is None else max(1, int(share * num_images)),
         seed=config.seed,
-    ).replace_schema_metadata(table_metadata(table, num_images))
+    ).replace_schema_metadata(table_metadata(table.digest, num_images))
     pq.write_table(rows, context.folder / "selected.parquet", **ROW_ENCODING)
     chosen = [
         {
             "class": name,
             "categories": [
-                {"number": c, "name": released["category_names"][c], "noisy_votes": float(histogram[number, c])}
-                for c in picks[number]
+                {
+                    "number": c,
+                    "name": categories[c],
+                    **({} if votes is None else {"noisy_votes": float(votes[number, c])}),
+                }
+                for c in (picks[number] if picks else ())
             ],
         }
-        for number, name in enumerate(released["class_names"])
+        for number, name in enumerate(class_names)
     ]
     (context.folder / "selection.json").write_text(json.dumps(chosen, indent=1))
-    return Outcome(metrics={"num_images": len(rows), "num_categories": sum(map(len, picks))})
+    used = len(categories) if picks is None else sum(map(len, picks))
+    return Outcome(metrics={"num_images": len(rows), "num_categories": used})

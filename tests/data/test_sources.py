@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from privimage.config import DemoDigits, FolderSource, ParquetSource, TorchvisionSource
+from privimage.data.fingerprint import source_fingerprint
 from privimage.data.sources import Source, open_source
 from privimage.errors import ConfigError, DataError
 
@@ -166,6 +167,30 @@ def test_rows_without_bytes_are_refused_when_loaded(tmp_path: Path, pictures: li
     write_parquet(tmp_path / "a.parquet", [0, 1], [pictures[0], None])
     with pytest.raises(DataError, match="no image bytes"):
         list(open_source(ParquetSource(path=str(tmp_path / "a.parquet"))))[1].load()
+
+
+def test_so_many_rows_as_were_asked_for_are_taken_the_same_each_time_and_whatever_they_hold(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    file, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    write_parquet(file, [number % 2 for number in range(40)], (pictures * 8)[:40])
+    write_parquet(other, [1 - number % 2 for number in range(40)], pictures[1:2] * 40)
+
+    def taken(path: Path, max_images: int | None) -> list[str]:
+        source = open_source(ParquetSource(path=str(path), max_images=max_images))
+        paths = [item.path for item in source]
+        assert len(paths) == len(source)
+        return paths
+
+    some = taken(file, 10)
+    assert len(some) == 10
+    assert some == sorted(some, key=lambda path: int(path.removesuffix(".png")))
+    assert some == taken(file, 10) == taken(other, 10)
+    assert some != [f"{number}.png" for number in range(10)]
+    assert taken(file, None) == taken(file, 40) == taken(file, 100) == [f"{number}.png" for number in range(40)]
+    few, all_of_them = (ParquetSource(path=str(file), max_images=number) for number in (10, None))
+    assert source_fingerprint(few) != source_fingerprint(all_of_them)
+    assert "max_images" not in source_fingerprint(all_of_them)
 
 
 def test_parquet_that_cannot_be_used_says_why(tmp_path: Path, pictures: list[bytes]) -> None:

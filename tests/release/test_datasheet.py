@@ -22,6 +22,7 @@ CERTIFICATE: dict[str, Any] = {
     "relation_in_words": RELATION_IN_WORDS,
     "unit": "one image",
     "num_training_images": 55_000,
+    "selection": "semantic",
     "mechanisms": [{"stage": "query", "in_words": "Gaussian noise of 50 votes"}],
     "assumptions": ["The number of training images is public."],
 }

@@ -1176,7 +1176,7 @@ _STAGES = (
         "test_runner.py",
         (
             "The query is not composed with fine-tuning",
-            "[query.event], _set_aside(config, facts), joined=True)",
+            "query, _set_aside(config, facts), joined=True)",
             "[], _set_aside(config, facts), joined=True)",
             "test_learning_settings_may_be_chosen_after_the_votes_were_seen",
         ),
@@ -1469,8 +1469,8 @@ _VALIDATION = (
         "test_validation.py",
         (
             "Fine-tuning's noise leaves no room for the validation",
-            "[query.event], _set_aside(config, facts), joined=True)",
-            "[query.event], [], joined=True)",
+            "query, _set_aside(config, facts), joined=True)",
+            "query, [], joined=True)",
             "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
         ),
         (
@@ -1541,9 +1541,116 @@ _VALIDATION = (
         "test_validation.py",
         (
             "Verification believes a certificate that leaves the validation out",
-            'stages == {"query", "finetune"} | validated',
-            'stages >= {"query", "finetune"}',
+            'stages == {"finetune"} | queried | validated',
+            'stages >= {"finetune"} | queried',
             "test_a_certificate_that_hides_the_validation_does_not_verify[left out-epsilon]",
+        ),
+    )
+)
+
+_STRATEGIES = (
+    _of(
+        "pipeline.py",
+        "test_strategies.py",
+        (
+            "A run that asks for no votes has a query all the same",
+            "        part_of=lambda config: config.selection.asks_the_query,\n",
+            "",
+            "test_a_random_selection_cannot_see_votes_and_is_the_same_beside_them",
+        ),
+        (
+            "A random selection is given the votes",
+            'reads=lambda config: ("query" if config.selection.asks_the_query else "admit", "index"),',
+            'reads=lambda config: ("admit", "query", "index"),',
+            "test_by_default_nothing_has_changed",
+        ),
+    )
+    + _of(
+        "stages/charges.py",
+        "test_strategies.py",
+        (
+            "Fine-tuning starts from any generator, whatever that was made from",
+            '    _check_lineage(inputs["pretrain"], query)\n',
+            "",
+            "test_a_generator_that_goes_back_to_a_query_is_not_fine_tuned_as_if_there_had_been_none",
+        ),
+        (
+            "Any query passes for the one that is accounted for",
+            "(query is None or artifact.ref != query.ref)",
+            "query is None",
+            "test_nor_as_if_there_had_been_another",
+        ),
+        (
+            "Only what the generator was made from directly is looked at",
+            "        ahead += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]\n",
+            "",
+            "test_a_generator_that_goes_back_to_a_query_is_not_fine_tuned_as_if_there_had_been_none",
+        ),
+        (
+            "Without a query, fine-tuning's noise leaves no room for the validation",
+            "mechanism = _calibrated(config, facts, [], later, joined=True)",
+            "mechanism = _calibrated(config, facts, [], [], joined=True)",
+            "test_what_is_set_aside_for_validation_is_part_of_the_plan_that_fine_tuning_opens",
+        ),
+        (
+            "Without a query, the validation is not fixed with fine-tuning",
+            "        intends=(mechanism.event, *later),\n    )\n    return plan, mechanism\n\n\ndef charge_finetune(",
+            "        intends=(mechanism.event,),\n    )\n    return plan, mechanism\n\n\ndef charge_finetune(",
+            "test_what_is_set_aside_for_validation_is_part_of_the_plan_that_fine_tuning_opens",
+        ),
+    )
+    + _of(
+        "release/certificate.py",
+        "test_strategies.py",
+        (
+            "A certificate leaves out the query that fine-tuning was charged with",
+            "    if hidden := _hidden_query(plan, held, events):\n",
+            "    if hidden := None:\n",
+            "test_no_certificate_leaves_a_query_out_that_fine_tuning_was_charged_with",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "test_strategies.py",
+        (
+            "Verification does not look for a query in fine-tuning's plan",
+            '            if entry.body["stage"] == "query"\n',
+            "            if False\n",
+            "test_a_certificate_that_hides_the_query_does_not_verify",
+        ),
+        (
+            "Verification asks no certificate for a query",
+            '{"query"} if certificate.get("selection", "semantic") == "semantic" else set()',
+            '{m["stage"] for m in certificate["mechanisms"]} & {"query"}',
+            "test_a_certificate_that_hides_the_query_does_not_verify",
+        ),
+    )
+    + _of(
+        "benchmark/running.py",
+        "benchmark/test_suites.py",
+        (
+            "A benchmark grants a budget for images that nobody called public",
+            "if ledger.grant_entry is None and not suite.public_stand_ins:",
+            "if False:",
+            "test_a_suite_that_is_not_of_public_sets_grants_nothing",
+        ),
+        (
+            "A benchmark hands out figures of images that nobody called public",
+            "    if not suite.public_stand_ins:\n",
+            "    if False:\n",
+            "test_without_the_declaration_the_table_is_internal_and_is_not_handed_out",
+        ),
+        (
+            "A benchmark's table lies outside of the private side",
+            'return f"private/benchmarks/',
+            'return f"benchmarks/',
+            "test_no_figure_lies_outside_of_the_private_side",
+        ),
+        (
+            "A benchmark starts though its grant does not hold all of its runs",
+            "spent + taken(grant)) > 1 + 1e-9:",
+            "spent + taken(grant)) > 1e9:",
+            "test_a_budget_that_cannot_hold_all_runs_is_refused_before_anything_is_granted",
         ),
     )
 )
@@ -1670,5 +1777,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *_RELEASE,
     *_REPORTS,
     *_VALIDATION,
+    *_STRATEGIES,
     *_AUDIT,
 )

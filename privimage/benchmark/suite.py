@@ -1,0 +1,191 @@
+"""A suite: methods x data sets x epsilons x seeds, from one YAML file. Each combination is one run, with a draw of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from privimage.config import RunConfig, parse_config
+from privimage.config_form import Section
+from privimage.errors import ConfigError
+
+__all__ = ["METHODS", "Cell", "DataSet", "Suite", "cells_of", "load_suite", "parse_suite", "restricted"]
+
+METHODS: Mapping[str, dict[str, Any]] = {
+    "privimage": {},
+    "random-selection": {"selection": {"strategy": "random"}},
+    "pdp-diffusion": {"selection": {"strategy": "all"}},
+    "dpdm": {"selection": {"strategy": "none"}},
+}
+"""What every suite may name, as what it changes in a configuration."""
+
+# What makes runs comparable: a method that changed them would not be another method.
+_NOT_OF_A_METHOD = ("name", "image", "sensitive", "public", "privacy.epsilon", "privacy.delta", "classifier")
+_DRAWS = 1_000_000
+
+
+class DataSet(Section):
+    """A public set and a sensitive one, as what they change in the suite's settings."""
+
+    settings: dict[str, Any] = Field(description="Configuration sections; `sensitive` and `public` among them.")
+    seconds: float | None = Field(
+        default=None, gt=0, description="Time of one run, for the estimate before any was made."
+    )
+
+
+class Suite(Section):
+    """All that a benchmark says of itself."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$", description="Name; a folder below `private/benchmarks`.")
+    description: str = Field(default="", description="One sentence for people.")
+    public_stand_ins: bool = Field(
+        default=False,
+        description="The sensitive sets are public. Then figures that no budget paid for may leave the private side, and the "
+        "suite grants its budget itself.",
+    )
+    budget: float = Field(gt=0, le=1000, description="Epsilon to grant for each data set, over all runs on it.")
+    epsilons: tuple[float, ...] = Field(min_length=1, description="Of each method.")
+    seeds: tuple[int, ...] = Field(min_length=1, description="Each a run with other seeds and another private draw.")
+    methods: tuple[str, ...] = Field(min_length=1, description="Names of methods: built-in ones, or of `variants`.")
+    variants: dict[str, dict[str, Any]] = Field(default={}, description="Further methods: name -> changed settings.")
+    datasets: dict[str, DataSet] = Field(min_length=1, description="Name -> data set.")
+    settings: dict[str, Any] = Field(default={}, description="Configuration sections that all runs share.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a suite."""
+
+    dataset: str
+    method: str
+    epsilon: float
+    seed: int
+    config: RunConfig
+    draws: Mapping[str, int]
+
+    @property
+    def label(self) -> str:
+        return f"{self.dataset}, {self.method}, epsilon {self.epsilon:g}, seed {self.seed}"
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite.
+
+    Raises:
+        ConfigError: the file is missing or no mapping; a key is unknown, or a value out of bounds; a method is unknown.
+    """
+    if not path.is_file():
+        near = sorted(file.stem for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"There is no suite {path}; beside it are {', '.join(near) or 'none'}.")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, expected a mapping.")
+    return parse_suite(data, str(path))
+
+
+def parse_suite(data: Mapping[str, Any], origin: str = "the suite") -> Suite:
+    """Validate a suite, each of its configurations included."""
+    try:
+        suite = Suite.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)
+        )
+        raise ConfigError(f"{origin}: {problems}") from None
+    _check_known(origin, "method", suite.methods, [*METHODS, *suite.variants])
+    for name, change in suite.variants.items():
+        for path in _NOT_OF_A_METHOD:
+            section, _, key = path.partition(".")
+            if section in change and (not key or key in change[section]):
+                raise ConfigError(f"{origin}: variant {name} changes {path}, which all methods have to share.")
+    cells_of(suite)
+    return suite
+
+
+def restricted(suite: Suite, *, methods: Sequence[str] = (), datasets: Sequence[str] = ()) -> Suite:
+    """The part of a suite with these methods and data sets (none: all); ConfigError for one that it does not have."""
+    _check_known(f"suite {suite.name}", "method", methods, suite.methods)
+    _check_known(f"suite {suite.name}", "data set", datasets, list(suite.datasets))
+    return suite.model_copy(
+        update={
+            "methods": tuple(name for name in suite.methods if not methods or name in methods),
+            "datasets": {name: each for name, each in suite.datasets.items() if not datasets or name in datasets},
+        }
+    )
+
+
+def cells_of(suite: Suite) -> list[Cell]:
+    """All runs, those of one data set together; cheap methods do not wait for dear ones of another data set.
+
+    Raises:
+        ConfigError: a configuration is not valid, or two runs would share a private draw.
+    """
+    cells = [
+        _cell(suite, dataset, method, epsilon, seed)
+        for dataset in suite.datasets
+        for seed in suite.seeds
+        for epsilon in suite.epsilons
+        for method in suite.methods
+    ]
+    drawn: dict[tuple[str, int], str] = {}
+    for cell in cells:
+        at = (cell.dataset, cell.draws["finetune"])
+        if at in drawn:
+            raise ConfigError(f"Two runs are the same draw ({drawn[at]}; {cell.label}): rename a method.")
+        drawn[at] = cell.label
+    return cells
+
+
+def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) -> Cell:
+    """A run: what the suite, the data set and the method say, in this order; then epsilon, and seeds of all but the classifier.
+
+    Noise is never seeded: another seed is another draw of query and fine-tuning. Each run has draws of its own, so that each
+    is a plan of its own in the ledger, accounted as tightly as a first run.
+    """
+    settings: dict[str, Any] = {}
+    for change in (suite.settings, suite.datasets[dataset].settings, {**METHODS, **suite.variants}[method]):
+        settings = _merged(settings, change)
+    seeds = {
+        "privacy": {"epsilon": epsilon},
+        "selection": {"seed": seed},
+        "pretrain": {"seed": seed},
+        # Of images and of classifiers: a run takes as many seeds as it has of these, from here on.
+        "synthesize": {"seed": seed * 10_000_000},
+        "evaluate": {"seed": seed * 1000},
+    }
+    name = f"{suite.name}-{dataset}-{method}-eps{epsilon:g}-{seed}".replace(".", "-")
+    config = parse_config(_merged(settings, {**seeds, "name": name}), f"suite {suite.name}, {dataset}, {method}")
+    digest = hashlib.sha256(f"{suite.name}/{method}/{epsilon!r}/{seed}".encode()).hexdigest()
+    draw = 1 + int(digest, 16) % _DRAWS
+    return Cell(
+        dataset=dataset,
+        method=method,
+        epsilon=epsilon,
+        seed=seed,
+        config=config,
+        draws={"query": draw, "finetune": draw} if config.selection.asks_the_query else {"finetune": draw},
+    )
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change`, nested mappings likewise; but an image source is replaced as a whole."""
+    merged = dict(base)
+    for key, value in change.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and "kind" not in value
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def _check_known(origin: str, what: str, named: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in named if name not in known]
+    if unknown:
+        raise ConfigError(f"{origin}: there is no {what} {unknown[0]!r}; there are {', '.join(known)}.")

@@ -1,0 +1,110 @@
+"""benchmark: methods side by side on public stand-ins for sensitive data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from privimage.benchmark.suite import Suite, load_suite, restricted
+from privimage.commands.shared import Commands, print_table
+from privimage.interrupts import StopRequest, stop_on_signals
+from privimage.progress import Terminal
+from privimage.runner import run_all
+from privimage.store.files import Store
+
+__all__ = ["add_suite", "register", "suite_of"]
+
+SUITES = Path("benchmarks/suites")
+DEFAULT_STORE = ".privimage-benchmarks"
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    about = "methods x data sets x epsilons x seeds, in one table; for public stand-ins of sensitive data"
+    benchmark = commands.add_parser("benchmark", help=about)
+    add_suite(benchmark)
+    benchmark.add_argument("--dry-run", action="store_true", help="only show the runs, and how long they will take")
+    benchmark.add_argument(
+        "--to",
+        metavar="DIR",
+        help="also write table, plots and certificates there; only if the suite's sets are public",
+    )
+    benchmark.set_defaults(command=_benchmark)
+
+
+def add_suite(parser: argparse.ArgumentParser) -> None:
+    """SUITE, --methods, --datasets, --store."""
+    parser.add_argument("suite", metavar="SUITE", help=f"YAML file, or the name of one in {SUITES}")
+    parser.add_argument("--methods", default="", metavar="A,B", help="only these of the suite's methods")
+    parser.add_argument("--datasets", default="", metavar="A,B", help="only these of the suite's data sets")
+    parser.add_argument(
+        "--store",
+        default=DEFAULT_STORE,
+        metavar="URL",
+        help=f"store of all runs, not that of real data ({DEFAULT_STORE})",
+    )
+
+
+def suite_of(options: argparse.Namespace) -> Suite:
+    """The suite that the options of `add_suite` name."""
+    named = Path(options.suite)
+    path = named if named.suffix else SUITES / f"{options.suite}.yaml"
+    methods, datasets = ([name for name in text.split(",") if name] for text in (options.methods, options.datasets))
+    return restricted(load_suite(path), methods=methods, datasets=datasets)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from privimage.benchmark.running import check_public, hand_out, results_folder, run_of, run_suite
+
+    suite, store, stop, progress = suite_of(options), Store.open(options.store), StopRequest(), Terminal()
+    if options.to:
+        check_public(suite)
+    if options.dry_run:
+        return _plan(suite, store)
+    with stop_on_signals(stop):
+        rows = run_suite(
+            suite,
+            store,
+            lambda cell: run_all(run_of(cell, store, progress, stop)),
+            progress=progress,
+            note=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    folder = results_folder(suite)
+    print(f"table (private): {store.local_path(folder) or f'{store.url}/{folder}'}/table.md")
+    if options.to:
+        hand_out(suite, rows, store, Path(options.to))
+        print(f"handed out: {options.to}/table.md")
+    return 0 if all(row.status in ("done", "skipped") for row in rows) else 1
+
+
+def _plan(suite: Suite, store: Store) -> int:
+    from privimage.benchmark.running import estimate, prepare
+
+    prepared = prepare(suite, store, dry=True)
+    shown = estimate(suite, prepared.cells, store)
+    print_table(
+        ["data set", "method", "epsilon", "seed", "state", "minutes"],
+        [
+            [
+                each.cell.dataset,
+                each.cell.method,
+                f"{each.cell.epsilon:g}",
+                str(each.cell.seed),
+                "done" if each.done else "to run",
+                "-" if each.done else "?" if each.seconds is None else f"{each.seconds / 60:.1f}",
+            ]
+            for each in shown
+        ],
+    )
+    for dataset, why in prepared.skipped.items():
+        print(f"{dataset} would be skipped: {why}")
+    ahead = [each for each in shown if not each.done]
+    unknown = sum(each.seconds is None for each in ahead)
+    hours = sum(each.seconds or 0 for each in ahead) / 3600
+    print(
+        f"\n{len(ahead)} of {len(shown)} runs are to be made, in about {hours:.1f} hours"
+        + (f", and {unknown} of unknown length" if unknown else "")
+        + f"; a grant of epsilon {suite.budget:g} for each data set."
+    )
+    return 0

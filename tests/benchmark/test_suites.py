@@ -1,0 +1,299 @@
+"""A suite: which runs it has, that its budget holds them, that it goes on where it was, and where its table may lie."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from privimage.benchmark.running import prepare, results_folder, run_of, run_suite
+from privimage.benchmark.suite import METHODS, Cell, Suite, cells_of, load_suite, parse_suite, restricted
+from privimage.config import ParquetSource
+from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
+from privimage.generators.denoiser import new_denoiser
+from privimage.privacy.ledger import Ledger
+from privimage.release.figures import INTERNAL
+from privimage.release.verify import read_release, verify_release
+from privimage.runner import run_all
+from privimage.store.files import Store
+from tests.pipeline_fixtures import SETTINGS, Answer
+
+SHARED = {name: value for name, value in SETTINGS.items() if name not in ("name", "sensitive", "public")}
+SHARED["evaluate"] = {"epochs": 1, "classifiers": ["logistic-regression"], "ceiling": False, "safety": False}
+
+
+def suite_data(portraits: Path, **changes: Any) -> dict[str, Any]:
+    sensitive = {"train": {"kind": "folder", "path": str(portraits)}, "test_fraction": 0.2}
+    return {
+        "name": "tiny",
+        "public_stand_ins": True,
+        "budget": 5.0,
+        "epsilons": [1.0],
+        "seeds": [0, 1],
+        "methods": ["dpdm", "privimage"],
+        "datasets": {"portraits": {"settings": {"sensitive": sensitive, "public": SETTINGS["public"]}}},
+        "settings": SHARED,
+        **changes,
+    }
+
+
+def run_here(suite: Suite, store: Store) -> list[Any]:
+    return run_suite(suite, store, lambda cell: run_all(run_of(cell, store)))
+
+
+def ledger_of(folder: Path) -> Ledger:
+    (dataset,) = (folder / "ledger").iterdir()
+    return Ledger(Store.open(str(folder)), dataset.name)
+
+
+@pytest.fixture(scope="module")
+def finished(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Path]:
+    """A suite that failed once, in its last run, and was run again; do not change."""
+    suite, folder = parse_suite(suite_data(portraits)), tmp_path_factory.mktemp("suite") / "store"
+    store = Store.open(str(folder))
+    broken = cells_of(suite)[-1].label
+
+    def execute(cell: Cell) -> None:
+        if cell.label == broken:
+            run_all(run_of(cell, store), "finetune")
+            raise TrainingError("a planted failure")
+        run_all(run_of(cell, store))
+
+    rows = run_suite(suite, store, execute)
+    assert [row.status for row in rows] == ["done"] * 3 + ["failed"]
+    assert "failed (a planted failure)" in (folder / results_folder(suite) / "table.md").read_text()
+    before = len(ledger_of(folder).entries())
+    assert [row.status for row in run_here(suite, store)] == ["done"] * 4
+    assert len(ledger_of(folder).entries()) == before, "the run that failed had been paid for"
+    return suite, folder
+
+
+Finished = tuple[Suite, Path]
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_each_run_is_accounted_as_a_first_run_would_be(finished: Finished) -> None:
+    plans = ledger_of(finished[1]).spent().plans
+    assert len(plans) == 4
+    assert all(plan.target == 1.0 and 0.99 < plan.epsilon <= 1.0 for plan in plans)
+    reserved = [entry.body for entry in ledger_of(finished[1]).entries() if entry.kind == "reserve"]
+    assert not any(body["plan"]["builds_on"] for body in reserved)
+    assert sorted(body["stage"] for body in reserved) == ["finetune"] * 4 + ["query"] * 2
+
+
+def test_classifier_and_index_are_made_once(finished: Finished) -> None:
+    for stage in ("classifier", "index", "public"):
+        assert len(list((finished[1] / "artifacts" / stage).iterdir())) == 1
+
+
+def test_every_certificate_that_the_table_links_verifies(finished: Finished) -> None:
+    suite, folder = finished
+    rows = json.loads((folder / results_folder(suite) / "table.json").read_text())["rows"]
+    assert len({row["release"] for row in rows}) == 4
+    table = (folder / results_folder(suite) / "table.md").read_text()
+    for row in rows:
+        assert f"../../../{row['release']}/certificate.json" in table
+        assert (folder / results_folder(suite) / f"../../../{row['release']}/certificate.json").is_file()
+        files = read_release(Store.open(str(folder / row["release"])))
+        assert {check.outcome for check in verify_release(files, Store.open(str(folder)))} == {"passed"}
+
+
+def test_the_table_has_mean_and_deviation_over_seeds_and_plots_beside_it(finished: Finished) -> None:
+    suite, folder = finished
+    place = folder / results_folder(suite)
+    lines = [line for line in (place / "table.md").read_text().splitlines() if line.startswith("| portraits")]
+    assert len(lines) == 2
+    assert all("| 2 of 2 |" in line and "±" in line and "| 1 | " in line for line in lines)
+    for name in ("quality-by-epsilon.png", "quality-by-compute.png"):
+        assert (place / name).read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((place / "table.json").read_text())["rows"]
+    assert all(0 <= row["accuracy"] <= 1 and row["seconds"]["finetune"] > 0 for row in rows)
+
+
+def test_seeds_differ_in_public_training_and_in_private_draws(portraits: Path) -> None:
+    first, second = (cell for cell in cells_of(parse_suite(suite_data(portraits))) if cell.method == "privimage")
+    assert first.draws != second.draws
+    assert set(first.draws) == {"query", "finetune"}
+    assert first.config.pretrain.seed != second.config.pretrain.seed
+    assert first.config.classifier == second.config.classifier
+
+
+def test_a_run_keeps_its_draw_when_others_join_the_suite(portraits: Path) -> None:
+    few, many = (
+        {cell.label: cell.draws for cell in cells_of(parse_suite(suite_data(portraits, **changes)))}
+        for changes in ({}, {"seeds": [5, 0, 1], "methods": ["pdp-diffusion", "privimage", "dpdm"]})
+    )
+    assert few.items() <= many.items()
+
+
+def test_what_is_there_is_in_the_table_though_nothing_is_run(finished: Finished) -> None:
+    suite, folder = finished
+    rows = run_suite(suite, Store.open(str(folder)), lambda cell: None)
+    assert [row.status for row in rows] == ["done"] * 4
+
+
+# ------------------------------------------------------------------ budget
+
+
+def test_a_budget_that_cannot_hold_all_runs_is_refused_before_anything_is_granted(
+    portraits: Path, tmp_path: Path
+) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    with pytest.raises(
+        BudgetExceeded, match=r"4 runs on portraits .* would spend \d+% of .* set budget to [\d.]+"
+    ) as told:
+        prepare(parse_suite(suite_data(portraits, budget=1.2)), store)
+    assert not ledgers(tmp_path)
+    enough = float(str(told.value).split("set budget to ")[1].split(",")[0])
+    assert enough < 5
+    assert prepare(parse_suite(suite_data(portraits, budget=enough)), store).skipped == {}
+    assert ledger_of(tmp_path / "store").grant_entry is not None
+
+
+def ledgers(folder: Path) -> list[Path]:
+    return list(folder.glob("store/ledger/*"))
+
+
+def test_a_suite_that_is_not_of_public_sets_grants_nothing(portraits: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrivacyRefused, match="does not say that its sensitive sets are public"):
+        prepare(parse_suite(suite_data(portraits, public_stand_ins=False)), Store.open(str(tmp_path / "store")))
+    assert not ledgers(tmp_path)
+
+
+def test_runs_that_were_paid_for_need_no_budget_again(finished: Finished, portraits: Path) -> None:
+    suite, folder = finished
+    prepared = prepare(suite, Store.open(str(folder)))
+    assert len(prepared.cells) == 4
+    with pytest.raises(BudgetExceeded, match=r"The 36 runs on portraits that are left .* the grant is for good"):
+        prepare(parse_suite(suite_data(portraits, seeds=list(range(20)))), Store.open(str(folder)))
+
+
+# ------------------------------------------------------------------ what leaves
+
+
+def test_without_the_declaration_the_table_is_internal_and_is_not_handed_out(
+    finished: Finished, portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+) -> None:
+    _, folder = finished
+    closed = parse_suite(suite_data(portraits, public_stand_ins=False))
+    run_suite(closed, Store.open(str(folder)), lambda cell: None)
+    assert INTERNAL in (folder / results_folder(closed) / "table.md").read_text()
+    file = tmp_path / "closed.yaml"
+    file.write_text(yaml.safe_dump(suite_data(portraits, public_stand_ins=False)))
+    answer = privimage("benchmark", file, "--store", folder, "--to", tmp_path / "out")
+    assert answer.code == 3
+    assert "stay below private/" in answer.complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_figure_lies_outside_of_the_private_side(finished: Finished) -> None:
+    suite, folder = finished
+    assert results_folder(suite).startswith("private/")
+    for file in (folder / results_folder(suite)).iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
+    assert not [file for file in folder.rglob("table.*") if "private" not in file.parts]
+
+
+def test_the_command_runs_a_suite_and_hands_its_table_out_with_the_certificates(
+    finished: Finished, portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+) -> None:
+    _, folder = finished
+    file = tmp_path / "open.yaml"
+    file.write_text(yaml.safe_dump(suite_data(portraits)))
+    answer = privimage("benchmark", file, "--store", folder, "--to", tmp_path / "out")
+    assert answer.code == 0
+    assert "[4/4] portraits, privimage, epsilon 1, seed 1: there already" in answer.err
+    table = (tmp_path / "out" / "table.md").read_text()
+    linked = sorted((tmp_path / "out" / "certificates").iterdir())
+    assert len(linked) == 4
+    assert all(f"certificates/{certificate.name}" in table for certificate in linked)
+    assert all(json.loads(certificate.read_text())["epsilon"] == 1.0 for certificate in linked)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_a_dry_run_tells_what_is_to_be_made_and_makes_nothing(
+    portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+) -> None:
+    file = tmp_path / "suite.yaml"
+    data = suite_data(portraits)
+    data["datasets"]["portraits"]["seconds"] = 900
+    file.write_text(yaml.safe_dump(data))
+    answer = privimage("benchmark", file, "--store", tmp_path / "store", "--dry-run")
+    assert answer.code == 0
+    assert "4 of 4 runs are to be made, in about 1.0 hours; a grant of epsilon 5 for each data set." in answer.out
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+    assert not ledgers(tmp_path)
+
+
+def test_a_data_set_that_is_missing_is_skipped_with_a_reason_in_the_table(portraits: Path, tmp_path: Path) -> None:
+    data = suite_data(portraits, seeds=[0], methods=["dpdm"])
+    gone = {"train": {"kind": "folder", "path": str(tmp_path / "gone")}}
+    data["datasets"]["gone"] = {"settings": {"sensitive": gone, "public": SETTINGS["public"]}}
+    suite = parse_suite(data)
+    rows = run_suite(suite, Store.open(str(tmp_path / "store")), lambda cell: None)
+    assert {row.dataset: row.status for row in rows} == {"portraits": "not run", "gone": "skipped"}
+    table = (tmp_path / "store" / results_folder(suite) / "table.md").read_text()
+    assert "- gone, dpdm, epsilon 1, seed 0: skipped (Nothing found at" in table
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"methods": ["privimage", "magic"]},
+            "no method 'magic'; there are privimage, random-selection, pdp-diffusion",
+        ),
+        ({"variants": {"cheat": {"privacy": {"epsilon": 100}}}}, "variant cheat changes privacy.epsilon"),
+        ({"variants": {"cheat": {"sensitive": {}}}}, "variant cheat changes sensitive"),
+        ({"settings": {**SHARED, "finetune": {"nonsense": 1}}}, "finetune.nonsense"),
+        ({"speed": "fast"}, "speed"),
+        ({"budget": 0}, "budget"),
+    ],
+)
+def test_a_suite_that_makes_no_sense_is_refused(portraits: Path, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        parse_suite(suite_data(portraits, **changes))
+
+
+def test_unknown_names_are_answered_with_the_known_ones(
+    portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+) -> None:
+    suite = parse_suite(suite_data(portraits))
+    with pytest.raises(ConfigError, match="no data set 'mnist'; there are portraits"):
+        restricted(suite, datasets=["mnist"])
+    with pytest.raises(ConfigError, match="no method 'pdp-diffusion'; there are dpdm, privimage"):
+        restricted(suite, methods=["pdp-diffusion"])
+    assert [cell.method for cell in cells_of(restricted(suite, methods=["dpdm"]))] == ["dpdm"] * 2
+    answer = privimage("benchmark", "no-such-suite", "--store", tmp_path / "store")
+    assert answer.code == 2
+    assert "There is no suite benchmarks/suites/no-such-suite.yaml; beside it are" in answer.complaint
+
+
+@pytest.mark.parametrize("file", sorted(Path("benchmarks/suites").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_suites_that_come_with_it_are_valid_public_and_compare_all_methods(file: Path) -> None:
+    suite = load_suite(file)
+    assert suite.name == file.stem
+    assert suite.public_stand_ins
+    assert set(suite.methods) == set(METHODS)
+    assert len(cells_of(suite)) == len(suite.methods) * len(suite.datasets) * len(suite.epsilons) * len(suite.seeds)
+
+
+def test_the_small_suite_keeps_to_its_size() -> None:
+    for cell in cells_of(load_suite(Path("benchmarks/suites/cpu-small.yaml"))):
+        config = cell.config
+        assert config.image.resolution == 16
+        denoiser = new_denoiser(config.denoiser, channels=config.image.channels, num_classes=200, seed=0)
+        assert (
+            sum(parameter.numel() for parameter in denoiser.parameters()) <= 260_000
+        )  # all categories' labels included
+        assert isinstance(config.sensitive.train, ParquetSource)
+        assert config.sensitive.train.max_images == 10_000
