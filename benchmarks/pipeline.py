@@ -31,7 +31,7 @@ from privimage.ledgers import bind_ledger
 from privimage.pipeline import Stage
 from privimage.progress import Terminal
 from privimage.runner import Run, StageResult, admitted, run_all
-from privimage.stages.models import open_denoiser
+from privimage.stages.models import open_generator
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 
@@ -93,13 +93,13 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
     device = choose_device(config.performance.device)
     private_test = [torch.from_numpy(array) for array in read_images(admit.files("test-"))]
     private_train, train_labels = read_images(admit.files("train-"))
-    denoiser, facts = open_denoiser(artifacts["pretrain"], device)
+    generator, facts = open_generator(artifacts["pretrain"], device)
     classes = len(facts["class_names"])
     shape = (facts["channels"], facts["resolution"], facts["resolution"])
     labels = torch.arange(config.synthesize.num_images) % classes
     seeds = torch.arange(len(labels))
     parts = [
-        synthesize_images(denoiser, labels[at : at + 512], seeds[at : at + 512], shape, config.synthesize)
+        synthesize_images(generator, labels[at : at + 512], seeds[at : at + 512], shape, config.synthesize)
         for at in range(0, len(labels), 512)
     ]
     few = np.random.default_rng(0).permutation(len(private_train))[: config.synthesize.num_images]

@@ -33,6 +33,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FolderSource",
+    "GanConfig",
     "ImageConfig",
     "ParquetSource",
     "Performance",
@@ -194,6 +195,32 @@ class DenoiserConfig(Section):
     sigma_data: float = Field(default=0.5, gt=0, le=2, description="Standard deviation of the pixels in [-1, 1].")
 
 
+class GanConfig(Section):
+    """The networks of the GAN: a class-conditional residual generator, and a discriminator with projection."""
+
+    base_channels: int = Field(default=32, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
+    channel_multipliers: tuple[int, ...] = Field(
+        default=(1, 2, 2),
+        min_length=2,
+        max_length=6,
+        description="Channel factor per level; each level halves the size.",
+    )
+    latent_dim: int = Field(default=64, ge=1, le=1024, description="Random numbers that an image is made of.")
+    gradient_penalty: float = Field(
+        default=1.0,
+        ge=0,
+        le=1000,
+        title="Gradient penalty",
+        description="Weight of the discriminator's squared slope at real images, in pre-training.",
+    )
+    diversity: float = Field(
+        default=0.1,
+        ge=0,
+        le=100,
+        description="Weight of the likeness of images that are painted of one class from different numbers.",
+    )
+
+
 class PretrainConfig(Section):
     """Training of the generator on the selected public images (no privacy cost)."""
 
@@ -231,6 +258,27 @@ class FinetuneConfig(Section):
     )
     sigma_mean: float = Field(default=-1.2, description="Mean of ln sigma, the noise level drawn in training.")
     sigma_std: float = Field(default=1.2, gt=0, description="Standard deviation of ln sigma.")
+    discriminator_steps: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        title="Discriminator steps",
+        description="GAN: DP-SGD steps of the discriminator for each step of the generator.",
+    )
+    generator_learning_rate: float = Field(
+        default=5e-4,
+        gt=0,
+        le=1,
+        title="Generator learning rate",
+        description="GAN: learning rate of the generator's Adam.",
+    )
+    generator_batch_size: int = Field(
+        default=128,
+        ge=1,
+        le=65_536,
+        title="Generator batch size",
+        description="GAN: images of a step of the generator.",
+    )
     checkpoint_steps: int = Field(
         default=10, ge=1, description="Steps between checkpoints: at most so many are lost, and charged, per crash."
     )
@@ -423,13 +471,22 @@ class RunConfig(Section):
     classifier: ClassifierConfig = Field(default=ClassifierConfig(), description="Semantic classifier.")
     query: QueryConfig = Field(default=QueryConfig(), description="Noisy semantic query.")
     selection: SelectionConfig = Field(default=SelectionConfig(), description="Selection of public images.")
-    denoiser: DenoiserConfig = Field(default=DenoiserConfig(), description="The generator's network.")
+    generator: Literal["diffusion", "gan"] = Field(
+        default="diffusion", description="Kind of the generator: its network is configured in `denoiser`, or in `gan`."
+    )
+    denoiser: DenoiserConfig = Field(default=DenoiserConfig(), description="The network of a generator by diffusion.")
+    gan: GanConfig = Field(default=GanConfig(), description="The networks of a GAN.")
     pretrain: PretrainConfig = Field(default=PretrainConfig(), description="Training on the selection.")
     finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="DP-SGD fine-tuning.")
     synthesize: SynthesizeConfig = Field(default=SynthesizeConfig(), description="Sampling.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Internal evaluation.")
     audit: AuditConfig = Field(default=AuditConfig(), description="Audit of fine-tuning; off unless asked for.")
     performance: Performance = Field(default=Performance(), description="Speed and memory; changes no result.")
+
+    @property
+    def network(self) -> DenoiserConfig | GanConfig:
+        """The section of the generator's network."""
+        return self.denoiser if self.generator == "diffusion" else self.gan
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -456,15 +513,27 @@ class RunConfig(Section):
                 "selection.strategy all needs a pretrain.label_dropout above 0: the sensitive classes start from what the "
                 "generator learned of images without a label"
             )
-        levels = len(self.denoiser.channel_multipliers)
+        if self.selection.strategy == "all" and self.generator == "gan":
+            raise ValueError(
+                "selection.strategy all needs a generator that learns of images without a label, which a GAN does not: set "
+                "generator to diffusion, or another strategy"
+            )
+        section = "denoiser" if self.generator == "diffusion" else "gan"
+        levels = len(self.network.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:
             raise ValueError(
-                f"denoiser.channel_multipliers has {levels} levels, but {self.image.resolution} pixels cannot be halved "
+                f"{section}.channel_multipliers has {levels} levels, but {self.image.resolution} pixels cannot be halved "
                 f"{levels - 1} times down to at least 2: use fewer levels or another resolution"
             )
+        levels = len(self.denoiser.channel_multipliers)
         if any(not 0 <= level < levels for level in self.denoiser.attention_levels):
             raise ValueError(
                 f"denoiser.attention_levels must lie in 0..{levels - 1}, found {self.denoiser.attention_levels}"
+            )
+        if self.generator == "gan" and self.audit.canaries:
+            raise ValueError(
+                "audit.canaries is above 0, but the audit's canaries are made for a generator by diffusion: set it to 0, "
+                "or generator to diffusion"
             )
         if self.image.resolution // 2 ** (len(self.classifier.blocks) - 1) < 1:
             raise ValueError(f"classifier.blocks has more levels than {self.image.resolution} pixels can be halved")

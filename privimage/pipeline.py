@@ -227,15 +227,22 @@ def _selection_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def _pretrain_fields(config: RunConfig) -> dict[str, Any]:
+    network = "denoiser" if config.generator == "diffusion" else config.generator
     if config.selection.strategy == "none":
         # Only the seed of the first weights: another setting that does nothing must not cause another fine-tuning.
-        return {"denoiser": config.denoiser.model_dump(mode="json"), "seed": config.pretrain.seed}
-    return config.model_dump(mode="json", include={"pretrain", "denoiser"})
+        return {network: config.network.model_dump(mode="json"), "seed": config.pretrain.seed}
+    return config.model_dump(mode="json", include={"pretrain", network})
+
+
+def _finetune_section(config: RunConfig) -> dict[str, Any]:
+    """Without what a generator by diffusion does not have; else every user of one would pay again."""
+    excluded = {"discriminator_steps", "generator_learning_rate", "generator_batch_size"}
+    return config.finetune.model_dump(mode="json", exclude=excluded if config.generator == "diffusion" else set())
 
 
 def _finetune_fields(config: RunConfig) -> dict[str, Any]:
     return {
-        "finetune": config.finetune.model_dump(mode="json"),
+        "finetune": _finetune_section(config),
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
         # What is set aside for validation is missing here: it makes the noise larger.
@@ -256,7 +263,11 @@ def _validate_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def _audit_fields(config: RunConfig) -> dict[str, Any]:
-    return {**config.model_dump(mode="json", include={"audit", "finetune"}), "delta": config.privacy.delta}
+    return {
+        "audit": config.audit.model_dump(mode="json"),
+        "finetune": _finetune_section(config),
+        "delta": config.privacy.delta,
+    }
 
 
 def _later(module: str, function: str) -> Callable[..., Any]:

@@ -39,13 +39,13 @@ def grid_url(generator: Artifact, config: RunConfig) -> str:
     from privimage.device import choose_device
     from privimage.generators.sampler import synthesize_images
     from privimage.release.pictures import sample_grid
-    from privimage.stages.models import open_denoiser
+    from privimage.stages.models import open_generator
 
-    denoiser, facts = open_denoiser(generator, choose_device(config.performance.device))
+    network, facts = open_generator(generator, choose_device(config.performance.device))
     names = facts["class_names"][:CLASSES]
     labels = torch.arange(len(names)).repeat(IMAGES_PER_CLASS)
     seeds = torch.arange(len(labels)) + (config.synthesize.seed << 32)
     shape = (facts["channels"], facts["resolution"], facts["resolution"])
     settings = config.synthesize.model_copy(update={"num_steps": min(config.synthesize.num_steps, MOST_STEPS)})
-    images = synthesize_images(denoiser, labels, seeds, shape, settings)
+    images = synthesize_images(network, labels, seeds, shape, settings)
     return picture_url(sample_grid(images, labels, names, per_class=IMAGES_PER_CLASS))

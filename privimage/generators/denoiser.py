@@ -1,28 +1,25 @@
-"""The denoiser: preconditioning and loss of EDM (Karras et al. 2022, arXiv:2206.00364)."""
+"""The denoiser, a generator by diffusion: preconditioning and loss of EDM (Karras et al. 2022, arXiv:2206.00364)."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from privimage.config import DenoiserConfig
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from privimage.config import DenoiserConfig, FinetuneConfig, PretrainConfig, SynthesizeConfig
+from privimage.generators.interface import ImageGenerator, Weights
+from privimage.generators.pixels import from_pixels, to_pixels
+from privimage.generators.sampler import guided, sample_multistep, sigma_schedule
 from privimage.generators.unet import UNet
 from privimage.privacy.gradients import Network
 
-__all__ = ["Denoiser", "from_pixels", "new_denoiser", "to_pixels"]
+__all__ = ["Denoiser", "from_pixels", "new_denoiser", "noise_rows", "to_pixels"]
 
 
-def from_pixels(images: Tensor) -> Tensor:
-    """uint8 NCHW in 0..255 => float32 NCHW in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """float NCHW in [-1, 1] => uint8 NCHW, rounded (not truncated)."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-class Denoiser(nn.Module):
+class Denoiser(ImageGenerator):
     """D(x; sigma, label) = c_skip x + c_out F(c_in x; c_noise, label), Eq. 7; F is the raw network."""
 
     def __init__(self, net: UNet, *, sigma_data: float, num_classes: int) -> None:
@@ -60,6 +57,41 @@ class Denoiser(nn.Module):
         _, c_out, _, _ = self.scalings(sigma)
         return ((denoised - images) ** 2).flatten(1).mean(1) / c_out**2
 
+    def public_rows(
+        self, images: Tensor, labels: Tensor, config: PretrainConfig, random: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The arguments of `loss`."""
+        hidden = torch.rand(len(images), generator=random) < config.label_dropout
+        shown = torch.where(hidden, self.num_classes, labels)
+        sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(len(images), generator=random))
+        return {
+            "images": images,
+            "noise": torch.randn(images.shape, generator=random),
+            "sigma": sigma,
+            "labels": shown,
+        }
+
+    def public_losses(self, weights: Weights, rows: Mapping[str, Tensor]) -> Tensor:
+        def network(*args: Tensor) -> Any:
+            return functional_call(self, dict(weights), args).float()
+
+        return self.loss(**rows, network=network)
+
+    def private_rows(
+        self, images: Tensor, labels: Tensor, config: FinetuneConfig, random: torch.Generator, weights: Weights
+    ) -> Sequence[Tensor]:
+        return noise_rows(images, labels, self.num_classes, config, random)
+
+    def private_loss(self, network: Network, *rows: Tensor) -> Tensor:
+        return self.loss(*rows, network=network)
+
+    def noise_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return shape
+
+    def sample(self, noise: Tensor, labels: Tensor, config: SynthesizeConfig) -> Tensor:
+        sigmas = sigma_schedule(config.num_steps, config.sigma_min, config.sigma_max, config.rho)
+        return sample_multistep(guided(self, labels, config.guidance), noise, sigmas)
+
 
 def new_denoiser(config: DenoiserConfig, *, channels: int, num_classes: int, seed: int) -> Denoiser:
     """A denoiser with weights initialised from `seed`, leaving the global generator as it was."""
@@ -67,3 +99,26 @@ def new_denoiser(config: DenoiserConfig, *, channels: int, num_classes: int, see
         torch.manual_seed(seed)
         net = UNet(config, channels=channels, num_classes=num_classes)
     return Denoiser(net, sigma_data=config.sigma_data, num_classes=num_classes)
+
+
+def noise_rows(
+    images: Tensor, labels: Tensor, no_label: int, config: FinetuneConfig, generator: torch.Generator
+) -> Sequence[Tensor]:
+    """Rows for `Denoiser.private_loss`, the draws of one image side by side, on the generator's device.
+
+    Args:
+        images: uint8 (images, C, H, W); labels: int64 (images,), hidden once an image (as `no_label`), not once a draw.
+
+    Returns:
+        images in [-1, 1], each draw mirrored by a coin of its own if so configured; standard normal noise; sigma; labels.
+    """
+    device, count, draws = generator.device, len(images), config.noise_samples
+    hidden = torch.rand(count, generator=generator, device=device) < config.label_dropout
+    shown = torch.where(hidden, no_label, labels.to(device)).repeat_interleave(draws)
+    drawn = torch.randn(count * draws, generator=generator, device=device)
+    sigma = torch.exp(config.sigma_mean + config.sigma_std * drawn)
+    x = from_pixels(images.to(device)).repeat_interleave(draws, 0)
+    if config.horizontal_flip:
+        mirrored = torch.rand(len(x), generator=generator, device=device) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x, torch.randn(x.shape, generator=generator, device=device), sigma, shown

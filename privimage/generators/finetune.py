@@ -1,4 +1,4 @@
-"""Private fine-tuning of the denoiser: the loop around DP-SGD's step."""
+"""Private fine-tuning of a generator: the loop around DP-SGD's step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from privimage.config import FinetuneConfig
 from privimage.errors import ConfigError
-from privimage.generators.denoiser import Denoiser
 from privimage.generators.ema import ema_copy, ema_update
 from privimage.generators.execution import IN_THIS_PROCESS, Execution
+from privimage.generators.interface import ImageGenerator
 from privimage.generators.private_sum import PrivateSum
 from privimage.generators.team import team_of
 from privimage.privacy.clipping import ClippedSum
@@ -53,7 +53,7 @@ def start_state(weights: dict[str, Tensor]) -> FinetuneState:
 
 
 def finetune(
-    denoiser: Denoiser,
+    generator: ImageGenerator,
     private_images: NDArray[np.uint8],
     private_labels: NDArray[np.int64],
     mechanism: DPSGDMechanism,
@@ -75,28 +75,33 @@ def finetune(
         on_step: called after each step; must not be given anything private, and is not.
 
     Raises:
-        ConfigError: a layer of the denoiser mixes images, or the number of images is not the mechanism's.
+        ConfigError: a layer mixes images, or the number of images is not the mechanism's.
         PrivimageError: a process of one of several devices died; the step it was in released nothing.
     """
     if len(private_images) != mechanism.num_images:
         raise ConfigError("The number of images is not the one that the mechanism accounts for.")
-    work = PrivateSum(denoiser=denoiser, config=config, max_grad_norm=mechanism.max_grad_norm, execution=execution)
+    work = PrivateSum(generator=generator, config=config, max_grad_norm=mechanism.max_grad_norm, execution=execution)
     work.check(*private_images.shape[1:3])
     state = _on_device(state, execution.devices[0])
-    sizes = [tensor.numel() for tensor in state.weights.values()]
+    learned = {name: tensor for name, tensor in state.weights.items() if name.startswith(generator.learner_prefix)}
+    sizes = [tensor.numel() for tensor in learned.values()]
     with team_of(work, execution.devices) as team:
         while state.step < mechanism.num_steps:
             rows = poisson_batch(mechanism.num_images, mechanism.sample_rate, random, mechanism.largest_batch_size)
+            seed = random.seed()
             job = {
                 "images": torch.from_numpy(private_images[rows]),
                 "labels": torch.from_numpy(private_labels[rows]),
-                "seed": torch.tensor([random.seed()]),
+                "seed": torch.tensor([seed]),
             }
             total = team.sum(torch.cat([tensor.flatten() for tensor in state.weights.values()]), job)
             clipped = ClippedSum(value=total, max_grad_norm=work.max_grad_norm)
             flat = noisy_mean_gradient(clipped, mechanism, random)
-            parts = zip(state.weights.items(), flat.split(sizes), strict=True)
+            parts = zip(learned.items(), flat.split(sizes), strict=True)
             _adam_step(state, {name: part.view_as(tensor) for (name, tensor), part in parts}, config.learning_rate)
+            following = generator.follow(state.weights, config, step=state.step, seed=seed)
+            if following is not None:
+                _adam(state, following.gradient, following.learning_rate, following.number)
             ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)
             on_step(state)
     return state
@@ -117,12 +122,17 @@ def _on_device(state: FinetuneState, device: torch.device) -> FinetuneState:
     )
 
 
-@torch.no_grad()
 def _adam_step(state: FinetuneState, gradient: dict[str, Tensor], learning_rate: float) -> None:
-    """Adam (Kingma and Ba 2015, Algorithm 1) on the noisy gradient; raises state.step by one."""
+    """Adam on the noisy gradient; raises state.step by one."""
     state.step += 1
+    _adam(state, gradient, learning_rate, state.step)
+
+
+@torch.no_grad()
+def _adam(state: FinetuneState, gradient: dict[str, Tensor], learning_rate: float, number: int) -> None:
+    """Update number `number`, from 1, of the weights that have a gradient (Kingma and Ba 2015, Algorithm 1)."""
     beta1, beta2 = ADAM_BETAS
-    correction1, correction2 = 1 - beta1**state.step, 1 - beta2**state.step
+    correction1, correction2 = 1 - beta1**number, 1 - beta2**number
     for name, g in gradient.items():
         state.exp_avg[name].lerp_(g, 1 - beta1)
         state.exp_avg_sq[name].lerp_(g * g, 1 - beta2)

@@ -1,4 +1,4 @@
-"""How well a denoiser does on each of many images, with the same noise for all: what a membership attack looks at."""
+"""How well a generator knows each of many images: what a membership attack looks at."""
 
 from __future__ import annotations
 
@@ -8,12 +8,47 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from privimage.config import FinetuneConfig
+from privimage.errors import ConfigError
 from privimage.generators.denoiser import Denoiser, from_pixels
+from privimage.generators.gan import Gan
+from privimage.generators.interface import ImageGenerator
 
-__all__ = ["denoising_losses"]
+__all__ = ["denoising_losses", "losses_of_images"]
 
 LEVELS = 4
 SEED = 0  # of the noise
+
+
+def losses_of_images(
+    generator: ImageGenerator,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    config: FinetuneConfig,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Of each image: `denoising_losses` of a denoiser; what a GAN's discriminator scores it, with the opposite sign."""
+    if isinstance(generator, Denoiser):
+        return denoising_losses(generator, images, labels, config, device=device, batch_size=batch_size)
+    if isinstance(generator, Gan):
+        return _scores(generator, images, labels, device=device, batch_size=batch_size)
+    raise ConfigError(f"No loss of an image is known for a {type(generator).__name__}.")
+
+
+@torch.no_grad()
+def _scores(
+    gan: Gan, images: NDArray[np.uint8], labels: NDArray[np.int64], *, device: torch.device, batch_size: int
+) -> NDArray[np.float64]:
+    """As in LOGAN (Hayes et al. 2019): a discriminator that has seen an image takes it for real."""
+    found = [
+        -gan.discriminator(
+            from_pixels(torch.from_numpy(images[start : start + batch_size])).to(device),
+            torch.from_numpy(labels[start : start + batch_size]).to(device),
+        )
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(found).double().cpu().numpy()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Training of the denoiser on public images: seeded, resumable, no privacy cost."""
+"""Training of a generator on public images: seeded, resumable, no privacy cost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from privimage.config import PretrainConfig
 from privimage.errors import TrainingError
-from privimage.generators.denoiser import Denoiser, from_pixels
 from privimage.generators.ema import ema_copy, ema_update
 from privimage.generators.execution import IN_THIS_PROCESS, Execution
+from privimage.generators.interface import ImageGenerator
+from privimage.generators.pixels import from_pixels
 from privimage.generators.team import Job, team_of
 from privimage.privacy.gradients import autocast
 
@@ -47,31 +47,26 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
 class PublicSum:
     """The gradient of a batch's mean loss, and that loss as last entry: work that devices share (`team.Work`)."""
 
-    denoiser: Denoiser
+    generator: ImageGenerator
     execution: Execution
 
     def to(self, device: torch.device) -> None:
-        self.denoiser.to(device)
+        self.generator.to(device)
 
     def share(self, weights: Tensor, job: Job, part: int, parts: int) -> Tensor:
-        """The job has the arguments of `Denoiser.loss` for the whole batch."""
-        named = dict(self.denoiser.named_parameters())
+        """The job has the rows of `ImageGenerator.public_losses` for the whole batch."""
+        named = dict(self.generator.named_parameters())
         pieces = zip(named.items(), weights.split([parameter.numel() for parameter in named.values()]), strict=True)
         own = {name: piece.view_as(parameter).requires_grad_() for (name, parameter), piece in pieces}
-
-        def network(*rows: Tensor) -> Tensor:
-            with autocast(weights.device, self.execution.precision):
-                denoised: Tensor = functional_call(self.denoiser, own, rows)
-            return denoised.float()
-
         mine = {name: tensor.tensor_split(parts)[part].to(weights.device) for name, tensor in job.items()}
-        loss = self.denoiser.loss(**mine, network=network).sum() / len(job["images"])
+        with autocast(weights.device, self.execution.precision):
+            loss = self.generator.public_losses(own, mine).sum() / len(job["images"])
         gradients = torch.autograd.grad(loss, list(own.values()))
         return torch.cat([*(gradient.flatten() for gradient in gradients), loss.detach()[None]])
 
 
 def pretrain(
-    denoiser: Denoiser,
+    generator: ImageGenerator,
     public_images: Tensor,
     labels: Tensor,
     config: PretrainConfig,
@@ -80,7 +75,7 @@ def pretrain(
     on_step: Callable[[PretrainState, float], None],
     execution: Execution = IN_THIS_PROCESS,
 ) -> PretrainState:
-    """Train `denoiser` (changed in place) on uint8 NCHW `public_images`; the result's `ema` are the weights to use.
+    """Train `generator` (changed in place) on uint8 NCHW `public_images`; the result's `ema` are the weights to use.
 
     Each step draws its batch, noise levels and noise from a generator seeded by (seed, step): resuming from `state`
     continues exactly as if nothing had happened. `on_step(state, loss)` is called after every step. `public_images`
@@ -90,18 +85,18 @@ def pretrain(
         TrainingError: a loss, or a weight after the last step, is not finite.
         PrivimageError: a process of one of several devices died.
     """
-    with team_of(PublicSum(denoiser=denoiser, execution=execution), execution.devices) as team:
-        parameters = dict(denoiser.named_parameters())
+    with team_of(PublicSum(generator=generator, execution=execution), execution.devices) as team:
+        parameters = dict(generator.named_parameters())
         sizes = [parameter.numel() for parameter in parameters.values()]
-        optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
+        optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=generator.pretrain_betas)
         state = _start(parameters, optimizer, state)
-        batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step)
+        batch = _draw_batch(public_images, labels, generator, config, state.step)
         while state.step < config.num_steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(state.step, config)
             found = team.sum(torch.cat([tensor.flatten() for tensor in state.weights.values()]), batch)
             # Drawn here, while a GPU still computes: it is waited for when the loss is asked for.
-            batch = _draw_batch(public_images, labels, denoiser.num_classes, config, state.step + 1)
+            batch = _draw_batch(public_images, labels, generator, config, state.step + 1)
             value = float(found[-1])
             if not math.isfinite(value):
                 raise TrainingError(
@@ -121,22 +116,18 @@ def pretrain(
 
 
 def _draw_batch(
-    public_images: Tensor, labels: Tensor, num_classes: int, config: PretrainConfig, step: int
+    public_images: Tensor, labels: Tensor, generator: ImageGenerator, config: PretrainConfig, step: int
 ) -> dict[str, Tensor]:
-    """The arguments of `Denoiser.loss` in one step, from that step's own generator."""
+    """The rows of one step, from that step's own random numbers."""
     # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
     mixed = np.random.SeedSequence([config.seed, step]).generate_state(1)
-    generator = torch.Generator().manual_seed(int(mixed[0]))
-    rows = torch.randint(len(public_images), (config.batch_size,), generator=generator)
+    random = torch.Generator().manual_seed(int(mixed[0]))
+    rows = torch.randint(len(public_images), (config.batch_size,), generator=random)
     images = from_pixels(public_images[rows])
     if config.horizontal_flip:
-        mirrored = torch.rand(len(rows), generator=generator) < 0.5
+        mirrored = torch.rand(len(rows), generator=random) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    hidden = torch.rand(len(rows), generator=generator) < config.label_dropout
-    shown = torch.where(hidden, num_classes, labels[rows])
-    sigma = torch.exp(config.sigma_mean + config.sigma_std * torch.randn(len(rows), generator=generator))
-    noise = torch.randn(images.shape, generator=generator)
-    return {"images": images, "noise": noise, "sigma": sigma, "labels": shown}
+    return generator.public_rows(images, labels[rows], config, random)
 
 
 def _start(

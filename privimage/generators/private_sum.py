@@ -1,8 +1,7 @@
-"""What a DP-SGD step adds up: the clipped gradients of the images of a batch, each with its own noise draws."""
+"""What a DP-SGD step adds up: the clipped gradients of the images of a batch, each with its own draws."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from privimage.config import FinetuneConfig
 from privimage.errors import ConfigError
-from privimage.generators.denoiser import Denoiser, from_pixels
 from privimage.generators.execution import Execution
+from privimage.generators.interface import ImageGenerator
 from privimage.generators.team import Job
-from privimage.privacy.gradients import GradientEngine, Network, bytes_per_image, check_engine, gradient_engine
+from privimage.privacy.gradients import GradientEngine, bytes_per_image, check_engine, gradient_engine
 
-__all__ = ["PrivateSum", "noise_rows"]
+__all__ = ["PrivateSum"]
 
-# Images that share a generator of diffusion noise. A batch is cut into blocks by position, whatever computes them.
+# Images that share a generator of what is drawn for them. A batch is cut into blocks by position, whatever computes them.
 BLOCK = 16
 
 
@@ -26,11 +25,11 @@ BLOCK = 16
 class PrivateSum:
     """The sum of clipped per-image gradients, as work that devices share (`team.Work`).
 
-    Guarantee: an image adds a vector of norm at most `max_grad_norm`, which depends on that image, its label and the
-    job's seed only, once, on one device. The number of devices, `rows_at_once` and the engine change rounding only.
+    Guarantee: an image adds a vector of norm at most `max_grad_norm`, which depends on that image, its label, the weights
+    and the job's seed only, once, on one device. The number of devices, `rows_at_once` and the engine change rounding only.
     """
 
-    denoiser: Denoiser
+    generator: ImageGenerator
     config: FinetuneConfig
     max_grad_norm: float
     execution: Execution
@@ -38,27 +37,34 @@ class PrivateSum:
     _device: torch.device = field(init=False, repr=False)
 
     def to(self, device: torch.device) -> None:
-        self.denoiser.to(device)
+        self.generator.to(device)
         self._device = device
         self._engine = gradient_engine(
-            self.denoiser, self.loss_of_rows, backend=self.execution.backend, precision=self.execution.precision
+            self.generator.learner,
+            self.generator.private_loss,
+            backend=self.execution.backend,
+            precision=self.execution.precision,
         )
 
     def share(self, weights: Tensor, job: Job, part: int, parts: int) -> Tensor:
-        """The job has `images` uint8 NCHW, `labels` int64, and `seed` int64 (1,) of the diffusion noise."""
-        parameters = self._named(weights)
+        """The sum for the learner's parameters, in their order.
+
+        The job has `images` uint8 NCHW, `labels` int64, and `seed` int64 (1,) of what is drawn for the images.
+        """
+        whole = self._named(weights)
+        parameters = self.generator.of_learner(whole)
         images, labels = job["images"], job["labels"]
-        total = torch.zeros_like(weights)
+        total = torch.zeros(sum(parameter.numel() for parameter in parameters.values()), device=weights.device)
         mine = range(part, -(-len(images) // BLOCK), parts)
         at_once = max(1, self.execution.rows_at_once // (BLOCK * self.config.noise_samples))
         for first in range(0, len(mine), at_once):
             drawn = [
-                noise_rows(
+                self.generator.private_rows(
                     images[block * BLOCK : (block + 1) * BLOCK],
                     labels[block * BLOCK : (block + 1) * BLOCK],
-                    self.denoiser.num_classes,
                     self.config,
                     _generator(int(job["seed"]), block, self._device),
+                    whole,
                 )
                 for block in mine[first : first + at_once]
             ]
@@ -71,16 +77,12 @@ class PrivateSum:
             ).value
         return total
 
-    def loss_of_rows(self, network: Network, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """One loss per row, (rows,); the engine averages those of an image before it clips."""
-        return self.denoiser.loss(images, noise, sigma, labels, network=network)
-
     def check(self, channels: int, resolution: int) -> None:
         """Raise ConfigError unless the engine computes this network's gradients right; to be asked before a charge."""
         check_engine(
-            self.denoiser,
-            self.loss_of_rows,
-            dict(self.denoiser.named_parameters()),
+            self.generator.learner,
+            self.generator.private_loss,
+            dict(self.generator.learner.named_parameters()),
             self._made_up_rows(2, channels, resolution),
             draws=self.config.noise_samples,
             backend=self.execution.backend,
@@ -89,9 +91,9 @@ class PrivateSum:
     def bytes_per_image(self, channels: int, resolution: int) -> int:
         """Memory that `share` takes for each image of a physical batch, about and at most."""
         return bytes_per_image(
-            self.denoiser,
-            self.loss_of_rows,
-            dict(self.denoiser.named_parameters()),
+            self.generator.learner,
+            self.generator.private_loss,
+            dict(self.generator.learner.named_parameters()),
             self._made_up_rows(1, channels, resolution),
             backend=self.execution.backend,
         )
@@ -102,7 +104,7 @@ class PrivateSum:
         Raises:
             ConfigError: it does not fit into the device's memory.
         """
-        device = next(self.denoiser.parameters()).device
+        device = next(self.generator.parameters()).device
         self.to(device)
         count = max(1, self.execution.rows_at_once // self.config.noise_samples)
         job = {
@@ -110,7 +112,7 @@ class PrivateSum:
             "labels": torch.zeros(count, dtype=torch.int64),
             "seed": torch.zeros(1, dtype=torch.int64),
         }
-        weights = torch.cat([parameter.detach().flatten() for parameter in self.denoiser.parameters()])
+        weights = torch.cat([parameter.detach().flatten() for parameter in self.generator.parameters()])
         try:
             self.share(weights, job, 0, 1)
         except torch.OutOfMemoryError:
@@ -122,39 +124,16 @@ class PrivateSum:
     def _made_up_rows(self, count: int, channels: int, resolution: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (count, channels, resolution, resolution), generator=generator).to(torch.uint8)
-        labels = torch.arange(count) % self.denoiser.num_classes
-        rows = noise_rows(images, labels, self.denoiser.num_classes, self.config, generator)
-        return [tensor.to(next(self.denoiser.parameters()).device) for tensor in rows]
+        labels = torch.arange(count) % self.generator.num_classes
+        rows = self.generator.made_up_rows(images, labels, self.config, generator)
+        return [tensor.to(next(self.generator.parameters()).device) for tensor in rows]
 
     def _named(self, weights: Tensor) -> dict[str, Tensor]:
-        parameters = dict(self.denoiser.named_parameters())
+        parameters = dict(self.generator.named_parameters())
         parts = weights.split([parameter.numel() for parameter in parameters.values()])
         return {
             name: part.view_as(parameter) for (name, parameter), part in zip(parameters.items(), parts, strict=True)
         }
-
-
-def noise_rows(
-    images: Tensor, labels: Tensor, no_label: int, config: FinetuneConfig, generator: torch.Generator
-) -> Sequence[Tensor]:
-    """Rows for `PrivateSum.loss_of_rows`, the draws of one image side by side, on the generator's device.
-
-    Args:
-        images: uint8 (images, C, H, W); labels: int64 (images,), hidden once an image (as `no_label`), not once a draw.
-
-    Returns:
-        images in [-1, 1], each draw mirrored by a coin of its own if so configured; standard normal noise; sigma; labels.
-    """
-    device, count, draws = generator.device, len(images), config.noise_samples
-    hidden = torch.rand(count, generator=generator, device=device) < config.label_dropout
-    shown = torch.where(hidden, no_label, labels.to(device)).repeat_interleave(draws)
-    drawn = torch.randn(count * draws, generator=generator, device=device)
-    sigma = torch.exp(config.sigma_mean + config.sigma_std * drawn)
-    x = from_pixels(images.to(device)).repeat_interleave(draws, 0)
-    if config.horizontal_flip:
-        mirrored = torch.rand(len(x), generator=generator, device=device) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    return x, torch.randn(x.shape, generator=generator, device=device), sigma, shown
 
 
 def _generator(seed: int, block: int, device: torch.device) -> torch.Generator:

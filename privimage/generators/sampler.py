@@ -1,4 +1,5 @@
-"""Deterministic sampling: DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095) on EDM's probability-flow ODE."""
+"""Deterministic sampling: of any generator from seeds, and of a denoiser, by DPM-Solver++(2M) (Lu et al. 2022,
+arXiv:2211.01095) on EDM's probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from privimage.config import SynthesizeConfig
-from privimage.generators.denoiser import Denoiser, to_pixels
+from privimage.generators.interface import ImageGenerator
+from privimage.generators.pixels import to_pixels
 
 __all__ = ["guided", "initial_noise", "sample_multistep", "sigma_schedule", "synthesize_images"]
 
@@ -30,14 +32,14 @@ def sigma_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: floa
     return sigmas
 
 
-def initial_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def initial_noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal (len(seeds), *shape); row i depends on seeds[i] only, so batches and devices change nothing."""
     # NumPy's Philox takes all 64 bits of a seed as its key; torch's CPU generator would drop the upper 32.
     rows = [np.random.Generator(np.random.Philox(key=int(seed))).standard_normal(shape, np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(rows))
 
 
-def guided(denoiser: Denoiser, labels: Tensor, guidance: float) -> DenoiseFn:
+def guided(denoiser: ImageGenerator, labels: Tensor, guidance: float) -> DenoiseFn:
     """Classifier-free guidance: (1 + w) D(x, label) - w D(x, no label) (Ho and Salimans 2022, Eq. 6); w = 0 is plain.
 
     Any other weight takes two evaluations of the network.
@@ -74,7 +76,7 @@ def sample_multistep(denoise: DenoiseFn, noise: Tensor, sigmas: Sequence[float])
 
 @torch.no_grad()
 def synthesize_images(
-    denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig
+    generator: ImageGenerator, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig
 ) -> Tensor:
     """uint8 NCHW images for `labels` (batch,), one seed each; a pure function of the arguments.
 
@@ -82,10 +84,10 @@ def synthesize_images(
     size of the batch, or the number of threads, may choose kernels that round otherwise: a pixel at the edge of rounding may
     then differ by one level.
     """
-    device = next(denoiser.parameters()).device
+    device = next(generator.parameters()).device
     padding = -len(labels) % _FEWEST_ROWS
     rows = functional.pad(labels, (0, padding)).to(device)
-    noise = functional.pad(initial_noise(seeds, shape), (0, 0, 0, 0, 0, 0, 0, padding)).to(device)
-    sigmas = sigma_schedule(config.num_steps, config.sigma_min, config.sigma_max, config.rho)
-    images = sample_multistep(guided(denoiser, rows, config.guidance), noise, sigmas)
+    noise = initial_noise(seeds, generator.noise_shape(shape))
+    noise = functional.pad(noise, (*[0, 0] * (noise.dim() - 1), 0, padding)).to(device)
+    images = generator.sample(noise, rows, config)
     return to_pixels(images[: len(labels)]).cpu()

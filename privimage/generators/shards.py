@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from privimage.config import SynthesizeConfig
-from privimage.generators.denoiser import Denoiser
+from privimage.generators.interface import ImageGenerator
 from privimage.generators.sampler import synthesize_images
 
 __all__ = ["num_batches", "sample_in_order"]
@@ -32,7 +32,7 @@ def num_batches(num_images: int, devices: Sequence[torch.device], rows: int) -> 
 
 
 def sample_in_order(
-    denoiser: Denoiser,
+    generator: ImageGenerator,
     shape: tuple[int, int, int],
     images: range,
     config: SynthesizeConfig,
@@ -50,12 +50,12 @@ def sample_in_order(
     makes batches by itself: threads that share one batch wait for each other, and round by how many they are.
     """
     workers = _workers(devices)
-    replicas = {device: deepcopy(denoiser).to(device) for device in workers}
+    replicas = {device: deepcopy(generator).to(device) for device in workers}
     step = _rows(devices, rows)
 
     def sample(device: torch.device, numbers: range) -> Batch:
         numbered = torch.arange(numbers.start, numbers.stop)
-        labels = numbered % denoiser.num_classes
+        labels = numbered % generator.num_classes
         seeds = numbered + (config.seed << 32)
         return synthesize_images(replicas[device], labels, seeds, shape, config).numpy(), labels.tolist()
 

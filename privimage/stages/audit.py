@@ -16,8 +16,9 @@ import numpy as np
 from privimage.config import RunConfig
 from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
-from privimage.errors import PrivacyRefused
+from privimage.errors import ConfigError, PrivacyRefused
 from privimage.generators.canaries import audited_mechanism, score_canaries, tiny_denoiser
+from privimage.generators.denoiser import Denoiser
 from privimage.generators.execution import Execution
 from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.audit import Audit, audit
@@ -53,6 +54,8 @@ def run(context: StageContext) -> Outcome:
         steps=settings.num_steps or mechanism.num_steps,
     )
     denoiser, _, execution = open_for_finetuning(config, context.inputs)
+    if not isinstance(denoiser, Denoiser):
+        raise ConfigError("The audit's canaries are made for a generator by diffusion: set audit.canaries to 0.")
     rows = np.linspace(0, num_public - 1, audited.num_images - settings.canaries).astype(np.int64)
     images, categories = read_images(public.files("images-"), rows)
     ticker = context.progress.ticker("audit", audited.num_steps)

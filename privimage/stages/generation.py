@@ -16,9 +16,9 @@ from privimage.config import RunConfig
 from privimage.data.facts import TableFacts
 from privimage.device import choose_devices, rows_with_gradients
 from privimage.errors import ArtifactDamaged, Uncharged
-from privimage.generators.denoiser import Denoiser, new_denoiser
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
+from privimage.generators.interface import ImageGenerator
 from privimage.generators.labels import with_other_classes
 from privimage.generators.pretrain import PretrainState, pretrain
 from privimage.generators.private_sum import PrivateSum
@@ -26,7 +26,7 @@ from privimage.pipeline import Outcome, StageContext
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.semantics.index import require_table
 from privimage.semantics.selection import read_selected
-from privimage.stages.models import open_denoiser, save_weights
+from privimage.stages.models import new_generator, open_generator, save_weights
 from privimage.store.artifacts import Artifact
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
@@ -55,14 +55,15 @@ def run_pretrain(context: StageContext) -> Outcome:
     shards = [name for name in public.names if name.startswith("images-")]
     images, labels = read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
     execution = _execution(config)
-    denoiser = new_denoiser(
-        config.denoiser,
+    generator = new_generator(
+        config.network,
         channels=facts.channels,
+        resolution=facts.resolution,
         num_classes=len(facts.class_names if own_labels else class_names),
         seed=config.pretrain.seed,
     ).to(execution.devices[0])
     # Here too, because what fine-tuning cannot use is better found before hours of training than after.
-    _private_sum(denoiser, config, execution).check(facts.channels, facts.resolution)
+    _private_sum(generator, config, execution).check(facts.channels, facts.resolution)
     checkpoints = Checkpoints(context.store, "pretrain", context.key, sealed=False)
     saved = _latest(checkpoints, context)
     state = None
@@ -93,7 +94,7 @@ def run_pretrain(context: StageContext) -> Outcome:
             context.stop.check()
 
         state = pretrain(
-            denoiser,
+            generator,
             torch.from_numpy(images),
             torch.from_numpy(labels),
             config.pretrain,
@@ -110,10 +111,14 @@ def _write_untrained(context: StageContext, facts: TableFacts) -> Outcome:
     if context.facts is None:
         raise Uncharged("A generator without pre-training needs the class names of the admitted images.")
     config, class_names = context.config, context.facts.class_names
-    denoiser = new_denoiser(
-        config.denoiser, channels=facts.channels, num_classes=len(class_names), seed=config.pretrain.seed
+    generator = new_generator(
+        config.network,
+        channels=facts.channels,
+        resolution=facts.resolution,
+        num_classes=len(class_names),
+        seed=config.pretrain.seed,
     )
-    weights = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in generator.named_parameters()}
     return _write_pretrained(context, facts, class_names, weights, [], 0)
 
 
@@ -127,8 +132,10 @@ def _write_pretrained(
 ) -> Outcome:
     num_parameters = sum(tensor.numel() for tensor in weights.values())
     save_weights(weights, context.folder / "denoiser.safetensors")
+    config = context.config
     about = {
-        "config": context.config.denoiser.model_dump(mode="json"),
+        **({} if config.generator == "diffusion" else {"kind": config.generator}),
+        "config": config.network.model_dump(mode="json"),
         "channels": facts.channels,
         "resolution": facts.resolution,
         "class_names": list(class_names),
@@ -149,7 +156,7 @@ def run_finetune(context: StageContext) -> Outcome:
     if paid is None or not isinstance(paid.mechanism, DPSGDMechanism):
         raise Uncharged("Fine-tuning was not charged.")
     mechanism, config = paid.mechanism, context.config.finetune
-    denoiser, facts, execution = open_for_finetuning(context.config, context.inputs)
+    generator, facts, execution = open_for_finetuning(context.config, context.inputs)
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = _latest(checkpoints, context)
     # Of the query and of all attempts: one with reproducible noise voids it for good.
@@ -166,7 +173,7 @@ def run_finetune(context: StageContext) -> Outcome:
             )
         state = FinetuneState(step=about["step"], **_ungrouped(tensors))
     else:
-        state = start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()})
+        state = start_state({name: tensor.detach() for name, tensor in generator.named_parameters()})
     private_images, private_labels = context.private_images("train")
     clock = _Clock(context.config.performance.checkpoint_seconds)
     ticker = context.progress.ticker("finetune", mechanism.num_steps)
@@ -187,7 +194,7 @@ def run_finetune(context: StageContext) -> Outcome:
                 context.stop.check()
 
         state = finetune(
-            denoiser,
+            generator,
             private_images,
             private_labels,
             mechanism,
@@ -220,29 +227,29 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
     """One physical batch of noise, to find before the charge what could otherwise fail after it.
 
     Raises:
-        ConfigError: the denoiser has a layer that fine-tuning cannot use, or a batch does not fit into memory.
+        ConfigError: the generator has a layer that fine-tuning cannot use, or a batch does not fit into memory.
     """
-    denoiser, facts, execution = open_for_finetuning(config, inputs)
-    work = _private_sum(denoiser, config, execution)
+    generator, facts, execution = open_for_finetuning(config, inputs)
+    work = _private_sum(generator, config, execution)
     work.check(facts["channels"], facts["resolution"])
     work.rehearse(facts["channels"], facts["resolution"])
 
 
 def open_for_finetuning(
     config: RunConfig, inputs: Mapping[str, Artifact]
-) -> tuple[Denoiser, dict[str, Any], Execution]:
-    """The pre-trained denoiser, the facts beside it, and an execution whose physical batch fits the device."""
+) -> tuple[ImageGenerator, dict[str, Any], Execution]:
+    """The pre-trained generator, the facts beside it, and an execution whose physical batch fits the device."""
     execution = _execution(config)
-    denoiser, facts = open_denoiser(inputs["pretrain"], execution.devices[0])
+    generator, facts = open_generator(inputs["pretrain"], execution.devices[0])
     rows = rows_with_gradients(
         config.performance,
         execution.devices[0],
-        bytes_per_image=_private_sum(denoiser, config, execution).bytes_per_image(
+        bytes_per_image=_private_sum(generator, config, execution).bytes_per_image(
             facts["channels"], facts["resolution"]
         ),
         draws=config.finetune.noise_samples,
     )
-    return denoiser, facts, replace(execution, rows_at_once=rows)
+    return generator, facts, replace(execution, rows_at_once=rows)
 
 
 def _execution(config: RunConfig) -> Execution:
@@ -254,9 +261,9 @@ def _execution(config: RunConfig) -> Execution:
     )
 
 
-def _private_sum(denoiser: Denoiser, config: RunConfig, execution: Execution) -> PrivateSum:
+def _private_sum(generator: ImageGenerator, config: RunConfig, execution: Execution) -> PrivateSum:
     settings = config.finetune
-    return PrivateSum(denoiser=denoiser, config=settings, max_grad_norm=settings.max_grad_norm, execution=execution)
+    return PrivateSum(generator=generator, config=settings, max_grad_norm=settings.max_grad_norm, execution=execution)
 
 
 def _latest(checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:

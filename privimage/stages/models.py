@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from privimage.config import ClassifierConfig, DenoiserConfig
-from privimage.generators.denoiser import Denoiser, new_denoiser
+from privimage.config import ClassifierConfig, DenoiserConfig, GanConfig
+from privimage.generators.denoiser import new_denoiser
+from privimage.generators.gan import new_gan
+from privimage.generators.interface import ImageGenerator
 from privimage.semantics.classifier import ResNet, new_classifier
 from privimage.store.artifacts import Artifact
 
-__all__ = ["open_classifier", "open_denoiser", "save_weights"]
+__all__ = ["new_generator", "open_classifier", "open_generator", "save_weights"]
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -34,14 +36,28 @@ def open_classifier(artifact: Artifact, device: torch.device) -> tuple[ResNet, S
     return model.to(device).eval(), names
 
 
-def open_denoiser(artifact: Artifact, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
-    """The denoiser of `pretrain` or `finetune`, with its averaged weights, and the facts written beside it."""
+def new_generator(
+    config: DenoiserConfig | GanConfig, *, channels: int, resolution: int, num_classes: int, seed: int
+) -> ImageGenerator:
+    """A generator of the kind that the section is of, with weights initialised from `seed`."""
+    if isinstance(config, GanConfig):
+        return new_gan(config, channels=channels, resolution=resolution, num_classes=num_classes, seed=seed)
+    return new_denoiser(config, channels=channels, num_classes=num_classes, seed=seed)
+
+
+def open_generator(artifact: Artifact, device: torch.device) -> tuple[ImageGenerator, dict[str, Any]]:
+    """The generator of `pretrain` or `finetune`, with its averaged weights, and the facts written beside it.
+
+    Of a GAN, too, these lie in denoiser.safetensors and denoiser.json: paid artifacts keep the names that they have.
+    """
     facts: dict[str, Any] = artifact.read_json("denoiser.json")
-    denoiser = new_denoiser(
-        DenoiserConfig.model_validate(facts["config"]),
+    section = GanConfig if facts.get("kind") == "gan" else DenoiserConfig
+    generator = new_generator(
+        section.model_validate(facts["config"]),
         channels=facts["channels"],
+        resolution=facts["resolution"],
         num_classes=len(facts["class_names"]),
         seed=0,
     )
-    denoiser.load_state_dict(load_file(artifact.local("denoiser.safetensors")))
-    return denoiser.to(device).eval(), facts
+    generator.load_state_dict(load_file(artifact.local("denoiser.safetensors")))
+    return generator.to(device).eval(), facts

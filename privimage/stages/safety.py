@@ -18,12 +18,12 @@ from privimage.errors import DataError
 from privimage.evaluation.features import FeatureExtractor
 from privimage.evaluation.membership import FALSE_POSITIVES, Membership, Share, membership
 from privimage.evaluation.memorization import Memorization, memorization
-from privimage.generators.losses import denoising_losses
+from privimage.generators.losses import losses_of_images
 from privimage.pipeline import StageContext
 from privimage.privacy.audit import CONFIDENCE
 from privimage.release.figures import Figure
 from privimage.release.pictures import sample_grid
-from privimage.stages.models import open_denoiser
+from privimage.stages.models import open_generator
 
 __all__ = ["Safety", "measure_safety"]
 
@@ -84,13 +84,13 @@ def measure_safety(
 def _attacks(context: StageContext, training: Images, test: Images, device: torch.device) -> dict[str, Membership]:
     """By the loss, and by how much fine-tuning lowered it, which leaves out how hard an image is by itself."""
     config = context.config
-    tuned, start = (open_denoiser(context.inputs[stage], device)[0] for stage in ("finetune", "pretrain"))
+    tuned, start = (open_generator(context.inputs[stage], device)[0] for stage in ("finetune", "pretrain"))
     rows = rows_without_gradients(config.performance, device)
     by_loss, by_difference = [], []
     for images, labels in (training, test):
         chosen = _some(len(images), MOST_ATTACKED)
         after, before = (
-            denoising_losses(model, images[chosen], labels[chosen], config.finetune, device=device, batch_size=rows)
+            losses_of_images(model, images[chosen], labels[chosen], config.finetune, device=device, batch_size=rows)
             for model in (tuned, start)
         )
         by_loss.append(-after)

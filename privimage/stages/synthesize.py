@@ -12,7 +12,7 @@ from privimage.data.table import TableWriter
 from privimage.device import choose_devices, rows_without_gradients
 from privimage.generators.shards import num_batches, sample_in_order
 from privimage.pipeline import Outcome, PartContext, StageContext
-from privimage.stages.models import open_denoiser
+from privimage.stages.models import open_generator
 
 __all__ = ["make_part", "run"]
 
@@ -35,13 +35,13 @@ def run(context: StageContext) -> Outcome:
 def make_part(context: PartContext) -> None:
     """The synthetic images of one range of numbers."""
     config, performance = context.config.synthesize, context.config.performance
-    denoiser, facts = open_denoiser(context.inputs["finetune"], torch.device("cpu"))
+    generator, facts = open_generator(context.inputs["finetune"], torch.device("cpu"))
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     shape = (image.channels, image.resolution, image.resolution)
     numbers = context.items
     devices = choose_devices(performance)
     rows = rows_without_gradients(performance, devices[0])
-    batches = sample_in_order(denoiser, shape, numbers, config, devices, rows)
+    batches = sample_in_order(generator, shape, numbers, config, devices, rows)
     total = num_batches(len(numbers), devices, rows)
     folder = context.file.parent
     with (

@@ -108,7 +108,7 @@ def test_a_canary_adds_its_own_coordinate_at_the_clipping_bound_and_one_that_is_
     denoiser = CanaryDenoiser(tiny_denoiser(), 5)
     execution = replace(finetune.IN_THIS_PROCESS, backend=backend)
     work = PrivateSum(
-        denoiser=denoiser,
+        generator=denoiser,
         config=CONFIG.model_copy(update={"label_dropout": 0.0}),
         max_grad_norm=0.25,
         execution=execution,

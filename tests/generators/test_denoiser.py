@@ -70,9 +70,9 @@ def test_the_loss_is_the_one_of_the_paper_written_out(awake: NewDenoiser) -> Non
 
 def test_fine_tuning_and_pre_training_have_the_same_loss(awake: NewDenoiser) -> None:
     denoiser = awake()
-    work = PrivateSum(denoiser=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution())
+    work = PrivateSum(generator=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution())
     rows = draws(6)
-    torch.testing.assert_close(work.loss_of_rows(denoiser, *rows), denoiser.loss(*rows))
+    torch.testing.assert_close(work.generator.private_loss(denoiser, *rows), denoiser.loss(*rows))
 
 
 def test_a_new_denoiser_predicts_the_skip_and_has_a_loss_of_about_one() -> None:

@@ -15,10 +15,9 @@ from torch import nn
 
 from privimage.config import FinetuneConfig
 from privimage.errors import ConfigError
-from privimage.generators.denoiser import Denoiser, from_pixels
+from privimage.generators.denoiser import Denoiser, from_pixels, noise_rows
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
-from privimage.generators.private_sum import noise_rows
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
 

@@ -68,7 +68,7 @@ def test_training_mode_changes_nothing_there_are_no_running_statistics(awake: Ne
 @pytest.mark.parametrize(("config", "channels", "size"), SHAPES)
 def test_dp_sgd_can_use_every_shape(awake: NewDenoiser, config: dict[str, object], channels: int, size: int) -> None:
     denoiser = awake(channels=channels, **config)
-    PrivateSum(denoiser=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution()).check(
+    PrivateSum(generator=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution()).check(
         channels, size
     )
 

@@ -39,7 +39,7 @@ from privimage.privacy.ledger import Ledger, Reservation
 from privimage.privacy.mechanisms import RELATION, DPSGDMechanism, HistogramQuery
 from privimage.runner import Run, admitted, run_stage
 from privimage.stages import charges, generation, semantics
-from privimage.stages.models import open_denoiser, save_weights
+from privimage.stages.models import open_generator, save_weights
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import SETTINGS, write_images
@@ -193,7 +193,7 @@ class Bench:
         def some_denoiser(config: RunConfig, inputs: Mapping[str, Artifact]) -> Any:
             execution = Execution()
             if self.playing.real_network:
-                return *open_denoiser(inputs["pretrain"], execution.devices[0]), execution
+                return *open_generator(inputs["pretrain"], execution.devices[0]), execution
             return _OneWeight(), {"class_names": []}, execution
 
         def some_finetune(*given: Any, state: FinetuneState, on_step: OnStep, **others: Any) -> FinetuneState:

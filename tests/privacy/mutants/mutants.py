@@ -635,6 +635,10 @@ _FINETUNE = (
             "max_grad_norm=2 * self.max_grad_norm,",
             _ONE_IMAGE,
         ),
+    )
+    + _of(
+        "generators/denoiser.py",
+        "generators/test_finetune.py",
         (
             "Labels are hidden once a draw",
             "hidden = torch.rand(count, generator=generator, device=device) < config.label_dropout\n"
