@@ -99,7 +99,7 @@ class PrivateSum:
         )
 
     def rehearse(self, channels: int, resolution: int) -> None:
-        """Compute one physical batch of made-up images.
+        """Compute one physical batch of made-up images, and what follows a step.
 
         Raises:
             ConfigError: it does not fit into the device's memory.
@@ -115,10 +115,11 @@ class PrivateSum:
         weights = torch.cat([parameter.detach().flatten() for parameter in self.generator.parameters()])
         try:
             self.share(weights, job, 0, 1)
+            self.generator.follow(self._named(weights), self.config, step=self.config.discriminator_steps, seed=0)
         except torch.OutOfMemoryError:
             raise ConfigError(
                 f"A physical batch of {self.execution.rows_at_once} rows does not fit into the memory of {device}: lower "
-                "performance.physical_batch_size or performance.memory_gb."
+                "performance.physical_batch_size or performance.memory_gb, or, of a GAN, finetune.generator_batch_size."
             ) from None
 
     def _made_up_rows(self, count: int, channels: int, resolution: int) -> list[Tensor]:

@@ -98,6 +98,17 @@ def test_a_discriminator_that_tells_everything_apart_still_passes_the_check() ->
     PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, execution=Execution()).check(1, 8)
 
 
+def test_a_step_of_the_painter_that_does_not_fit_is_found_in_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*given: object, **named: object) -> Tensor:
+        raise torch.OutOfMemoryError("the painter's batch")
+
+    work = PrivateSum(generator=small_gan(), config=CONFIG, max_grad_norm=1.0, execution=Execution())
+    work.rehearse(1, 8)
+    monkeypatch.setattr(Gan, "_painter_losses", too_large)
+    with pytest.raises(ConfigError, match=r"of a GAN, finetune\.generator_batch_size"):
+        work.rehearse(1, 8)
+
+
 def test_the_private_sum_has_the_discriminators_parameters_and_no_others() -> None:
     gan = small_gan()
     work = PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, execution=Execution())
@@ -106,7 +117,6 @@ def test_the_private_sum_has_the_discriminators_parameters_and_no_others() -> No
     weights = torch.cat([parameter.detach().flatten() for parameter in gan.parameters()])
     total = work.share(weights, {"images": images, "labels": labels, "seed": torch.tensor([3])}, 0, 1)
     assert total.shape == (sum(parameter.numel() for parameter in gan.discriminator.parameters()),)
-    # The same, by ordinary backward passes, one image at a time.
     parts = work.share(weights, {"images": images[:1], "labels": labels[:1], "seed": torch.tensor([3])}, 0, 1)
     assert 0 < float(parts.double().norm()) <= 1.0
 

@@ -619,6 +619,9 @@ _QUERY = _of(
 
 _ONE_IMAGE = "test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_draws_it_has"
 _DRAWS_OF_A_STEP = "test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many"
+_NO_IMAGE_MOVES_THE_DISCRIMINATOR = (
+    "test_no_image_moves_the_discriminators_step_by_more_than_is_accounted_nor_anything_but_the_sum[1-1000]"
+)
 _FINETUNE = (
     _of(
         "generators/private_sum.py",
@@ -634,6 +637,34 @@ _FINETUNE = (
             "max_grad_norm=self.max_grad_norm,",
             "max_grad_norm=2 * self.max_grad_norm,",
             _ONE_IMAGE,
+        ),
+    )
+    + _of(
+        "generators/finetune.py",
+        "privacy/test_gan_neighbours.py",
+        (
+            "The painter learns from a discriminator that took a step without noise",
+            "following = generator.follow(state.weights, config, step=state.step, seed=seed)",
+            "exact = zip(learned, clipped.value.split(sizes), strict=True)\n"
+            "            other = {name: state.weights[name] - part.view_as(state.weights[name]) for name, part in exact}\n"
+            "            following = generator.follow({**state.weights, **other}, config, step=state.step, seed=seed)",
+            _NO_IMAGE_MOVES_THE_DISCRIMINATOR,
+        ),
+    )
+    + _of(
+        "generators/gan.py",
+        "privacy/test_gan_neighbours.py",
+        (
+            "Fakes are painted once for all images of a block, from what its images look like",
+            "return x, self._paint(weights, latent, shown), shown",
+            "return x, self._paint(weights, latent + x.mean(), shown), shown",
+            _NO_IMAGE_MOVES_THE_DISCRIMINATOR,
+        ),
+        (
+            "The loss of a pair is taken relative to that of the whole batch",
+            "losses: Tensor = functional.relu(1 - network(images, labels)) + functional.relu(1 + network(fakes, labels))",
+            "losses: Tensor = functional.relu(1 - network(images, labels) + network(fakes, labels).mean())",
+            _NO_IMAGE_MOVES_THE_DISCRIMINATOR,
         ),
     )
     + _of(
