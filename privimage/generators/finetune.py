@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ def finetune(
         raise ConfigError("The number of images is not the one that the mechanism accounts for.")
     work = PrivateSum(generator=generator, config=config, max_grad_norm=mechanism.max_grad_norm, execution=execution)
     work.check(*private_images.shape[1:3])
-    state = _on_device(state, execution.devices[0])
+    state = _on_device(state, execution.devices[0], [name for name, _ in generator.named_parameters()])
     learned = {name: tensor for name, tensor in state.weights.items() if name.startswith(generator.learner_prefix)}
     sizes = [tensor.numel() for tensor in learned.values()]
     with team_of(work, execution.devices) as team:
@@ -107,11 +107,14 @@ def finetune(
     return state
 
 
-def _on_device(state: FinetuneState, device: torch.device) -> FinetuneState:
-    """A copy there; what the caller saved is left as it was."""
+def _on_device(state: FinetuneState, device: torch.device, names: Sequence[str]) -> FinetuneState:
+    """A copy there; what the caller saved is left as it was.
+
+    In the order of `names`, in which weights are sent to where sums are made: a checkpoint has lost it.
+    """
 
     def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+        return {name: tensors[name].to(device, copy=True) for name in names}
 
     return FinetuneState(
         step=state.step,

@@ -214,6 +214,21 @@ def test_the_average_is_one_of_the_released_weights(awake: NewDenoiser) -> None:
     run(denoiser, on_step=compare)
 
 
+def test_a_state_whose_tensors_lie_in_another_order_goes_on_the_same(awake: NewDenoiser) -> None:
+    """As after a checkpoint: its format does not keep the order."""
+    denoiser = awake()
+    usual = begin(denoiser)
+    shuffled = replace(
+        usual,
+        **{
+            group: dict(reversed(getattr(usual, group).items()))
+            for group in ("weights", "ema", "exp_avg", "exp_avg_sq")
+        },
+    )
+    one, other = (run(denoiser, state=state, random=InsecureRandomForTests(4)) for state in (usual, shuffled))
+    assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
 def test_two_runs_share_no_noise(awake: NewDenoiser) -> None:
     denoiser = awake()
     quiet = replace(MECHANISM, num_steps=1, noise_multiplier=1000.0)
