@@ -473,8 +473,8 @@ def true_batch_sizes_in_a_metric(patch: pytest.MonkeyPatch, world: World) -> Non
 def exact_sum_in_the_weights(patch: pytest.MonkeyPatch, world: World) -> None:
     real = loop._adam_step
 
-    def step(state: Any, gradient: Any, rate: float) -> None:
-        real(state, gradient, rate * (1 + float(world.mechanisms.sums[-1].norm())))
+    def step(state: Any, gradient: Any, rate: float, betas: Any) -> None:
+        real(state, gradient, rate * (1 + float(world.mechanisms.sums[-1].norm())), betas)
 
     patch.setattr(loop, "_adam_step", step)
 

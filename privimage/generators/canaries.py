@@ -20,7 +20,7 @@ from privimage.config import DenoiserConfig, FinetuneConfig
 from privimage.errors import ConfigError
 from privimage.generators.denoiser import Denoiser, new_denoiser
 from privimage.generators.execution import IN_THIS_PROCESS, Execution
-from privimage.generators.finetune import ADAM_BETAS, FinetuneState, finetune, start_state
+from privimage.generators.finetune import FinetuneState, finetune, start_state
 from privimage.privacy.audit import LEAST_CANARIES, CanaryScores
 from privimage.privacy.entropy import Random
 from privimage.privacy.gradients import Network
@@ -124,7 +124,7 @@ def score_canaries(
     def read(state: FinetuneState) -> None:
         nonlocal before
         average = state.exp_avg[_TABLE].detach().flatten().cpu().numpy().astype(np.float64)
-        gradient = (average - ADAM_BETAS[0] * before) / (1 - ADAM_BETAS[0])
+        gradient = (average - watched.betas[0] * before) / (1 - watched.betas[0])
         released = gradient * mechanism.expected_batch_size / mechanism.max_grad_norm
         np.add(sums, released, out=sums)
         np.add(squares, released**2, out=squares)

@@ -25,7 +25,6 @@ from privimage.privacy.poisson import poisson_batch
 
 __all__ = ["FinetuneState", "finetune", "start_state"]
 
-ADAM_BETAS = (0.9, 0.999)
 # Clipped gradients are tiny (max_grad_norm / batch): the usual 1e-8 would act as a second learning rate.
 ADAM_EPS = 1e-12
 
@@ -98,10 +97,11 @@ def finetune(
             clipped = ClippedSum(value=total, max_grad_norm=work.max_grad_norm)
             flat = noisy_mean_gradient(clipped, mechanism, random)
             parts = zip(learned.items(), flat.split(sizes), strict=True)
-            _adam_step(state, {name: part.view_as(tensor) for (name, tensor), part in parts}, config.learning_rate)
+            gradient = {name: part.view_as(tensor) for (name, tensor), part in parts}
+            _adam_step(state, gradient, config.learning_rate, generator.betas)
             following = generator.follow(state.weights, config, step=state.step, seed=seed)
             if following is not None:
-                _adam(state, following.gradient, following.learning_rate, following.number)
+                _adam(state, following.gradient, following.learning_rate, generator.betas, following.number)
             ema_update(state.ema, state.weights, decay=config.ema_decay, step=state.step)
             on_step(state)
     return state
@@ -125,16 +125,20 @@ def _on_device(state: FinetuneState, device: torch.device, names: Sequence[str])
     )
 
 
-def _adam_step(state: FinetuneState, gradient: dict[str, Tensor], learning_rate: float) -> None:
+def _adam_step(
+    state: FinetuneState, gradient: dict[str, Tensor], learning_rate: float, betas: tuple[float, float]
+) -> None:
     """Adam on the noisy gradient; raises state.step by one."""
     state.step += 1
-    _adam(state, gradient, learning_rate, state.step)
+    _adam(state, gradient, learning_rate, betas, state.step)
 
 
 @torch.no_grad()
-def _adam(state: FinetuneState, gradient: dict[str, Tensor], learning_rate: float, number: int) -> None:
+def _adam(
+    state: FinetuneState, gradient: dict[str, Tensor], learning_rate: float, betas: tuple[float, float], number: int
+) -> None:
     """Update number `number`, from 1, of the weights that have a gradient (Kingma and Ba 2015, Algorithm 1)."""
-    beta1, beta2 = ADAM_BETAS
+    beta1, beta2 = betas
     correction1, correction2 = 1 - beta1**number, 1 - beta2**number
     for name, g in gradient.items():
         state.exp_avg[name].lerp_(g, 1 - beta1)

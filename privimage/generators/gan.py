@@ -38,8 +38,8 @@ _PAINTER, _DISCRIMINATOR = "painter.", "discriminator."
 class Gan(ImageGenerator):
     """Hinge losses (Lim and Ye 2017, arXiv:1705.02894); labels condition both networks."""
 
-    # A long memory of gradients makes the two networks chase each other.
-    pretrain_betas = (0.5, 0.99)
+    # With a longer memory of gradients the two networks chase each other: fine-tuning then ended below where it began.
+    betas = (0.5, 0.99)
     learner_prefix = _DISCRIMINATOR
 
     def __init__(self, painter: Painter, discriminator: Discriminator, *, config: GanConfig, num_classes: int) -> None:

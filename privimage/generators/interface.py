@@ -39,12 +39,12 @@ class ImageGenerator(nn.Module, ABC):
     """A network, or several, from which labelled images are drawn.
 
     Attributes:
-        pretrain_betas: Adam's decay rates in pre-training.
+        betas: Adam's decay rates.
         learner_prefix: what the names of the learner's parameters begin with.
     """
 
     num_classes: int
-    pretrain_betas = (0.9, 0.999)
+    betas = (0.9, 0.999)
     learner_prefix = ""
 
     @property

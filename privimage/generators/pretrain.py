@@ -88,7 +88,7 @@ def pretrain(
     with team_of(PublicSum(generator=generator, execution=execution), execution.devices) as team:
         parameters = dict(generator.named_parameters())
         sizes = [parameter.numel() for parameter in parameters.values()]
-        optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=generator.pretrain_betas)
+        optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=generator.betas)
         state = _start(parameters, optimizer, state)
         batch = _draw_batch(public_images, labels, generator, config, state.step)
         while state.step < config.num_steps:

@@ -125,7 +125,7 @@ def test_noise_is_the_accounted_one_for_every_weight_of_the_discriminator_and_no
     gan = small_gan()
     loud = replace(MECHANISM, num_steps=1, noise_multiplier=1000.0)
     state = run(gan, mechanism=loud)
-    released = flat(state.exp_avg, "discriminator.") / 0.1 * loud.expected_batch_size / loud.noise_stddev
+    released = flat(state.exp_avg, "discriminator.") / 0.5 * loud.expected_batch_size / loud.noise_stddev
     # Of 1,000 times the sum: false alarms below 1e-6.
     assert float(released.std()) == pytest.approx(1.0, abs=0.01 + 5 / (2 * len(released)) ** 0.5)
     assert abs(float(released.mean())) < 0.01 + 5 / len(released) ** 0.5

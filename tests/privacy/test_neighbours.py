@@ -484,7 +484,7 @@ def learning_rate_from_the_exact_sum(patch: pytest.MonkeyPatch) -> None:
         return released
 
     patch.setattr(loop, "noisy_mean_gradient", gradient)
-    patch.setattr(loop, "_adam_step", lambda state, g, rate: real_step(state, g, rate * (1 + norms[-1])))
+    patch.setattr(loop, "_adam_step", lambda state, g, rate, betas: real_step(state, g, rate * (1 + norms[-1]), betas))
 
 
 @pytest.mark.parametrize(
