@@ -171,22 +171,14 @@ def _text(text: str) -> str:
 
 
 _SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
-<<<<<<< HEAD
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "
-    f"look like them; a diffusion model is trained on this selection and {_TUNED}",
-    "random": f"A diffusion model is trained on public images of categories drawn at random, and {_TUNED}",
-    "all": f"A diffusion model is trained on all public images, with their own labels (PDP-Diffusion), and {_TUNED}",
-    "none": f"A diffusion model, without pre-training (DPDM), is {_TUNED}",
+    f"look like them; a generator is trained on this selection and {_TUNED}",
+    "random": f"A generator is trained on public images of categories drawn at random, and {_TUNED}",
+    "all": f"A generator is trained on all public images, with their own labels (PDP-Diffusion), and {_TUNED}",
+    "none": f"A generator, without pre-training (DPDM), is {_TUNED}",
 }
-=======
-_METHOD = (
-    "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that look "
-    "like them; a generator is trained on this selection and fine-tuned on the sensitive images with DP-SGD; it "
-    "then draws the images."
-)
->>>>>>> 9bb165b (GAN: docs, seeded bugs, the painter's step in the rehearsal)
 _LIMITS = """\
 - As many images of each class were asked for: how common a class is among the sensitive images is not in here.
 - What is rare among the sensitive images is rare or missing here; that is what the privacy guarantee asks for.
