@@ -27,7 +27,9 @@ def test_memorization_is_measured_on_pixels_and_features_and_its_pairs_are_shown
     report = finished.payload("evaluate", "internal.html").read_text()
     assert "Nearest pairs" in report
     assert "Nearer to a training than to a test image" in report
-    assert not re.search(r"<td[^>]*>(public|charged)[ <]", report)
+    safety = report.partition("<h2>Safety</h2>")[2].partition("</section>")[0]
+    kinds = re.findall(r'<th scope="row">[^<]*<small>(\w+) · ', safety)
+    assert len(kinds) > 4 and set(kinds) == {"internal"}
 
 
 def test_with_too_few_test_images_an_attack_is_a_sentence_that_says_how_many_are_needed(finished: Place) -> None:
