@@ -18,6 +18,7 @@ from privimage.errors import ConfigError
 __all__ = [
     "RELATION",
     "RELATION_IN_WORDS",
+    "ClassSums",
     "DPSGDMechanism",
     "GaussianCounts",
     "HistogramQuery",
@@ -33,7 +34,7 @@ RELATION_IN_WORDS = (
 
 
 class GaussianCounts(Protocol):
-    """A mechanism that adds Gaussian noise of `noise_multiplier` times its L2 sensitivity to counts, once an attempt."""
+    """A mechanism that adds Gaussian noise of `noise_multiplier` times its L2 sensitivity to counts or sums, once an attempt."""
 
     @property
     def noise_multiplier(self) -> float: ...
@@ -110,6 +111,47 @@ def query_mechanism(
         num_categories=num_categories,
         noise_multiplier=query_noise_multiplier,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSums:
+    """Noisy sums, one for each class: each image adds a vector of `dimension` numbers and norm at most 1 to its class's.
+
+    Guarantee: zeroing out one image changes one sum by a vector of norm at most 1, so the L2 sensitivity of all of them
+    together is 1; Gaussian noise of `noise_stddev` on each coordinate makes the release a Gaussian mechanism with
+    `noise_multiplier`. `privimage.privacy.class_sums` sees to the norm.
+    """
+
+    num_images: int
+    num_classes: int
+    dimension: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ConfigError(
+                f"The class sums' noise_multiplier must be positive and finite, found {self.noise_multiplier}."
+            )
+        if min(self.num_images, self.num_classes, self.dimension) < 1:
+            raise ConfigError(
+                f"Class sums need images, classes and numbers to sum, found {self.num_images} images, {self.num_classes} "
+                f"classes and vectors of {self.dimension} numbers."
+            )
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 change of all sums when one image is zeroed out."""
+        return 1.0
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise on each coordinate of each sum."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        """What is accounted when the sums are released once."""
+        return dpa.GaussianDpEvent(self.noise_multiplier)
 
 
 @dataclass(frozen=True, kw_only=True)

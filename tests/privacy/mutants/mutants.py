@@ -587,20 +587,20 @@ _QUERY = _of(
     "semantics/test_query.py",
     (
         "The histogram has no noise",
-        "measurement((counts * LATTICE).ravel().tolist())",
-        "(counts * LATTICE).ravel().tolist()",
+        "measurement(points.ravel().tolist())",
+        "points.ravel().tolist()",
         "test_released_noise_has_the_accounted_scale_and_no_other",
     ),
     (
         "The histogram's noise is halved",
-        "return noisy.reshape(counts.shape) / LATTICE",
-        "return (counts + noisy.reshape(counts.shape) / LATTICE) / 2",
+        "return noisy.reshape(points.shape) / per_unit",
+        "return (points + noisy.reshape(points.shape)) / per_unit / 2",
         "test_released_noise_has_the_accounted_scale_and_no_other",
     ),
     (
         "The histogram's noise is continuous and of numpy's global generator",
-        "measurement((counts * LATTICE).ravel().tolist())",
-        "((counts + mechanism.noise_stddev * np.random.standard_normal(counts.shape)) * LATTICE).ravel()",
+        "measurement(points.ravel().tolist())",
+        "(points + mechanism.noise_stddev * per_unit * np.random.standard_normal(points.shape)).ravel()",
         "test_noise_lies_on_the_exact_lattice",
     ),
     (
@@ -614,6 +614,47 @@ _QUERY = _of(
         "if rho > 1.000001",
         "if False and rho > 1.000001",
         "test_noise_that_opendp_does_not_confirm_is_refused",
+    ),
+)
+
+_CLASS_SUMS = _of(
+    "privacy/class_sums.py",
+    "privacy/test_class_sums.py",
+    (
+        "A vector of the class sums keeps its norm above 1",
+        "rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1 / peaks)",
+        "rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1 / peaks) / 2; return (rows * PER_UNIT).astype(int)",
+        "test_zeroing_out_any_image_changes_one_sum_by_at_most_the_stated_sensitivity",
+    ),
+    (
+        "Numbers of the class sums are rounded to the nearest point, and norms grow",
+        "np.trunc(rows * PER_UNIT).astype(np.int64)\n",
+        "np.rint(rows * PER_UNIT).astype(np.int64); return points\n",
+        "test_no_rounding_makes_a_norm_grow",
+    ),
+    (
+        "A vector of the class sums may be infinite",
+        "rows[~np.isfinite(rows).all(axis=1)] = 0.0",
+        "rows[np.isnan(rows).any(axis=1)] = 0.0",
+        "test_vectors_that_are_not_finite_count_as_zero",
+    ),
+    (
+        "The class sums have no noise",
+        "return add_lattice_noise(sums, mechanism, per_unit=PER_UNIT, insecure_random=insecure_random)",
+        "return sums / PER_UNIT",
+        "test_released_sums_have_the_accounted_noise_and_no_other",
+    ),
+    (
+        "The class sums have the noise of vectors in units of the lattice",
+        "add_lattice_noise(sums, mechanism, per_unit=PER_UNIT,",
+        "add_lattice_noise(sums, mechanism, per_unit=1,",
+        "test_released_sums_have_the_accounted_noise_and_no_other",
+    ),
+    (
+        "A label of the class sums may be out of range",
+        "if private_labels.min() < 0 or",
+        "if",
+        "test_labels_and_shapes_that_would_break_the_sensitivity_are_refused",
     ),
 )
 
@@ -1796,6 +1837,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_MECHANISMS,
     *_ACCOUNTING,
     *_QUERY,
+    *_CLASS_SUMS,
     *_FINETUNE,
     *_SPENDING,
     *_LIFE,
