@@ -26,8 +26,10 @@ StageName = Literal[
     "classifier",
     "index",
     "query",
+    "central",
     "select",
     "pretrain",
+    "warmup",
     "finetune",
     "audit",
     "synthesize",
@@ -48,7 +50,9 @@ class Redo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: StageName = Field(title="Stage", description="A private stage (query, finetune, validate) is charged again.")
+    stage: StageName = Field(
+        title="Stage", description="A private stage (query, central, finetune, validate) is charged again."
+    )
     draw: int = Field(
         default=2,
         ge=1,

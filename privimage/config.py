@@ -24,6 +24,7 @@ from privimage.config_sources import (
 )
 from privimage.config_stages import (
     AuditConfig,
+    CentralConfig,
     ClassifierConfig,
     DenoiserConfig,
     EvaluateConfig,
@@ -39,6 +40,7 @@ from privimage.errors import ConfigError
 
 __all__ = [
     "AuditConfig",
+    "CentralConfig",
     "ClassifierConfig",
     "DemoDigits",
     "DemoGlyphs",
@@ -122,6 +124,13 @@ class PrivacyConfig(Section):
         title="Query noise multiplier",
         description="The query's noise by hand, in units of its sensitivity, instead of `query_error`.",
     )
+    central_noise_multiplier: float = Field(
+        default=10.0,
+        gt=0,
+        title="Noise multiplier of central images",
+        description="Noise on the sums of images of each class, in units of the largest difference that one image makes; "
+        "only where `central` is used.",
+    )
     validation_error: float | None = Field(
         default=None,
         gt=0,
@@ -166,6 +175,9 @@ class RunConfig(Section):
     denoiser: DenoiserConfig = Field(default=DenoiserConfig(), description="The network of a generator by diffusion.")
     gan: GanConfig = Field(default=GanConfig(), description="The networks of a GAN.")
     pretrain: PretrainConfig = Field(default=PretrainConfig(), description="Training on the selection.")
+    central: CentralConfig = Field(
+        default=CentralConfig(), description="Central images and the warm-up with them; off unless asked for."
+    )
     finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="DP-SGD fine-tuning.")
     synthesize: SynthesizeConfig = Field(default=SynthesizeConfig(), description="Sampling.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Internal evaluation.")
@@ -206,6 +218,16 @@ class RunConfig(Section):
             raise ValueError(
                 "selection.strategy all needs a generator that learns of images without a label, which a GAN does not: set "
                 "generator to diffusion, or another strategy"
+            )
+        if self.central.is_used and self.generator == "gan":
+            raise ValueError(
+                "central.num_steps is above 0, but a GAN has no noise levels at which it could learn a mean image: set it to "
+                "0, or generator to diffusion"
+            )
+        if self.central.is_used and self.selection.strategy == "all":
+            raise ValueError(
+                "central.num_steps is above 0, but with selection.strategy all the generator is trained on public labels, "
+                "which central images do not have: set it to 0, or choose another strategy"
             )
         section = "denoiser" if self.generator == "diffusion" else "gan"
         levels = len(self.network.channel_multipliers)

@@ -10,6 +10,7 @@ from privimage.config_form import Section
 
 __all__ = [
     "AuditConfig",
+    "CentralConfig",
     "ClassifierConfig",
     "ClassifierName",
     "DenoiserConfig",
@@ -129,6 +130,58 @@ class PretrainConfig(Section):
     sigma_mean: float = Field(default=-1.2, description="Mean of ln sigma, the noise level drawn in training.")
     sigma_std: float = Field(default=1.2, gt=0, description="Standard deviation of ln sigma.")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed (public training is reproducible).")
+
+
+class CentralConfig(Section):
+    """Central images: the noisy mean image of each class, released once, and the warm-up of the generator with them."""
+
+    num_steps: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        title="Number of steps",
+        description="Optimizer steps of the warm-up; 0 = none, and no central image is asked for or paid for.",
+    )
+    batch_size: int = Field(
+        default=128, ge=2, le=65_536, description="Rows per step, central and public ones together."
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate of Adam.")
+    ema_decay: float = Field(default=0.98, ge=0, lt=1, description="Decay of the weight average per step.")
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the rows that are central images; the others are selected public ones. Without a selection "
+        "all are central images.",
+    )
+    sigma_min: float = Field(
+        default=0.8,
+        gt=0,
+        description="Lowest noise level of central images, and the highest of public ones: above it, the best denoised "
+        "image is nearly the mean of the class.",
+    )
+    sigma_max: float = Field(default=40.0, gt=0, description="Highest noise level of central images.")
+    max_norm: float | None = Field(
+        default=None,
+        gt=0,
+        title="Largest norm",
+        description="Bound on the norm of an image's difference from the mean public image, pixels in [-1, 1]; longer ones "
+        "are cut. None = the median of public images.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of the warm-up (it is reproducible; the noise is not)."
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the run has central images at all."""
+        return self.num_steps > 0
+
+    @model_validator(mode="after")
+    def _sigmas_ordered(self) -> CentralConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min}) must be below sigma_max ({self.sigma_max})")
+        return self
 
 
 class FinetuneConfig(Section):

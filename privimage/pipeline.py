@@ -9,6 +9,9 @@ With another `selection.strategy` than semantic nothing is queried, and fine-tun
 
 With `evaluate.validation: private` a third charged stage, validate, comes after downstream; release and evaluate use it.
 
+With `central.num_steps` above 0 a charged stage, central, comes after the query, and a free one, warmup, between pretrain
+and finetune.
+
 With `audit.canaries` above 0, the stage audit comes after finetune; release uses it.
 
 A stage is a function of (configuration, input artifacts, randomness) that writes one artifact's payload into a folder.
@@ -35,7 +38,7 @@ from privimage.interrupts import StopRequest
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import Random
 from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
+from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.progress import Progress
 from privimage.release.export import export_release
 from privimage.store.artifacts import JSON, Artifact
@@ -58,7 +61,7 @@ __all__ = [
 ]
 
 
-Mechanism = HistogramQuery | DPSGDMechanism | ValidationCount
+Mechanism = HistogramQuery | ClassSums | DPSGDMechanism | ValidationCount
 
 
 class PrivateImages(Protocol):
@@ -217,7 +220,26 @@ def _query_fields(config: RunConfig) -> dict[str, Any]:
         "num_votes": config.query.num_votes,
         "query_error": privacy.query_error,
         "query_noise_multiplier": privacy.query_noise_multiplier,
+        # The query opens the plan, and what it was opened for is fixed with it.
+        **({"central_noise_multiplier": privacy.central_noise_multiplier} if config.central.is_used else {}),
     }
+
+
+def _central_fields(config: RunConfig) -> dict[str, Any]:
+    return {"max_norm": config.central.max_norm, "noise_multiplier": config.privacy.central_noise_multiplier}
+
+
+def _warmup_fields(config: RunConfig) -> dict[str, Any]:
+    shared = {"sigma_mean", "sigma_std", "label_dropout", "horizontal_flip"}
+    return {
+        "central": config.central.model_dump(mode="json", exclude={"max_norm"}),
+        "pretrain": config.pretrain.model_dump(mode="json", include=shared),
+    }
+
+
+def _start(config: RunConfig) -> str:
+    """The stage whose generator fine-tuning starts from."""
+    return "warmup" if config.central.is_used else "pretrain"
 
 
 def _selection_fields(config: RunConfig) -> dict[str, Any]:
@@ -326,6 +348,17 @@ STAGES: tuple[Stage, ...] = (
         part_of=lambda config: config.selection.asks_the_query,
     ),
     Stage(
+        name="central",
+        version=1,
+        about="noisy mean image of each class",
+        inputs=("public", "admit", "query"),
+        fields=_central_fields,
+        charge=_later("charges", "charge_central"),
+        rehearse=_later("central", "rehearse"),
+        run=_later("central", "run"),
+        part_of=lambda config: config.central.is_used,
+    ),
+    Stage(
         name="select",
         version=2,
         about="public images of the chosen categories",
@@ -346,10 +379,25 @@ STAGES: tuple[Stage, ...] = (
         run=_later("generation", "run_pretrain"),
     ),
     Stage(
+        name="warmup",
+        version=1,
+        about="generator, trained further on central images",
+        inputs=("public", "select", "central", "pretrain"),
+        reads=lambda config: (
+            *(() if config.selection.strategy == "none" else ("public", "select")),
+            "central",
+            "pretrain",
+        ),
+        fields=_warmup_fields,
+        run=_later("warmup", "run"),
+        part_of=lambda config: config.central.is_used,
+    ),
+    Stage(
         name="finetune",
         version=1,
         about="DP-SGD on the sensitive images",
-        inputs=("admit", "query", "pretrain"),
+        inputs=("admit", "query", "central", "pretrain", "warmup"),
+        reads=lambda config: ("admit", "query", "central", _start(config)),
         fields=_finetune_fields,
         charge=_later("charges", "charge_finetune"),
         rehearse=_later("generation", "rehearse_finetune"),
@@ -359,7 +407,8 @@ STAGES: tuple[Stage, ...] = (
         name="audit",
         version=1,
         about="canaries through the real step, on public images",
-        inputs=("public", "pretrain", "finetune"),
+        inputs=("public", "pretrain", "warmup", "finetune"),
+        reads=lambda config: ("public", _start(config), "finetune"),
         fields=_audit_fields,
         run=_later("audit", "run"),
         part_of=lambda config: config.audit.canaries > 0,
@@ -397,8 +446,8 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="internal figures against held-out sensitive images",
         inputs=(
-            *("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "synthesize"),
-            *("downstream", "validate"),
+            *("public", "admit", "classifier", "query", "central", "select", "pretrain", "warmup", "finetune"),
+            *("synthesize", "downstream", "validate"),
         ),
         fields=_section("evaluate"),
         run=_later("evaluate", "run"),
@@ -410,8 +459,8 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="synthetic.parquet, datasheet, certificate, report",
         inputs=(
-            *("public", "admit", "classifier", "query", "select", "pretrain", "finetune", "audit", "synthesize"),
-            "validate",
+            *("public", "admit", "classifier", "query", "central", "select", "pretrain", "warmup", "finetune", "audit"),
+            *("synthesize", "validate"),
         ),
         fields=_section("name", "description", "license"),
         run=_later("release", "run"),
@@ -449,8 +498,8 @@ def stage_of(name: str, config: RunConfig) -> Stage:
             return stage
     raise ConfigError(
         f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (query: "
-        "selection.strategy semantic; index and select: any but none; audit: audit.canaries above 0; validate: "
-        "evaluate.validation private)."
+        "selection.strategy semantic; index and select: any but none; central and warmup: central.num_steps "
+        "above 0; audit: audit.canaries above 0; validate: evaluate.validation private)."
     )
 
 

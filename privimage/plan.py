@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import dp_accounting as dpa
+
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused
 from privimage.ledgers import ledger_of
 from privimage.pipeline import Stage, stages_until
-from privimage.preflight import check_against_data, planned_validation
+from privimage.preflight import check_against_data, planned_central, planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import WHOLE_GRANT, Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
 from privimage.runner import Run, admitted, stage_key
-from privimage.stages.charges import finetune_plan, plan_without_query, query_plan, validation_plan
+from privimage.stages.charges import central_plan, finetune_plan, plan_without_query, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
 
 __all__ = ["PlannedStage", "RunPlan", "grant_in_words", "look_up", "plan_run"]
@@ -65,7 +67,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     admit, public = found.get("admit"), found.get("public")
     facts = admitted(admit) if admit else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
-    costs: dict[str, float | None] = {"query": None, "finetune": None, "validate": None}
+    costs: dict[str, float | None] = {"query": None, "central": None, "finetune": None, "validate": None}
     share_taken = share_asked = refusal = None
     if facts and ledger and public:
         categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
@@ -156,24 +158,41 @@ def _cost(
 ) -> tuple[Plan | None, dict[str, float | None]]:
     """The plan that the ledger would be asked for (None: fine-tuning is there), and what each private stage adds.
 
-    Query and validation cost what they cost alone, fine-tuning the rest of the run's epsilon.
+    Query and validation cost what they cost alone, central images what they add to the query, fine-tuning the rest of the
+    run's epsilon.
     """
     privacy = run.config.privacy
-    query, finetune = found.get("query"), found.get("finetune")
+    query, central, finetune = found.get("query"), found.get("central"), found.get("finetune")
     validation = planned_validation(run.config, facts)
     aside = min(epsilon_of([validation.event], privacy.delta), privacy.epsilon) if validation else 0.0
     if finetune:
         if "validate" in keys and not found.get("validate"):
             validation_plan(run.config, keys["validate"] or "", finetune.manifest.reservations, facts, ledger)
-        return None, {"query": 0.0, "finetune": 0.0, "validate": aside}
-    if not run.config.selection.asks_the_query:
-        plan, alone = plan_without_query(run.config, keys.get("finetune") or "", facts)[0], 0.0
-    elif query is None:
+        return None, {"query": 0.0, "central": 0.0, "finetune": 0.0, "validate": aside}
+    asks, summed = run.config.selection.asks_the_query, planned_central(run.config, facts)
+    paid = [entry for artifact in (query, central) if artifact for entry in artifact.manifest.reservations]
+    held = ledger.reservations()
+    query_alone, delta = 0.0, privacy.delta
+    prior: list[dpa.DpEvent] = []
+    if asks and query is None:
         plan, mechanism = query_plan(run.config, keys.get("query") or "", facts, num_categories)
-        alone = epsilon_of([mechanism.event], privacy.delta)
+        prior = [mechanism.event]
+        query_alone = epsilon_of(prior, delta)
+        prior += [summed.event] if summed else []
+    elif summed and central is None:
+        query_paid = query.manifest.reservations if query else None
+        plan, _ = central_plan(run.config, keys.get("central") or "", query_paid, facts, ledger)
+        prior = [*(held[entry].event for entry in paid), summed.event]
+        query_alone = epsilon_of(prior[:-1], delta) if paid else 0.0
+    elif paid:
+        plan, _ = finetune_plan(run.config, keys.get("finetune") or "", paid, facts, ledger)
+        prior, delta = [held[entry].event for entry in paid], delta / 2 if plan.builds_on else delta
     else:
-        plan, _ = finetune_plan(run.config, keys.get("finetune") or "", query.manifest.reservations, facts, ledger)
-        held = ledger.reservations()
-        prior = [held[paid].event for paid in plan.builds_on or query.manifest.reservations]
-        alone = epsilon_of(prior, privacy.delta / 2 if plan.builds_on else privacy.delta)
-    return plan, {"query": alone, "finetune": max(privacy.epsilon - alone - aside, 0.0), "validate": aside}
+        plan, _ = plan_without_query(run.config, keys.get("finetune") or "", facts)
+    alone = epsilon_of(prior, delta) if prior else 0.0
+    return plan, {
+        "query": query_alone,
+        "central": alone - query_alone,
+        "finetune": max(privacy.epsilon - alone - aside, 0.0),
+        "validate": aside,
+    }

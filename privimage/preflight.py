@@ -5,9 +5,9 @@ from __future__ import annotations
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError, DataError
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount, query_mechanism
+from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount, query_mechanism
 
-__all__ = ["check_against_data", "finetune_mechanism", "planned_query", "planned_validation"]
+__all__ = ["check_against_data", "finetune_mechanism", "planned_central", "planned_query", "planned_validation"]
 
 LEAST_OF_A_CLASS = 2  # one to train a classifier on, one to choose the epoch by
 
@@ -39,6 +39,7 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
         )
     if config.selection.asks_the_query:
         planned_query(config, sensitive, categories)
+    planned_central(config, sensitive)
     planned_validation(config, sensitive)
     finetune_mechanism(config, sensitive, noise_multiplier=1.0)
 
@@ -52,6 +53,18 @@ def planned_query(config: RunConfig, sensitive: SensitiveFacts, num_categories: 
         num_images=sensitive.num_train,
         query_error=config.privacy.query_error,
         query_noise_multiplier=config.privacy.query_noise_multiplier,
+    )
+
+
+def planned_central(config: RunConfig, sensitive: SensitiveFacts) -> ClassSums | None:
+    """The mechanism of central images, from the configuration and public facts; None where the run has none."""
+    if not config.central.is_used:
+        return None
+    return ClassSums(
+        num_images=sensitive.num_train,
+        num_classes=len(sensitive.class_names),
+        dimension=sensitive.channels * sensitive.resolution**2,
+        noise_multiplier=config.privacy.central_noise_multiplier,
     )
 
 

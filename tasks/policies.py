@@ -28,6 +28,7 @@ COMPUTING = (
     "index",
     "query",
     "pretrain",
+    "warmup",
     "finetune",
     "audit",
     "synthesize",

@@ -132,7 +132,7 @@ def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
     assert all(row["epsilon"] is None or row["epsilon"] >= 0 for row in plan["stages"])
     assert "costs all of its epsilon 0.05" in plan["refusal"]
     shown = privimage("plan", *finished.options("privacy.epsilon=0.05"))
-    assert "It would be refused: The query that this run builds on" in shown.out
+    assert "It would be refused: What this run builds on" in shown.out
 
 
 def test_a_finished_run_foresees_no_refusal(privimage: Callable[..., Answer], finished: Place) -> None:

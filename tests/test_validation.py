@@ -208,7 +208,9 @@ def test_the_plan_says_what_it_will_cost(granted_copy: Place, validated: Place) 
 
 
 def test_noise_too_small_for_epsilon_is_refused_before_anything_is_charged(granted_copy: Place) -> None:
-    with pytest.raises(PrivacyRefused, match=r"Query and validation alone .*raise privacy\.validation_error"):
+    with pytest.raises(
+        PrivacyRefused, match=r"Validation, and what comes before fine-tuning, alone .*raise privacy\.validation_error"
+    ):
         run_all(granted_copy.run(*PRIVATE, "privacy.validation_error=0.01"), "query")
     assert granted_copy.kinds == ["grant"]
 

@@ -23,7 +23,7 @@ from privimage.runner import Run
 __all__ = ["OWN", "Row", "empty_row", "plots", "row_of", "table"]
 
 MEASURES = ("FID", "KID")
-OWN = ("query", "select", "pretrain", "finetune", "synthesize")
+OWN = ("query", "central", "select", "pretrain", "warmup", "finetune", "synthesize")
 """Stages whose time is a method's own; the others are the same for all methods."""
 
 Status = Literal["done", "not run", "skipped", "failed"]

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from privimage.benchmark.results import OWN, Row, empty_row, plots, row_of, table
-from privimage.benchmark.suite import Cell, Suite, cells_of
+from privimage.benchmark.suite import Cell, Suite, cells_of, first_charged
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
 from privimage.interrupts import StopRequest
@@ -175,7 +175,7 @@ def _granted(epsilon: float, delta: float) -> dict[str, float]:
 
 def _plan_of(cell: Cell, store: Store) -> str | None:
     """The plan that a run opens, as far as it can be known: it is named after the first stage that is charged."""
-    first = "query" if cell.config.selection.asks_the_query else "finetune"
+    first = first_charged(cell.config)
     key = look_up(run_of(cell, store), first)[1][first]
     return plan_id(key) if key else None
 

@@ -14,14 +14,26 @@ from pydantic import Field, ValidationError
 from privimage.config import RunConfig, parse_config
 from privimage.config_form import Section
 from privimage.errors import ConfigError
+from privimage.pipeline import stages_of
 
-__all__ = ["METHODS", "Cell", "DataSet", "Suite", "cells_of", "load_suite", "parse_suite", "restricted"]
+__all__ = [
+    "METHODS",
+    "Cell",
+    "DataSet",
+    "Suite",
+    "cells_of",
+    "first_charged",
+    "load_suite",
+    "parse_suite",
+    "restricted",
+]
 
 METHODS: Mapping[str, dict[str, Any]] = {
     "privimage": {},
     "random-selection": {"selection": {"strategy": "random"}},
     "pdp-diffusion": {"selection": {"strategy": "all"}},
     "dpdm": {"selection": {"strategy": "none"}},
+    "dp-feta": {"selection": {"strategy": "none"}, "central": {"num_steps": 400}},
 }
 """What every suite may name, as what it changes in a configuration."""
 
@@ -172,8 +184,13 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
         epsilon=epsilon,
         seed=seed,
         config=config,
-        draws={"query": draw, "finetune": draw} if config.selection.asks_the_query else {"finetune": draw},
+        draws={first_charged(config): draw, "finetune": draw},
     )
+
+
+def first_charged(config: RunConfig) -> str:
+    """The stage that opens the run's plan."""
+    return next(stage.name for stage in stages_of(config) if stage.charge)
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,20 @@ from privimage.generators.pixels import from_pixels
 from privimage.generators.team import Job, team_of
 from privimage.privacy.gradients import autocast
 
-__all__ = ["PretrainState", "PublicSum", "learning_rate_at", "pretrain"]
+__all__ = ["PretrainState", "PublicSum", "Training", "learning_rate_at", "pretrain", "random_of_step", "train"]
+
+
+class Training(Protocol):
+    """What the loop has to know of its settings."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def ema_decay(self) -> float: ...
 
 
 @dataclass(kw_only=True)
@@ -34,7 +48,7 @@ class PretrainState:
     curve: list[tuple[int, float]]
 
 
-def learning_rate_at(step: int, config: PretrainConfig) -> float:
+def learning_rate_at(step: int, config: Training) -> float:
     """Linear warm-up over at most 100 steps, then cosine to a tenth."""
     warmup = min(100, max(1, config.num_steps // 10))
     if step < warmup:
@@ -85,22 +99,47 @@ def pretrain(
         TrainingError: a loss, or a weight after the last step, is not finite.
         PrivimageError: a process of one of several devices died.
     """
+    return train(
+        generator,
+        lambda step: _draw_batch(public_images, labels, generator, config, step),
+        config,
+        section="pretrain",
+        state=state,
+        on_step=on_step,
+        execution=execution,
+    )
+
+
+def train(
+    generator: ImageGenerator,
+    draw: Callable[[int], dict[str, Tensor]],
+    config: Training,
+    *,
+    section: str,
+    state: PretrainState | None,
+    on_step: Callable[[PretrainState, float], None],
+    execution: Execution = IN_THIS_PROCESS,
+) -> PretrainState:
+    """The loop of `pretrain` on batches of any kind: `draw(step)` gives the rows of a step, as `public_losses` takes them.
+
+    Raises as `pretrain`, naming `section` of the configuration.
+    """
     with team_of(PublicSum(generator=generator, execution=execution), execution.devices) as team:
         parameters = dict(generator.named_parameters())
         sizes = [parameter.numel() for parameter in parameters.values()]
         optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate, betas=generator.betas)
         state = _start(parameters, optimizer, state)
-        batch = _draw_batch(public_images, labels, generator, config, state.step)
+        batch = draw(state.step)
         while state.step < config.num_steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(state.step, config)
             found = team.sum(torch.cat([tensor.flatten() for tensor in state.weights.values()]), batch)
             # Drawn here, while a GPU still computes: it is waited for when the loss is asked for.
-            batch = _draw_batch(public_images, labels, generator, config, state.step + 1)
+            batch = draw(state.step + 1)
             value = float(found[-1])
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"Pre-training diverged at step {state.step}: the loss is {value}; lower pretrain.learning_rate."
+                    f"Training ({section}) diverged at step {state.step}: the loss is {value}; lower {section}.learning_rate."
                 )
             for parameter, gradient in zip(parameters.values(), found[:-1].split(sizes), strict=True):
                 parameter.grad = gradient.view_as(parameter)
@@ -110,18 +149,23 @@ def pretrain(
             on_step(state, value)
     if not all(bool(tensor.isfinite().all()) for tensor in state.ema.values()):
         raise TrainingError(
-            f"Pre-training diverged at step {state.step - 1}: a weight is not finite; lower pretrain.learning_rate."
+            f"Training ({section}) diverged at step {state.step - 1}: a weight is not finite; lower {section}.learning_rate."
         )
     return state
+
+
+def random_of_step(seed: int, step: int) -> torch.Generator:
+    """A step's own random numbers."""
+    # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
+    mixed = np.random.SeedSequence([seed, step]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def _draw_batch(
     public_images: Tensor, labels: Tensor, generator: ImageGenerator, config: PretrainConfig, step: int
 ) -> dict[str, Tensor]:
     """The rows of one step, from that step's own random numbers."""
-    # Mixed into 32 bits, because torch's CPU generator ignores the others of a seed.
-    mixed = np.random.SeedSequence([config.seed, step]).generate_state(1)
-    random = torch.Generator().manual_seed(int(mixed[0]))
+    random = random_of_step(config.seed, step)
     rows = torch.randint(len(public_images), (config.batch_size,), generator=random)
     images = from_pixels(public_images[rows])
     if config.horizontal_flip:

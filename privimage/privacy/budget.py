@@ -340,11 +340,16 @@ def _committed(
         return reserved
     if intends is None:
         intends = Plan.from_json(own[0].body["plan"]).intends
-    done = Counter(event_shape(event) for event in reserved)
+    left = [event for event in reserved if event in intends]
+    # One of another noise than was intended stands for that of its shape; a second one of the same noise for no other.
+    others = Counter(event_shape(event) for event in reserved if event not in intends)
     pending = []
     for event in intends:
         shape = event_shape(event)
-        done[shape] -= 1
-        if done[shape] < 0:
+        if event in left:
+            left.remove(event)
+        elif others[shape] > 0:
+            others[shape] -= 1
+        else:
             pending.append(event)
     return reserved + pending

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from privimage.privacy.counts import add_lattice_noise
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSums
 
-__all__ = ["class_sums", "noisy_class_sums"]
+__all__ = ["Rows", "class_sums", "noisy_class_sums"]
 
 # Vectors are summed as integers, in units of 2^-20 of their largest norm: the sums are exact in any order, and rounding
 # moves the mean of a class by less than one unit. 2^42 images would fit into 64 bits.
@@ -18,8 +20,17 @@ PER_UNIT = 1 << 20
 ROWS_AT_ONCE = 4096
 
 
+class Rows(Protocol):
+    """Vectors, (images, dimension): an array, or something that computes some of its rows when it is asked for them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.floating]: ...
+
+
 def noisy_class_sums(
-    vectors: NDArray[np.floating],
+    vectors: Rows,
     private_labels: NDArray[np.int64],
     mechanism: ClassSums,
     *,
@@ -33,9 +44,7 @@ def noisy_class_sums(
     return add_lattice_noise(sums, mechanism, per_unit=PER_UNIT, insecure_random=insecure_random)
 
 
-def class_sums(
-    vectors: NDArray[np.floating], private_labels: NDArray[np.int64], mechanism: ClassSums
-) -> NDArray[np.int64]:
+def class_sums(vectors: Rows, private_labels: NDArray[np.int64], mechanism: ClassSums) -> NDArray[np.int64]:
     """Exact sums of the vectors of each class, (classes, dimension), in units of 1 / PER_UNIT: private, never to be shown.
 
     A vector (a row of `vectors`, (images, dimension)) whose norm is above 1 is scaled to norm 1; one that is not finite
@@ -51,7 +60,7 @@ def class_sums(
     if private_labels.min() < 0 or private_labels.max() >= mechanism.num_classes:
         raise DataError("A label of the class sums is out of range.")
     sums = np.zeros((mechanism.num_classes, mechanism.dimension), dtype=np.int64)
-    for start in range(0, len(vectors), ROWS_AT_ONCE):
+    for start in range(0, mechanism.num_images, ROWS_AT_ONCE):
         rows = _bounded(vectors[start : start + ROWS_AT_ONCE])
         labels = private_labels[start : start + ROWS_AT_ONCE]
         for label in range(mechanism.num_classes):

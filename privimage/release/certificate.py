@@ -22,6 +22,7 @@ from privimage.release.code import code_digest
 from privimage.store.artifacts import Artifact, canonical_json
 
 __all__ = [
+    "BEFORE_FINETUNE",
     "SCHEMA",
     "UNIT",
     "CrossCheck",
@@ -36,6 +37,8 @@ __all__ = [
 CrossCheck = Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]]
 
 SCHEMA = 1
+# Stages that may be charged before fine-tuning: no certificate is silent about one.
+BEFORE_FINETUNE = ("query", "central")
 UNIT = "one image"
 _ASSUMPTIONS = (
     "The number of training images is public.",
@@ -77,7 +80,8 @@ def build_certificate(
 
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
-        PrivacyRefused: the configuration states another epsilon or delta than was charged, or hides a query.
+        PrivacyRefused: the configuration states another epsilon or delta than was charged, or hides a query or
+            central images.
     """
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
     held = reservations_of(entries)
@@ -99,10 +103,11 @@ def build_certificate(
                 }
             )
     plan = held[private_artifacts["finetune"].manifest.reservations[-1]].body["plan"]
-    if hidden := _hidden_query(plan, held, events):
+    if hidden := _hidden(plan, held, events):
         raise PrivacyRefused(
-            f"Fine-tuning was charged after the query of entry {hidden}, which this run's configuration does not have "
-            f"(selection.strategy {config.selection.strategy}): no certificate leaves it out."
+            f"Fine-tuning was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
+            f"does not have (selection.strategy {config.selection.strategy}, central.num_steps {config.central.num_steps}): no "
+            "certificate leaves it out."
         )
     delta = config.privacy.delta
     builds_on = [events[paid] for paid in plan["builds_on"]]
@@ -129,6 +134,7 @@ def build_certificate(
         "unit": UNIT,
         "num_training_images": facts.num_train,
         "selection": config.selection.strategy,
+        **({"central_images": True} if "central" in private_artifacts else {}),
         **({"num_validation_images": facts.num_validation} if "validate" in private_artifacts else {}),
         "mechanisms": mechanisms,
         "plan": {"id": plan["id"], "builds_on": list(plan["builds_on"])},
@@ -154,16 +160,17 @@ def build_certificate(
     }
 
 
-def _hidden_query(plan: Mapping[str, Any], held: Mapping[str, Entry], listed: Mapping[str, dpa.DpEvent]) -> str | None:
-    """A charge that fine-tuning's plan builds on, or a query of that plan, none of which would be listed."""
+def _hidden(plan: Mapping[str, Any], held: Mapping[str, Entry], listed: Mapping[str, dpa.DpEvent]) -> str | None:
+    """A charge that fine-tuning's plan builds on, or a query or central images of that plan, none of which would be listed."""
     missing = [paid for paid in plan["builds_on"] if paid not in listed]
-    queries = [
-        paid
-        for paid, entry in held.items()
-        if entry.body["plan"]["id"] == plan["id"] and entry.body["stage"] == "query"
-    ]
-    if not any(paid in listed for paid in queries):
-        missing += queries
+    for stage in BEFORE_FINETUNE:
+        charged = [
+            paid
+            for paid, entry in held.items()
+            if entry.body["plan"]["id"] == plan["id"] and entry.body["stage"] == stage
+        ]
+        if not any(paid in listed for paid in charged):
+            missing += charged
     return missing[0] if missing else None
 
 

@@ -28,6 +28,7 @@ from privimage.privacy.events import event_from_json, event_in_words
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.certificate import (
+    BEFORE_FINETUNE,
     SCHEMA,
     UNIT,
     certified_interval,
@@ -171,7 +172,10 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     validated = {"validate"} if "num_validation_images" in certificate else set()
     # Certificates of earlier versions do not say how public images were selected: it was by the query.
     queried = {"query"} if certificate.get("selection", "semantic") == "semantic" else set()
-    whole = stages == {"finetune"} | queried | validated and len(own) + len(builds_on) == len(certificate["mechanisms"])
+    summed = {"central"} if certificate.get("central_images", False) else set()
+    whole = stages == {"finetune"} | queried | summed | validated and len(own) + len(builds_on) == len(
+        certificate["mechanisms"]
+    )
     same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON) and all(
         _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
     )
@@ -311,7 +315,7 @@ def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
 
 
 def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
-    """What the certificate says and the ledger does not, and a query of its plan that it does not say."""
+    """What the certificate says and the ledger does not, and a query or central images of its plan that it does not say."""
     settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
     stated = certificate["ledger"]
     then = entries[: len(stated["entries"])]
@@ -351,11 +355,12 @@ def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], count
         wrong += [
             f"{name} of {paid} is {held}, certified {said}" for name, (held, said) in facts.items() if held != said
         ]
-    if all(mechanism["stage"] != "query" for mechanism in certificate["mechanisms"]):
-        of_plan = [entry for entry in counting.values() if entry.body["plan"]["id"] == certificate["plan"]["id"]]
-        wrong += [
-            f"{entry.id} is a query of the same plan, of which nothing is said"
-            for entry in of_plan
-            if entry.body["stage"] == "query"
-        ]
+    told = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
+    wrong += [
+        f"{entry.id} is a {entry.body['stage']} of the same plan, of which nothing is said"
+        for entry in counting.values()
+        if entry.body["plan"]["id"] == certificate["plan"]["id"]
+        and entry.body["stage"] in BEFORE_FINETUNE
+        and entry.body["stage"] not in told
+    ]
     return wrong

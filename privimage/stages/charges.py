@@ -10,14 +10,23 @@ from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded, PrivacyRefused, Uncharged
 from privimage.pipeline import Charge
-from privimage.preflight import check_against_data, finetune_mechanism, planned_query, planned_validation
+from privimage.preflight import (
+    check_against_data,
+    finetune_mechanism,
+    planned_central,
+    planned_query,
+    planned_validation,
+)
 from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, event_shape
 from privimage.privacy.budget import Plan
+from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
+from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.store.artifacts import Artifact, open_ref
 
 __all__ = [
+    "central_plan",
+    "charge_central",
     "charge_finetune",
     "charge_query",
     "charge_validate",
@@ -28,6 +37,9 @@ __all__ = [
     "query_plan",
     "validation_plan",
 ]
+
+# Stages that may be charged before fine-tuning, in the order of their plan.
+AHEAD = ("query", "central")
 
 
 def charge_query(
@@ -47,8 +59,8 @@ def charge_query(
 
 
 def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categories: int) -> tuple[Plan, HistogramQuery]:
-    """The plan that the query under `key` opens: itself, the validation if there is to be one, and the fine-tuning for
-    which all cost the run's epsilon.
+    """The plan that the query under `key` opens: itself, central images and validation if there are to be any, and the
+    fine-tuning for which all cost the run's epsilon.
 
     These are fixed here, before the votes can be seen: this is what lets them be accounted tightly.
 
@@ -61,27 +73,75 @@ def query_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categorie
         id=plan_id(key),
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
-        intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),
+        intends=(mechanism.event, *_central(config, facts), finetune.event, *_set_aside(config, facts)),
     )
+    return plan, mechanism
+
+
+def charge_central(
+    config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
+) -> Charge:
+    """Central images take what the query's plan intends for them; without a query they open the run's plan."""
+    check_against_data(config, TableFacts.from_json(inputs["public"].read_bytes("facts.json").decode()), facts)
+    query = inputs.get("query")
+    plan, mechanism = central_plan(config, key, query.manifest.reservations if query else None, facts, ledger)
+    ledger.check_fits(plan, num_images=facts.num_train)
+    return Charge(mechanism=mechanism, plan=plan, num_images=facts.num_train)
+
+
+def central_plan(
+    config: RunConfig, key: str, query_reservations: Sequence[str] | None, facts: SensitiveFacts, ledger: Ledger
+) -> tuple[Plan, ClassSums]:
+    """The plan that the central images under `key` belong to, and their mechanism.
+
+    Args:
+        query_reservations: what paid for the query, in whose plan they are; None where none is made.
+
+    Raises:
+        Uncharged: the ledger does not hold what paid for the query.
+        PrivacyRefused: the query's plan does not intend them, is closed, or holds other central images.
+    """
+    mechanism = planned_central(config, facts)
+    if mechanism is None:
+        raise PrivacyRefused("The configuration has no central images: central.num_steps is 0.")
+    if query_reservations is None:
+        return plan_without_query(config, key, facts)[0], mechanism
+    held = ledger.reservations()
+    plan = _plan_of(query_reservations, held)
+    rivals = [
+        entry.id
+        for entry in held.values()
+        if (entry.body["plan"]["id"], entry.body["stage"]) == (plan.id, "central") and entry.body["key"] != key
+    ]
+    if mechanism.event not in plan.intends or rivals or ledger.is_closed(plan.id):
+        why = (
+            f"other ones were charged to it, by entry {rivals[0]}"
+            if rivals
+            else "it is closed, or intends none of them"
+        )
+        raise PrivacyRefused(
+            f"Plan {plan.id} of the query has no budget for these central images: {why}. Run again with another draw of the "
+            "query (--draw query=2). Nothing was charged."
+        )
     return plan, mechanism
 
 
 def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism:
     """Fine-tuning as it is fixed with the query, or by itself where none is made; raises as `query_plan`."""
     query = [planned_query(config, facts, num_categories).event] if config.selection.asks_the_query else []
-    return _calibrated(config, facts, query, _set_aside(config, facts), joined=True)
+    return _calibrated(config, facts, [*query, *_central(config, facts)], _set_aside(config, facts), joined=True)
 
 
 def plan_without_query(config: RunConfig, key: str, facts: SensitiveFacts) -> tuple[Plan, DPSGDMechanism]:
-    """The plan that fine-tuning under `key` opens in a run without a query: it has all of the run's epsilon, but for what is
-    set aside for validation."""
-    later = _set_aside(config, facts)
-    mechanism = _calibrated(config, facts, [], later, joined=True)
+    """The plan that central images under `key` open in a run without a query, or fine-tuning where there are none, and the
+    fine-tuning for which all that it intends costs the run's epsilon."""
+    central, later = _central(config, facts), _set_aside(config, facts)
+    mechanism = _calibrated(config, facts, central, later, joined=True)
     plan = Plan(
         id=plan_id(key),
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
-        intends=(mechanism.event, *later),
+        intends=(*central, mechanism.event, *later),
     )
     return plan, mechanism
 
@@ -89,22 +149,24 @@ def plan_without_query(config: RunConfig, key: str, facts: SensitiveFacts) -> tu
 def charge_finetune(
     config: RunConfig, key: str, inputs: Mapping[str, Artifact], facts: SensitiveFacts, ledger: Ledger
 ) -> Charge:
-    """Fine-tuning takes what the query left of its plan; if the plan is taken or other, it opens one that builds on the query.
+    """Fine-tuning takes what query and central images left of their plan; if the plan is taken or other, it opens one that
+    builds on them.
 
-    Without a query it opens the run's plan. What it starts from must then go back to none.
+    Without either it opens the run's plan. What it starts from must go back to no other charged artifact than these.
     """
-    query = inputs.get("query")
-    _check_lineage(inputs["pretrain"], query)
+    ahead = [inputs[name] for name in AHEAD if name in inputs]
+    _check_lineage(inputs.get("warmup") or inputs["pretrain"], ahead)
     left_open = ledger.open_reservations("finetune", key)
     if left_open:
         # A crashed attempt goes on with exactly the noise that was reserved, whatever calibration would say today.
         plan = Plan.from_json(left_open[-1].entry.body["plan"])
         mechanism = finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(left_open[-1].event))
     else:
-        if query is None:
-            plan, mechanism = plan_without_query(config, key, facts)
+        if ahead:
+            paid = [entry for artifact in ahead for entry in artifact.manifest.reservations]
+            plan, mechanism = finetune_plan(config, key, paid, facts, ledger)
         else:
-            plan, mechanism = finetune_plan(config, key, query.manifest.reservations, facts, ledger)
+            plan, mechanism = plan_without_query(config, key, facts)
         ledger.check_fits(plan, num_images=facts.num_train)
     return Charge(
         mechanism=mechanism,
@@ -115,40 +177,41 @@ def charge_finetune(
     )
 
 
-def _check_lineage(pretrained: Artifact, query: Artifact | None) -> None:
-    """Raise Uncharged if the generator goes back to another charged artifact than the query that this run accounts for."""
-    ahead = [pretrained]
-    while ahead:
-        artifact = ahead.pop()
-        if artifact.manifest.reservations and (query is None or artifact.ref != query.ref):
+def _check_lineage(start: Artifact, accounted: Sequence[Artifact]) -> None:
+    """Raise Uncharged if the generator goes back to another charged artifact than those that this run accounts for."""
+    known = {artifact.ref for artifact in accounted}
+    other = {artifact.ref.stage for artifact in accounted}
+    to_look_at = [start]
+    while to_look_at:
+        artifact = to_look_at.pop()
+        if artifact.manifest.reservations and artifact.ref not in known:
+            stage = artifact.ref.stage
             raise Uncharged(
-                f"The pre-trained generator goes back to {artifact.ref.stage} {artifact.ref.key[:12]}, which was computed "
-                f"from sensitive images, but this run accounts for {'no' if query is None else 'another'} query: it would be "
-                "left out of the release's epsilon. Give it the generator that this configuration makes."
+                f"The pre-trained generator goes back to {stage} {artifact.ref.key[:12]}, which was computed from sensitive "
+                f"images, but this run accounts for {'another' if stage in other else 'no'} {stage}: it would be left out of "
+                "the release's epsilon. Give it the generator that this configuration makes."
             )
-        ahead += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
+        to_look_at += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
 
 
 def finetune_plan(
-    config: RunConfig, key: str, query_reservations: Sequence[str], facts: SensitiveFacts, ledger: Ledger
+    config: RunConfig, key: str, paid_ahead: Sequence[str], facts: SensitiveFacts, ledger: Ledger
 ) -> tuple[Plan, DPSGDMechanism]:
     """The plan that fine-tuning under `key` belongs to, and its mechanism.
 
-    It joins the query's plan if it is what that was opened for: the same target, steps and sampling rate, the same set
-    aside for validation, and no other fine-tuning. Else it was chosen after the query's result, and opens a plan of its
-    own, which builds on the query and is charged for it again, with epsilons added.
+    It joins the plan of query and central images (whichever there are) if it is what that was opened for: the same target,
+    steps and sampling rate, the same set aside for validation, and no other fine-tuning. Else it was chosen after their
+    results, and opens a plan of its own, which builds on them and is charged for them again, with epsilons added.
+
+    Args:
+        paid_ahead: reservations of query and central images.
 
     Raises:
-        Uncharged: the ledger does not hold what paid for the query.
-        PrivacyRefused: the query costs all of the run's epsilon.
+        Uncharged: the ledger does not hold what paid for them.
+        PrivacyRefused: they cost all of the run's epsilon.
     """
     held = ledger.reservations()
-    missing = [entry for entry in query_reservations if entry not in held]
-    if missing or not query_reservations:
-        raise Uncharged(
-            f"The query's artifact was paid for by {missing[0] if missing else 'nothing'}, which the ledger does not hold."
-        )
-    opened = Plan.from_json(held[query_reservations[-1]].body["plan"])
+    opened = _plan_of(paid_ahead, held)
     members = [entry for entry in held.values() if entry.body["plan"]["id"] == opened.id]
     rivals = [entry for entry in members if entry.body["stage"] == "finetune" and entry.body["key"] != key]
     target = (config.privacy.epsilon, config.privacy.delta)
@@ -156,19 +219,20 @@ def finetune_plan(
     intended = [event for event in opened.intends if event_shape(event) == shape]
     later = _set_aside(config, facts)
     same = (opened.epsilon, opened.delta) == target and [e for e in opened.intends if _is_validation(e)] == later
+    same = same and all(held[entry].body["plan"]["id"] == opened.id for entry in paid_ahead)
     if same and intended and not rivals and not ledger.is_closed(opened.id):
-        # Queries of the plan whose result was lost, to a crash or a race, were charged as well.
-        prior = [entry.event for entry in members if entry.body["stage"] == "query"]
+        # Those of the plan whose result was lost, to a crash or a race, were charged as well.
+        prior = [entry.event for entry in members if entry.body["stage"] in AHEAD]
         if [*prior, intended[0], *later] == list(opened.intends):
             return opened, finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(intended[0]))
         return opened, _calibrated(config, facts, prior, later, joined=True)
-    mechanism = _calibrated(config, facts, [held[entry].event for entry in query_reservations], later, joined=False)
+    mechanism = _calibrated(config, facts, [held[entry].event for entry in paid_ahead], later, joined=False)
     plan = Plan(
         id=plan_id(key),
         epsilon=target[0],
         delta=target[1],
         intends=(mechanism.event, *later),
-        builds_on=tuple(query_reservations),
+        builds_on=tuple(paid_ahead),
     )
     return plan, mechanism
 
@@ -230,9 +294,25 @@ def validation_plan(
 
 
 def _set_aside(config: RunConfig, facts: SensitiveFacts) -> list[dpa.DpEvent]:
-    """What a plan intends beside query and fine-tuning."""
+    """What a plan intends after fine-tuning."""
     mechanism = planned_validation(config, facts)
     return [] if mechanism is None else [mechanism.event]
+
+
+def _central(config: RunConfig, facts: SensitiveFacts) -> list[dpa.DpEvent]:
+    """What a plan intends between query and fine-tuning."""
+    mechanism = planned_central(config, facts)
+    return [] if mechanism is None else [mechanism.event]
+
+
+def _plan_of(reservations: Sequence[str], held: Mapping[str, Entry]) -> Plan:
+    """The plan of the last of them; raises Uncharged unless the ledger holds all."""
+    missing = [entry for entry in reservations if entry not in held]
+    if missing or not reservations:
+        raise Uncharged(
+            f"What was released before was paid for by {missing[0] if missing else 'nothing'}, which the ledger does not hold."
+        )
+    return Plan.from_json(held[reservations[-1]].body["plan"])
 
 
 def _is_validation(event: dpa.DpEvent) -> bool:
@@ -252,22 +332,23 @@ def _calibrated(
     *,
     joined: bool,
 ) -> DPSGDMechanism:
-    """DP-SGD with the least noise for which it, the query and what comes later cost the run's epsilon (`epsilon_of_plan`).
+    """DP-SGD with the least noise for which it, what is released before and what comes later cost the run's epsilon
+    (`epsilon_of_plan`).
 
-    `joined`: they belong to one plan; else DP-SGD's plan, which holds what comes later too, builds on the query's.
+    `joined`: they belong to one plan; else DP-SGD's plan, which holds what comes later too, builds on theirs.
     """
     epsilon, delta, jointly = config.privacy.epsilon, config.privacy.delta, [*prior, *later]
     if not joined:
         epsilon, delta, jointly = epsilon - epsilon_of(prior, delta / 2), delta / 2, [*later]
         if epsilon <= 0:
             raise PrivacyRefused(
-                f"The query that this run builds on costs all of its epsilon {config.privacy.epsilon:g}: make a new one "
+                f"What this run builds on costs all of its epsilon {config.privacy.epsilon:g}: make a new one "
                 "(--draw query=2)."
             )
     if later and epsilon_of(jointly, delta) >= 0.99 * epsilon:
         raise PrivacyRefused(
-            f"{'Query and validation' if prior else 'Validation'} alone cost all of epsilon {config.privacy.epsilon:g}, nothing "
-            "is left for fine-tuning: "
+            f"{'Validation, and what comes before fine-tuning,' if prior else 'Validation'} alone cost all of epsilon "
+            f"{config.privacy.epsilon:g}, nothing is left for fine-tuning: "
             "raise privacy.validation_error, privacy.query_error or epsilon, or hold out more validation images."
         )
     noise_multiplier = calibrate_noise_multiplier(

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from privimage.config import RunConfig
@@ -31,7 +33,7 @@ from privimage.store.artifacts import Artifact
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
 
-__all__ = ["open_for_finetuning", "rehearse_finetune", "run_finetune", "run_pretrain"]
+__all__ = ["execution_of", "open_for_finetuning", "read_selection", "rehearse_finetune", "run_finetune", "run_pretrain"]
 
 CURVE_POINTS = 200
 _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
@@ -47,14 +49,10 @@ def run_pretrain(context: StageContext) -> Outcome:
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
     if config.selection.strategy == "none":
         return _write_untrained(context, facts)
-    select = context.inputs["select"]
-    class_names = [row["class"] for row in select.read_json("selection.json")]
+    class_names = [row["class"] for row in context.inputs["select"].read_json("selection.json")]
     own_labels = config.selection.strategy == "all"
-    selected = pq.read_table(select.local("selected.parquet"), columns=["shard", "row", "class"])
-    require_table("The selection", selected.schema, digest=public.ref.digest, num_images=facts.num_images)
-    shards = [name for name in public.names if name.startswith("images-")]
-    images, labels = read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
-    execution = _execution(config)
+    images, labels = read_selection(context, facts.num_images)
+    execution = execution_of(config)
     generator = new_generator(
         config.network,
         channels=facts.channels,
@@ -104,6 +102,15 @@ def run_pretrain(context: StageContext) -> Outcome:
         )
     weights = with_other_classes(state.ema, len(class_names)) if own_labels else state.ema
     return _write_pretrained(context, facts, class_names, weights, state.curve, len(images))
+
+
+def read_selection(context: StageContext, num_public: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The selected public images, uint8 NCHW, and their classes."""
+    select, public = context.inputs["select"], context.inputs["public"]
+    selected = pq.read_table(select.local("selected.parquet"), columns=["shard", "row", "class"])
+    require_table("The selection", selected.schema, digest=public.ref.digest, num_images=num_public)
+    shards = [name for name in public.names if name.startswith("images-")]
+    return read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
 
 
 def _write_untrained(context: StageContext, facts: TableFacts) -> Outcome:
@@ -159,9 +166,9 @@ def run_finetune(context: StageContext) -> Outcome:
     generator, facts, execution = open_for_finetuning(context.config, context.inputs)
     checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
     saved = _latest(checkpoints, context)
-    # Of the query and of all attempts: one with reproducible noise voids it for good.
-    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
-    guarantee = paid.random.guarantee and (query is None or query["guarantee"] == "differential privacy")
+    # Of what was released before, and of all attempts: one with reproducible noise voids it for good.
+    before = [context.inputs[name].read_json(f"{name}.json") for name in ("query", "central") if name in context.inputs]
+    guarantee = paid.random.guarantee and all(each["guarantee"] == "differential privacy" for each in before)
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("A checkpoint of this stage vanished while it was resumed; run again.")
     if saved:
@@ -238,9 +245,9 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
 def open_for_finetuning(
     config: RunConfig, inputs: Mapping[str, Artifact]
 ) -> tuple[ImageGenerator, dict[str, Any], Execution]:
-    """The pre-trained generator, the facts beside it, and an execution whose physical batch fits the device."""
-    execution = _execution(config)
-    generator, facts = open_generator(inputs["pretrain"], execution.devices[0])
+    """The generator to start from, the facts beside it, and an execution whose physical batch fits the device."""
+    execution = execution_of(config)
+    generator, facts = open_generator(inputs.get("warmup") or inputs["pretrain"], execution.devices[0])
     rows = rows_with_gradients(
         config.performance,
         execution.devices[0],
@@ -252,7 +259,7 @@ def open_for_finetuning(
     return generator, facts, replace(execution, rows_at_once=rows)
 
 
-def _execution(config: RunConfig) -> Execution:
+def execution_of(config: RunConfig) -> Execution:
     performance = config.performance
     return Execution(
         devices=tuple(choose_devices(performance)),

@@ -27,7 +27,12 @@ from privimage.store.artifacts import Artifact
 __all__ = ["run"]
 
 # What each private stage released, and says of its own randomness in.
-RELEASED = {"query": "query.json", "finetune": "denoiser.json", "validate": "validation.json"}
+RELEASED = {
+    "query": "query.json",
+    "central": "central.json",
+    "finetune": "denoiser.json",
+    "validate": "validation.json",
+}
 
 
 def run(context: StageContext) -> Outcome:

@@ -177,6 +177,11 @@ def _curves(inputs: Mapping[str, Artifact]) -> Section:
     }
     if pretrained["loss_curve"]:
         curves["Generator, pre-training: loss by optimizer step"] = {"loss": _smooth(pretrained["loss_curve"])}
+    if "warmup" in inputs:
+        warmed = inputs["warmup"].read_json("denoiser.json")
+        curves["Generator, warm-up with central images: loss by optimizer step"] = {
+            "loss": _smooth(warmed["loss_curve"])
+        }
     return contents.curves(curves)
 
 
@@ -224,6 +229,19 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
                 note="standard deviation per category",
                 kind="charged",
                 paid_by=tuple(query.manifest.reservations),
+            )
+        )
+    if "central" in inputs:
+        central = inputs["central"]
+        released = central.read_json("central.json")
+        noise = float(np.mean(released["noise_in_means"]))
+        selection.append(
+            Figure(
+                name="Noise of the central images",
+                value=f"{noise / 2:.1%} of the pixel range",
+                note="standard deviation per pixel of the mean image of a class, mean of the classes",
+                kind="charged",
+                paid_by=tuple(central.manifest.reservations),
             )
         )
     return [
