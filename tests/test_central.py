@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from privimage.errors import ConfigError, DataError, PrivacyRefused, TrainingError, Uncharged
+from privimage.errors import ConfigError, DataError, PrivacyRefused, Stopped, TrainingError, Uncharged
+from privimage.generators.pretrain import PretrainState
+from privimage.generators.warmup import warm_up
 from privimage.pipeline import stage_of
 from privimage.plan import plan_run
 from privimage.privacy.accounting import epsilon_of
@@ -289,19 +291,39 @@ def test_settings_that_cannot_work_are_refused(overrides: tuple[str, ...], messa
         granted.run(*CENTRAL, *overrides)
 
 
-def test_a_stopped_warm_up_begins_anew_and_gives_the_same_weights(
-    central: Place, granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_warm_up_begins_anew_and_ends_with_the_very_weights_it_would_have_had(
+    central: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def weights(place: Place) -> dict[str, torch.Tensor]:
-        run = place.run(*CENTRAL)
-        made = artifacts(central)
-        inputs = {name: made[name].ref for name in stage_of("warmup", run.config).inputs}
-        return load_file(
-            next(a for a in list_artifacts(place.store) if a.ref == run_stage("warmup", run, inputs).ref).local(
-                "denoiser.safetensors"
-            )
-        )
+    other = (*CENTRAL, "central.seed=1")
+    stopped, straight = (central.copy_to(tmp_path / name) for name in ("stopped", "straight"))
+    first = stopped.run(*other)
+    steps = []
 
-    before = weights(central)
-    pretrained = load_file(artifacts(central)["pretrain"].local("denoiser.safetensors"))
-    assert any(not torch.equal(before[name], pretrained[name]) for name in before)
+    def asks(*arguments: Any, on_step: Callable[..., None], **named: Any) -> PretrainState:
+        def after(state: PretrainState, loss: float) -> None:
+            steps.append(state.step)
+            if state.step == 2:
+                first.stop.ask()
+            on_step(state, loss)
+
+        return warm_up(*arguments, on_step=after, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("privimage.stages.warmup.warm_up", asks)
+        run_all(first, "warmup")
+    assert steps == [1, 2]
+    found = []
+    for place in (stopped, straight):
+        made = run_all(place.run(*other), "warmup")["warmup"]
+        assert not made.reused
+        found.append(made.ref.digest)
+    assert found[0] == found[1]
+    assert central.kinds == stopped.kinds == straight.kinds
+
+
+def test_the_warm_up_starts_from_the_pre_trained_generator_and_changes_it(central: Place) -> None:
+    before, after = (
+        load_file(artifacts(central)[stage].local("denoiser.safetensors")) for stage in ("pretrain", "warmup")
+    )
+    moved = [float((before[name] - after[name]).norm() / before[name].norm().clamp(min=1e-6)) for name in before]
+    assert 0 < np.median(moved) < 0.2

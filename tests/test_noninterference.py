@@ -57,8 +57,9 @@ from privimage.cli import main
 from privimage.data.decode import pixel_digest
 from privimage.data.splits import split_of
 from privimage.pipeline import Outcome, StageContext, stage_named
+from privimage.privacy.class_sums import Rows, class_sums
 from privimage.privacy.clipping import ClippedSum
-from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery, ValidationCount
+from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.runner import run_all
 from privimage.store import identity
 from privimage.store.files import Store
@@ -69,6 +70,7 @@ from tests.private_values import files_below, plant_images
 loop: Any = importlib.import_module("privimage.generators.finetune")
 semantics: Any = importlib.import_module("privimage.stages.semantics")
 generation: Any = importlib.import_module("privimage.stages.generation")
+central: Any = importlib.import_module("privimage.stages.central")
 validation: Any = importlib.import_module("privimage.stages.validate")
 evaluation: Any = importlib.import_module("privimage.stages.utility")
 
@@ -204,11 +206,13 @@ class PublicMechanisms:
         self.histograms: list[NDArray[np.int64]] = []
         self.sums: list[Tensor] = []
         self.counts: list[NDArray[np.int64]] = []
+        self.class_sums: list[NDArray[np.int64]] = []
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(semantics, "add_noise", self._add_noise)
         patch.setattr(loop, "noisy_mean_gradient", self._noisy_mean_gradient)
         patch.setattr(validation, "add_noise", self._add_noise_to_counts)
+        patch.setattr(central, "noisy_class_sums", self._noisy_class_sums)
 
     def _add_noise(self, histogram: NDArray[np.int64], mechanism: HistogramQuery, **_: object) -> NDArray[np.float64]:
         self.histograms.append(histogram)
@@ -220,6 +224,13 @@ class PublicMechanisms:
     ) -> NDArray[np.float64]:
         self.counts.append(counts)
         return 9 + mechanism.noise_stddev * np.random.default_rng(0).standard_normal(mechanism.num_candidates)
+
+    def _noisy_class_sums(
+        self, vectors: Rows, labels: NDArray[np.int64], mechanism: ClassSums, **_: object
+    ) -> NDArray[np.float64]:
+        self.class_sums.append(class_sums(vectors, labels, mechanism))
+        shape = (mechanism.num_classes, mechanism.dimension)
+        return mechanism.noise_stddev * np.random.default_rng(0).standard_normal(shape)
 
     def _noisy_mean_gradient(self, clipped: ClippedSum, mechanism: DPSGDMechanism, random: object) -> Tensor:
         self.sums.append(clipped.value)
@@ -292,6 +303,7 @@ class World:
         settings["sensitive"]["train"] = {"kind": "folder", "path": str(here / "portraits")}
         settings["sensitive"]["validation_fraction"] = VALIDATION_FRACTION
         settings["privacy"]["validation_error"] = 0.5
+        settings["central"] = {"num_steps": 3, "batch_size": 16}
         settings["evaluate"]["validation"] = "private"
         settings["classifier"] = {"base_channels": 4, "blocks": [1], "epochs": 1}
         (aside / "tiny.yaml").write_text(yaml.safe_dump(settings))
@@ -379,13 +391,14 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     assert one.differences(other) == []
     # None of this is so because nothing ran, or because both saw the same images.
     made = {name.split("/")[1] for name in one.files if name.startswith("artifacts/")}
-    assert made == {"validate", *(name for name in USUAL if not stage_named(name).sealed)}
+    assert made == {"central", "warmup", "validate", *(name for name in USUAL if not stage_named(name).sealed)}
     assert sum(name.startswith("releases/") for name in one.files) == 6
     assert sum(name.startswith("ledger/") for name in one.files) >= 5
     printed = "".join(text for _, (run, _) in (pretrained_worlds, (0, (one, other))) for text in run.printed.values())
     for word in (
         "query (batches): 1 of 1",
         "pretrain: 5 of 5",
+        "warmup: 3 of 3",
         "finetune: 4 of 4",
         "on sensitive images",
         "evaluate: fidelity",
@@ -393,6 +406,7 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     ):
         assert word in printed
     assert not np.array_equal(first.mechanisms.histograms[0], second.mechanisms.histograms[0])
+    assert not np.array_equal(first.mechanisms.class_sums[0], second.mechanisms.class_sums[0])
     assert not np.array_equal(first.mechanisms.counts[0], second.mechanisms.counts[0])
     sealed = [files_below(world.aside / "store", besides="artifacts") for world in (first, second)]
     assert sealed[0] != sealed[1]
@@ -450,6 +464,21 @@ def progress_that_counts_the_images_of_a_class(patch: pytest.MonkeyPatch, world:
         return outcome
 
     wrap_stage(patch, semantics, "run_query", after)
+
+
+def exact_means_in_the_picture(patch: pytest.MonkeyPatch, world: World) -> None:
+    real = central.to_pixels
+    patch.setattr(central, "to_pixels", lambda means: real(means + world.mechanisms.class_sums[-1].mean() / 1e6))
+
+
+def true_class_sizes_beside_the_means(patch: pytest.MonkeyPatch, world: World) -> None:
+    real = central.noisy_class_sums
+
+    def tells(vectors: Rows, labels: NDArray[np.int64], mechanism: ClassSums, **named: Any) -> NDArray[np.float64]:
+        noisy: NDArray[np.float64] = real(vectors, labels, mechanism, **named)
+        return noisy / np.bincount(labels)[:, None]
+
+    patch.setattr(central, "noisy_class_sums", tells)
 
 
 def true_batch_sizes_in_a_metric(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -522,6 +551,17 @@ def plain_hashes(patch: pytest.MonkeyPatch, world: World) -> None:
 )
 def test_a_leak_of_the_query_shows_as_a_difference(leak: Any, place: str, indexed: Any, tmp_path: Path) -> None:
     check_noticed(leak, place, indexed[0], [["run", "CONFIG", "--store", "STORE", "--until", "query"]], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("leak", "place"),
+    [
+        (exact_means_in_the_picture, "artifacts/central/.*central.png"),
+        (true_class_sizes_beside_the_means, "artifacts/central/.*central.safetensors"),
+    ],
+)
+def test_a_leak_of_central_images_shows_as_a_difference(leak: Any, place: str, indexed: Any, tmp_path: Path) -> None:
+    check_noticed(leak, place, indexed[0], [["run", "CONFIG", "--store", "STORE", "--until", "central"]], tmp_path)
 
 
 @pytest.mark.parametrize(
