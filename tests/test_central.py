@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,21 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from privimage.data.facts import SensitiveFacts
 from privimage.errors import ConfigError, DataError, PrivacyRefused, Stopped, TrainingError, Uncharged
 from privimage.generators.pretrain import PretrainState
 from privimage.generators.warmup import warm_up
 from privimage.pipeline import stage_of
 from privimage.plan import plan_run
-from privimage.privacy.accounting import epsilon_of
+from privimage.privacy.accounting import epsilon_of, event_from_json
 from privimage.privacy.budget import Plan
+from privimage.privacy.crosscheck import prv_interval
 from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.release.certificate import certified_interval
+from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
 from privimage.runner import run_all, run_stage
+from privimage.stages.charges import central_plan, plan_without_query
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 from tests.pipeline_fixtures import USUAL, Place
@@ -81,6 +87,15 @@ def test_without_a_query_central_images_open_the_plan(alone: Place) -> None:
     entries = reserved(alone)
     assert 0.99 < epsilon_of([entry.event for entry in entries.values()], 1e-4) <= 1.0
     assert entries["central"].body["plan"] == entries["finetune"].body["plan"]
+
+
+def test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon(granted: Place) -> None:
+    run = granted.run(*NONE)
+    facts = SensitiveFacts.from_json(artifacts(granted)["admit"].read_bytes("facts.json").decode())
+    plan, mechanism = plan_without_query(run.config, "0" * 64, facts)
+    assert plan.intends[1:] == (mechanism.event,)
+    assert central_plan(run.config, "0" * 64, None, facts, granted.ledger)[0] == plan
+    assert 0.99 < epsilon_of(plan.intends, plan.delta) <= 1.0
 
 
 def test_what_they_cost_is_not_left_for_fine_tuning(central: Place, finished: Place) -> None:
@@ -241,6 +256,27 @@ def test_no_certificate_leaves_them_out(central: Place, tmp_path: Path) -> None:
     inputs = {name: made[name].ref for name in stage_of("release", run.config).inputs}
     with pytest.raises(PrivacyRefused, match=r"after the central of entry .* no certificate leaves it out"):
         run_stage("release", run, inputs)
+
+
+def test_a_certificate_that_hides_them_does_not_verify(central: Place, tmp_path: Path) -> None:
+    def forged(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, str]:
+        folder = Path(shutil.copytree(central.release, tmp_path / name))
+        stated = json.loads((folder / "certificate.json").read_text())
+        stated["mechanisms"] = [mechanism for mechanism in stated["mechanisms"] if mechanism["stage"] != "central"]
+        events = [event_from_json(mechanism["event"]) for mechanism in stated["mechanisms"]]
+        stated["epsilon_computed"] = epsilon_of(events, stated["delta"])
+        stated["epsilon_certified_interval"] = certified_interval(events, [], stated["delta"], prv_interval)
+        change(stated)
+        (folder / "certificate.json").write_text(json.dumps(stated, indent=1, sort_keys=True))
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != SUMS}
+        (folder / SUMS).write_bytes(sums(files))
+        checks = verify_release(read_release(Store.open(str(folder))), central.store)
+        return {check.step: check.why for check in checks if check.outcome == "failed"}
+
+    assert set(forged("half", lambda stated: None)) == {"epsilon", "ledger"}
+    whole = forged("whole", lambda stated: stated.pop("central_images"))
+    assert set(whole) == {"ledger"}
+    assert "is a central of the same plan, of which nothing is said" in whole["ledger"]
 
 
 def test_a_generator_that_goes_back_to_them_is_not_fine_tuned_as_if_there_had_been_none(

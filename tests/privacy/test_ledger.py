@@ -244,6 +244,16 @@ def test_what_a_plan_still_intends_is_set_aside(ledger: Ledger) -> None:
     reserve(ledger, taking(0.8), large, stage="finetune")
 
 
+def test_a_result_that_was_lost_and_charged_again_stands_for_no_other_that_is_intended(ledger: Ledger) -> None:
+    plan = plan_of("first", QUERY, taking(0.3), taking(0.4))
+    for _ in range(2):
+        reserve(ledger, QUERY, plan)
+        assert ledger.spent().share > 0.7
+    # In whatever order they come.
+    reserve(ledger, taking(0.4), plan, stage="finetune")
+    assert ledger.spent().share > 0.7
+
+
 def test_a_plan_may_not_take_more_noise_away_than_it_said(ledger: Ledger) -> None:
     reserve(ledger, taking(0.5), plan_of("first", taking(0.5)))
     small = plan_of("second", taking(0.1))

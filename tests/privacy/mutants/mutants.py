@@ -658,6 +658,85 @@ _CLASS_SUMS = _of(
     ),
 )
 
+_CENTRAL = (
+    _of(
+        "stages/charges.py",
+        "test_central.py",
+        (
+            "Central images are not fixed with the query",
+            "intends=(mechanism.event, *_central(config, facts), finetune.event, *_set_aside(config, facts)),",
+            "intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),",
+            "test_nothing_is_opened_before_it_is_charged",
+        ),
+        (
+            "Without a query, fine-tuning's noise leaves no room for central images",
+            "mechanism = _calibrated(config, facts, central, later, joined=True)",
+            "mechanism = _calibrated(config, facts, [], later, joined=True)",
+            "test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon",
+        ),
+        (
+            "Several central images are charged to one plan",
+            "if mechanism.event not in plan.intends or rivals or",
+            "if mechanism.event not in plan.intends or",
+            "test_other_central_images_are_not_charged_to_the_same_plan",
+        ),
+        (
+            "Central images whose result was lost are not accounted with fine-tuning",
+            'entry.body["stage"] in AHEAD]',
+            'entry.body["stage"] == "query"]',
+            "test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon",
+        ),
+        (
+            "Fine-tuning's own plan builds on the query alone",
+            "for artifact in ahead for entry in artifact.manifest.reservations]",
+            "for artifact in ahead[:1] for entry in artifact.manifest.reservations]",
+            "test_another_warm_up_costs_nothing_but_its_own_fine_tuning_builds_on_what_was_seen",
+        ),
+        (
+            "The lineage of a generator after its warm-up is not looked at",
+            '_check_lineage(inputs.get("warmup") or inputs["pretrain"], ahead)',
+            '_check_lineage(inputs["pretrain"], ahead) if "pretrain" in inputs and "warmup" not in inputs["pretrain"].ref.stage else 0',
+            "test_a_generator_that_goes_back_to_them_is_not_fine_tuned_as_if_there_had_been_none",
+        ),
+    )
+    + _of(
+        "stages/central.py",
+        "test_central.py",
+        (
+            "Central images of reproducible noise are said to be private",
+            "return own and (",
+            "return (",
+            "test_reproducible_noise_leaves_no_guarantee",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "test_central.py",
+        (
+            "Verification believes a certificate that leaves central images out",
+            'if certificate.get("central_images", False) else set()',
+            'if "central" in stages else set()',
+            "test_a_certificate_that_hides_them_does_not_verify",
+        ),
+        (
+            "Verification does not look for central images in fine-tuning's plan",
+            'and entry.body["stage"] in BEFORE_FINETUNE',
+            'and entry.body["stage"] == "query"',
+            "test_a_certificate_that_hides_them_does_not_verify",
+        ),
+    )
+    + _of(
+        "semantics/central.py",
+        "semantics/test_central.py",
+        (
+            "Differences are twice as long as their bound says",
+            "/ self.max_norm",
+            "/ self.max_norm * 2",
+            "test_sums_of_differences_give_back_the_class_means_where_no_image_is_cut",
+        ),
+    )
+)
+
 _ONE_IMAGE = "test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_draws_it_has"
 _DRAWS_OF_A_STEP = "test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many"
 _NO_IMAGE_MOVES_THE_DISCRIMINATOR = (
@@ -831,8 +910,8 @@ _SPENDING = _of(
     ),
     (
         "Two intended mechanisms of one shape count as one",
-        "            left.remove(event)\n",
-        "            pass\n",
+        "for event in reserved if event not in intends)",
+        "for event in reserved)",
         "test_what_a_plan_still_intends_is_set_aside",
     ),
     (
@@ -1838,6 +1917,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_ACCOUNTING,
     *_QUERY,
     *_CLASS_SUMS,
+    *_CENTRAL,
     *_FINETUNE,
     *_SPENDING,
     *_LIFE,
