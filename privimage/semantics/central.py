@@ -1,6 +1,6 @@
 """Central images: the mean image of each class, from noisy sums of bounded differences. No torch.
 
-The idea is DP-FETA's (Li et al. 2025, arXiv:2502.16917). Here each image is taken relative to a public mean image and cut
+The idea is that of DP-FETA (Li et al. 2025). Here each image is taken relative to a public mean image and cut
 to a public norm, so that the noise that is needed follows from the bound alone; and nothing is subsampled.
 """
 
