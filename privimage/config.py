@@ -30,6 +30,7 @@ from privimage.config_stages import (
     EvaluateConfig,
     FinetuneConfig,
     GanConfig,
+    MerfConfig,
     Performance,
     PretrainConfig,
     QueryConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "FolderSource",
     "GanConfig",
     "ImageConfig",
+    "MerfConfig",
     "ParquetSource",
     "Performance",
     "PretrainConfig",
@@ -169,11 +171,14 @@ class RunConfig(Section):
     classifier: ClassifierConfig = Field(default=ClassifierConfig(), description="Semantic classifier.")
     query: QueryConfig = Field(default=QueryConfig(), description="Noisy semantic query.")
     selection: SelectionConfig = Field(default=SelectionConfig(), description="Selection of public images.")
-    generator: Literal["diffusion", "gan"] = Field(
-        default="diffusion", description="Kind of the generator: its network is configured in `denoiser`, or in `gan`."
+    generator: Literal["diffusion", "gan", "merf"] = Field(
+        default="diffusion",
+        description="Kind of the generator: its network is configured in `denoiser`, `gan` or `merf`. The last one is DP-MERF, "
+        "which is trained on noisy mean embeddings instead of by DP-SGD.",
     )
     denoiser: DenoiserConfig = Field(default=DenoiserConfig(), description="The network of a generator by diffusion.")
     gan: GanConfig = Field(default=GanConfig(), description="The networks of a GAN.")
+    merf: MerfConfig = Field(default=MerfConfig(), description="Features, network and training of DP-MERF.")
     pretrain: PretrainConfig = Field(default=PretrainConfig(), description="Training on the selection.")
     central: CentralConfig = Field(
         default=CentralConfig(), description="Central images and the warm-up with them; off unless asked for."
@@ -185,9 +190,11 @@ class RunConfig(Section):
     performance: Performance = Field(default=Performance(), description="Speed and memory; changes no result.")
 
     @property
-    def network(self) -> DenoiserConfig | GanConfig:
+    def network(self) -> DenoiserConfig | GanConfig | MerfConfig:
         """The section of the generator's network."""
-        return self.denoiser if self.generator == "diffusion" else self.gan
+        sections: dict[str, DenoiserConfig | GanConfig | MerfConfig]
+        sections = {"diffusion": self.denoiser, "gan": self.gan, "merf": self.merf}
+        return sections[self.generator]
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -219,17 +226,22 @@ class RunConfig(Section):
                 "selection.strategy all needs a generator that learns of images without a label, which a GAN does not: set "
                 "generator to diffusion, or another strategy"
             )
-        if self.central.is_used and self.generator == "gan":
+        if self.central.is_used and self.generator != "diffusion":
             raise ValueError(
-                "central.num_steps is above 0, but a GAN has no noise levels at which it could learn a mean image: set it to "
-                "0, or generator to diffusion"
+                f"central.num_steps is above 0, but a generator of kind {self.generator} has no noise levels at which it could "
+                "learn a mean image: set it to 0, or generator to diffusion"
             )
         if self.central.is_used and self.selection.strategy == "all":
             raise ValueError(
                 "central.num_steps is above 0, but with selection.strategy all the generator is trained on public labels, "
                 "which central images do not have: set it to 0, or choose another strategy"
             )
-        section = "denoiser" if self.generator == "diffusion" else "gan"
+        if self.selection.strategy != "none" and self.generator == "merf":
+            raise ValueError(
+                f"generator merf (DP-MERF) is trained on noisy mean embeddings alone, but selection.strategy is "
+                f"{self.selection.strategy}: set it to none"
+            )
+        section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:
             raise ValueError(
@@ -241,7 +253,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"denoiser.attention_levels must lie in 0..{levels - 1}, found {self.denoiser.attention_levels}"
             )
-        if self.generator == "gan" and self.audit.canaries:
+        if self.generator != "diffusion" and self.audit.canaries:
             raise ValueError(
                 "audit.canaries is above 0, but the audit's canaries are made for a generator by diffusion: set it to 0, "
                 "or generator to diffusion"

@@ -17,6 +17,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "GanConfig",
+    "MerfConfig",
     "Performance",
     "PretrainConfig",
     "QueryConfig",
@@ -116,6 +117,54 @@ class GanConfig(Section):
         le=100,
         description="Weight of the likeness of images that are painted of one class from different numbers.",
     )
+
+
+class MerfConfig(Section):
+    """DP-MERF: a generator that is trained to match noisy mean embeddings of the classes, and sees no image."""
+
+    num_features: int = Field(
+        default=2000,
+        ge=2,
+        le=100_000,
+        multiple_of=2,
+        title="Number of features",
+        description="Numbers of an image's embedding: cosines and sines of random directions.",
+    )
+    lengthscale: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Width of the kernel: a Euclidean distance of images with pixels in [-1, 1]; none = half the median distance "
+        "of public images.",
+    )
+    base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
+    channel_multipliers: tuple[int, ...] = Field(
+        default=(1, 2, 2),
+        min_length=2,
+        max_length=6,
+        description="Channel factor per level; each level halves the size.",
+    )
+    latent_dim: int = Field(default=16, ge=1, le=1024, description="Random numbers that an image is made of.")
+    num_steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps on the noisy embedding.")
+    batch_size: int = Field(
+        default=200,
+        ge=1,
+        le=65_536,
+        description="Images of a step; rounded up to as many of each class, and an even number.",
+    )
+    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Peak learning rate of Adam (cosine to zero).")
+    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Decay of the weight average per step.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="Seed of directions, first weights and training; that of the noise is secret.",
+    )
+
+    @property
+    def vector_size(self) -> int:
+        """Numbers that an image adds to its class's sum: its features, and one that counts it."""
+        return self.num_features + 1
 
 
 class PretrainConfig(Section):

@@ -250,6 +250,8 @@ def _selection_fields(config: RunConfig) -> dict[str, Any]:
 
 def _pretrain_fields(config: RunConfig) -> dict[str, Any]:
     network = "denoiser" if config.generator == "diffusion" else config.generator
+    if config.generator == "merf":
+        return {network: config.network.model_dump(mode="json")}
     if config.selection.strategy == "none":
         # Only the seed of the first weights: another setting that does nothing must not cause another fine-tuning.
         return {network: config.network.model_dump(mode="json"), "seed": config.pretrain.seed}
@@ -264,7 +266,8 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
 
 def _finetune_fields(config: RunConfig) -> dict[str, Any]:
     return {
-        "finetune": _finetune_section(config),
+        # Of DP-MERF all settings are in what `pretrain` writes, which it starts from.
+        **({} if config.generator == "merf" else {"finetune": _finetune_section(config)}),
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
         # What is set aside for validation is missing here: it makes the noise larger.
@@ -297,6 +300,19 @@ def _later(module: str, function: str) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         return getattr(import_module(f"privimage.stages.{module}"), function)(*args)
+
+    return call
+
+
+_TRAINED_IN = {"diffusion": "generation", "gan": "generation", "merf": "mean_embedding"}
+
+
+def _of_generator(function: str) -> Callable[..., Any]:
+    """As `_later`, of the module that trains the run's kind of generator; the run's configuration, or its context, comes first."""
+
+    def call(first: RunConfig | StageContext, *args: Any) -> Any:
+        config = first if isinstance(first, RunConfig) else first.config
+        return _later(_TRAINED_IN[config.generator], function)(first, *args)
 
     return call
 
@@ -376,7 +392,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("public", "admit", "select"),
         reads=lambda config: ("public", "admit" if config.selection.strategy == "none" else "select"),
         fields=_pretrain_fields,
-        run=_later("generation", "run_pretrain"),
+        run=_of_generator("run_pretrain"),
     ),
     Stage(
         name="warmup",
@@ -395,13 +411,13 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="finetune",
         version=1,
-        about="DP-SGD on the sensitive images",
+        about="generator, trained on the sensitive images with noise",
         inputs=("admit", "query", "central", "pretrain", "warmup"),
         reads=lambda config: ("admit", "query", "central", _start(config)),
         fields=_finetune_fields,
         charge=_later("charges", "charge_finetune"),
-        rehearse=_later("generation", "rehearse_finetune"),
-        run=_later("generation", "run_finetune"),
+        rehearse=_of_generator("rehearse_finetune"),
+        run=_of_generator("run_finetune"),
     ),
     Stage(
         name="audit",

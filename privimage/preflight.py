@@ -85,8 +85,17 @@ def planned_validation(config: RunConfig, sensitive: SensitiveFacts) -> Validati
     )
 
 
-def finetune_mechanism(config: RunConfig, sensitive: SensitiveFacts, *, noise_multiplier: float) -> DPSGDMechanism:
-    """Fine-tuning's mechanism with a given noise multiplier."""
+def finetune_mechanism(
+    config: RunConfig, sensitive: SensitiveFacts, *, noise_multiplier: float
+) -> DPSGDMechanism | ClassSums:
+    """Fine-tuning's mechanism, that of the configured kind of generator, with a given noise multiplier."""
+    if config.generator == "merf":
+        return ClassSums(
+            num_images=sensitive.num_train,
+            num_classes=len(sensitive.class_names),
+            dimension=config.merf.vector_size,
+            noise_multiplier=noise_multiplier,
+        )
     return DPSGDMechanism(
         num_images=sensitive.num_train,
         expected_batch_size=config.finetune.expected_batch_size,

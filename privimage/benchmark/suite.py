@@ -34,6 +34,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "pdp-diffusion": {"selection": {"strategy": "all"}},
     "dpdm": {"selection": {"strategy": "none"}},
     "dp-feta": {"selection": {"strategy": "none"}, "central": {"num_steps": 400}},
+    "dp-merf": {"generator": "merf", "selection": {"strategy": "none"}},
 }
 """What every suite may name, as what it changes in a configuration."""
 
@@ -170,6 +171,7 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
         "privacy": {"epsilon": epsilon},
         "selection": {"seed": seed},
         "pretrain": {"seed": seed},
+        "merf": {"seed": seed},
         # Of images and of classifiers: a run takes as many seeds as it has of these, from here on.
         "synthesize": {"seed": seed * 10_000_000},
         "evaluate": {"seed": seed * 1000},

@@ -73,8 +73,13 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _mechanism(run: Run) -> DPSGDMechanism:
     """Fine-tuning's mechanism: the one that ran if it did, or else the one that is planned. Admits the images."""
+    from privimage.privacy.mechanisms import DPSGDMechanism
     from privimage.stages.audit import mechanism_of
 
+    if run.config.generator == "merf":
+        raise ConfigError(
+            "The audit is of DP-SGD's step, and generator merf takes none: its one mechanism is a noisy sum. Nothing to audit."
+        )
     public = open_ref(run.store, run_all(run, "public")["public"].ref)
     facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
     ran = look_up(run, "finetune")[0]["finetune"]
@@ -82,4 +87,9 @@ def _mechanism(run: Run) -> DPSGDMechanism:
         return mechanism_of(ran)
     categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
     check_against_data(run.config, categories, facts)
-    return planned_finetune(run.config, facts, len(categories.class_names))
+    planned = planned_finetune(run.config, facts, len(categories.class_names))
+    if not isinstance(planned, DPSGDMechanism):
+        raise ConfigError(
+            "The audit is of DP-SGD's step, and this run's fine-tuning takes none: there is nothing to audit."
+        )
+    return planned

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privimage.config import GanConfig
+from privimage.config import GanConfig, MerfConfig
 
 __all__ = ["Discriminator", "Painter"]
 
@@ -60,7 +60,7 @@ class _Up(nn.Module):
 class Painter(nn.Module):
     """From latent numbers (batch, latent_dim), standard normal, and labels (batch,) to images in [-1, 1]."""
 
-    def __init__(self, config: GanConfig, *, channels: int, resolution: int, num_classes: int) -> None:
+    def __init__(self, config: GanConfig | MerfConfig, *, channels: int, resolution: int, num_classes: int) -> None:
         super().__init__()
         widths = [config.base_channels * multiplier for multiplier in reversed(config.channel_multipliers)]
         embedding = 2 * config.latent_dim

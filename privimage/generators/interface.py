@@ -1,7 +1,8 @@
-"""What the stages ask of a generator, of whatever kind: how it trains in public, in private, and how it samples.
+"""What the stages ask of a generator, of whatever kind: how it samples, and how it trains in public and in private.
 
-Pre-training, fine-tuning and sampling are the same loops for all kinds (`pretrain`, `finetune`, `synthesize_images`);
-a kind says what is drawn for a batch, what the loss is, and what follows from a private step.
+Sampling is the same loop for all kinds (`synthesize_images`), and so are pre-training and fine-tuning for all that learn by
+gradients of images (`pretrain`, `finetune`): a kind says what is drawn for a batch, what the loss is, and what follows
+from a private step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from privimage.config import FinetuneConfig, PretrainConfig, SynthesizeConfig
 from privimage.privacy.gradients import Network
 
-__all__ = ["Following", "ImageGenerator", "Weights"]
+__all__ = ["Following", "ImageGenerator", "ImageSource", "Weights"]
 
 Weights = Mapping[str, Tensor]
 
@@ -35,15 +36,28 @@ class Following:
     number: int
 
 
-class ImageGenerator(nn.Module, ABC):
-    """A network, or several, from which labelled images are drawn.
+class ImageSource(nn.Module, ABC):
+    """A network, or several, from which labelled images are drawn."""
+
+    num_classes: int
+
+    @abstractmethod
+    def noise_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of the noise that one image of `shape` is made of."""
+
+    @abstractmethod
+    def sample(self, noise: Tensor, labels: Tensor, config: SynthesizeConfig) -> Tensor:
+        """Images in about [-1, 1] from standard normal noise, each from its own alone."""
+
+
+class ImageGenerator(ImageSource):
+    """One that learns by gradients of images: of public ones, and by DP-SGD.
 
     Attributes:
         betas: Adam's decay rates.
         learner_prefix: what the names of the learner's parameters begin with.
     """
 
-    num_classes: int
     betas = (0.9, 0.999)
     learner_prefix = ""
 
@@ -96,11 +110,3 @@ class ImageGenerator(nn.Module, ABC):
         Post-processing: it sees released weights, public numbers, and a seed that is independent of the images.
         """
         return None
-
-    @abstractmethod
-    def noise_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
-        """Shape of the noise that one image of `shape` is made of."""
-
-    @abstractmethod
-    def sample(self, noise: Tensor, labels: Tensor, config: SynthesizeConfig) -> Tensor:
-        """Images in about [-1, 1] from standard normal noise, each from its own alone."""

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from privimage.config import FinetuneConfig
-from privimage.errors import ConfigError
+from privimage.errors import DataError
 from privimage.generators.denoiser import Denoiser, from_pixels
 from privimage.generators.gan import Gan
-from privimage.generators.interface import ImageGenerator
+from privimage.generators.interface import ImageSource
 
 __all__ = ["denoising_losses", "losses_of_images"]
 
@@ -20,7 +20,7 @@ SEED = 0  # of the noise
 
 
 def losses_of_images(
-    generator: ImageGenerator,
+    generator: ImageSource,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     config: FinetuneConfig,
@@ -28,12 +28,16 @@ def losses_of_images(
     device: torch.device,
     batch_size: int,
 ) -> NDArray[np.float64]:
-    """Of each image: `denoising_losses` of a denoiser; what a GAN's discriminator scores it, with the opposite sign."""
+    """Of each image: `denoising_losses` of a denoiser; what a GAN's discriminator scores it, with the opposite sign.
+
+    Raises:
+        DataError: for another kind of generator, none of whose networks looks at an image.
+    """
     if isinstance(generator, Denoiser):
         return denoising_losses(generator, images, labels, config, device=device, batch_size=batch_size)
     if isinstance(generator, Gan):
         return _scores(generator, images, labels, device=device, batch_size=batch_size)
-    raise ConfigError(f"No loss of an image is known for a {type(generator).__name__}.")
+    raise DataError(f"a {type(generator).__name__} has no loss of a given image")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from privimage.config import SynthesizeConfig
-from privimage.generators.interface import ImageGenerator
+from privimage.generators.interface import ImageGenerator, ImageSource
 from privimage.generators.pixels import to_pixels
 
 __all__ = ["guided", "initial_noise", "sample_multistep", "sigma_schedule", "synthesize_images"]
@@ -76,7 +76,7 @@ def sample_multistep(denoise: DenoiseFn, noise: Tensor, sigmas: Sequence[float])
 
 @torch.no_grad()
 def synthesize_images(
-    generator: ImageGenerator, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig
+    generator: ImageSource, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int], config: SynthesizeConfig
 ) -> Tensor:
     """uint8 NCHW images for `labels` (batch,), one seed each; a pure function of the arguments.
 

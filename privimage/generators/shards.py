@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from privimage.config import SynthesizeConfig
-from privimage.generators.interface import ImageGenerator
+from privimage.generators.interface import ImageSource
 from privimage.generators.sampler import synthesize_images
 
 __all__ = ["num_batches", "sample_in_order"]
@@ -32,7 +32,7 @@ def num_batches(num_images: int, devices: Sequence[torch.device], rows: int) -> 
 
 
 def sample_in_order(
-    generator: ImageGenerator,
+    generator: ImageSource,
     shape: tuple[int, int, int],
     images: range,
     config: SynthesizeConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dp_accounting as dpa
@@ -57,6 +57,7 @@ _CUT = (
     "Every step of fine-tuning drew each image by an independent coin (Poisson sampling); larger batches than the cap were "
     "cut to a random subset, as accounted."
 )
+_SUMMED = "The training images were read once, for one sum over all of them; nothing was sampled, and nothing gained by sampling."
 _COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
 
 
@@ -134,6 +135,7 @@ def build_certificate(
         "unit": UNIT,
         "num_training_images": facts.num_train,
         "selection": config.selection.strategy,
+        "generator": config.generator,
         **({"central_images": True} if "central" in private_artifacts else {}),
         **({"num_validation_images": facts.num_validation} if "validate" in private_artifacts else {}),
         "mechanisms": mechanisms,
@@ -150,7 +152,7 @@ def build_certificate(
         "assumptions": [
             *_ASSUMPTIONS,
             *([_VALIDATED] if "validate" in private_artifacts else []),
-            _UNCUT if all(without_cap(event) == event for event in events.values()) else _CUT,
+            _batches(config, events.values()),
         ],
         "code": _code(private_artifacts),
         "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
@@ -158,6 +160,13 @@ def build_certificate(
         "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+
+
+def _batches(config: RunConfig, events: Iterable[dpa.DpEvent]) -> str:
+    """What fine-tuning's accounting assumes of the images that a step sees."""
+    if config.generator == "merf":
+        return _SUMMED
+    return _UNCUT if all(without_cap(event) == event for event in events) else _CUT
 
 
 def _hidden(plan: Mapping[str, Any], held: Mapping[str, Entry], listed: Mapping[str, dpa.DpEvent]) -> str | None:

@@ -156,7 +156,8 @@ def _content(facts: SyntheticFacts) -> list[str]:
 
 def _making(certificate: Mapping[str, Any]) -> list[str]:
     rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
-    return [_METHODS[certificate["selection"]], _table(("stage", "mechanism that touched the sensitive images"), rows)]
+    method = "merf" if certificate["generator"] == "merf" else certificate["selection"]
+    return [_METHODS[method], _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -178,6 +179,8 @@ _METHODS = {
     "random": f"A generator is trained on public images of categories drawn at random, and {_TUNED}",
     "all": f"A generator is trained on all public images, with their own labels (PDP-Diffusion), and {_TUNED}",
     "none": f"A generator, without pre-training (DPDM), is {_TUNED}",
+    "merf": "DP-MERF (Harder et al., 2021): random features of the sensitive images are added up for each class, with noise, once; "
+    "a generator that sees no image is trained to draw images whose features have these means.",
 }
 _LIMITS = """\
 - As many images of each class were asked for: how common a class is among the sensitive images is not in here.

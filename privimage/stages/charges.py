@@ -126,13 +126,13 @@ def central_plan(
     return plan, mechanism
 
 
-def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism:
+def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism | ClassSums:
     """Fine-tuning as it is fixed with the query, or by itself where none is made; raises as `query_plan`."""
     query = [planned_query(config, facts, num_categories).event] if config.selection.asks_the_query else []
     return _calibrated(config, facts, [*query, *_central(config, facts)], _set_aside(config, facts), joined=True)
 
 
-def plan_without_query(config: RunConfig, key: str, facts: SensitiveFacts) -> tuple[Plan, DPSGDMechanism]:
+def plan_without_query(config: RunConfig, key: str, facts: SensitiveFacts) -> tuple[Plan, DPSGDMechanism | ClassSums]:
     """The plan that central images under `key` open in a run without a query, or fine-tuning where there are none, and the
     fine-tuning for which all that it intends costs the run's epsilon."""
     central, later = _central(config, facts), _set_aside(config, facts)
@@ -168,12 +168,14 @@ def charge_finetune(
         else:
             plan, mechanism = plan_without_query(config, key, facts)
         ledger.check_fits(plan, num_images=facts.num_train)
+    in_steps = isinstance(mechanism, DPSGDMechanism)
     return Charge(
         mechanism=mechanism,
         plan=plan,
         num_images=facts.num_train,
-        restart_allowance=config.finetune.restart_allowance,
-        checkpoint_steps=config.finetune.checkpoint_steps,
+        # Class sums are one step: an attempt that did not save them may have made them, and there is no other.
+        restart_allowance=config.finetune.restart_allowance if in_steps else 0,
+        checkpoint_steps=config.finetune.checkpoint_steps if in_steps else 1,
     )
 
 
@@ -196,7 +198,7 @@ def _check_lineage(start: Artifact, accounted: Sequence[Artifact]) -> None:
 
 def finetune_plan(
     config: RunConfig, key: str, paid_ahead: Sequence[str], facts: SensitiveFacts, ledger: Ledger
-) -> tuple[Plan, DPSGDMechanism]:
+) -> tuple[Plan, DPSGDMechanism | ClassSums]:
     """The plan that fine-tuning under `key` belongs to, and its mechanism.
 
     It joins the plan of query and central images (whichever there are) if it is what that was opened for: the same target,
@@ -331,11 +333,11 @@ def _calibrated(
     later: Sequence[dpa.DpEvent],
     *,
     joined: bool,
-) -> DPSGDMechanism:
-    """DP-SGD with the least noise for which it, what is released before and what comes later cost the run's epsilon
+) -> DPSGDMechanism | ClassSums:
+    """Fine-tuning with the least noise for which it, what is released before and what comes later cost the run's epsilon
     (`epsilon_of_plan`).
 
-    `joined`: they belong to one plan; else DP-SGD's plan, which holds what comes later too, builds on theirs.
+    `joined`: they belong to one plan; else fine-tuning's plan, which holds what comes later too, builds on theirs.
     """
     epsilon, delta, jointly = config.privacy.epsilon, config.privacy.delta, [*prior, *later]
     if not joined:
@@ -361,13 +363,15 @@ def _calibrated(
 
 
 def _noise_multiplier(event: dpa.DpEvent) -> float:
-    """The noise multiplier inside a reserved DP-SGD event."""
+    """The noise multiplier inside a reserved event of fine-tuning."""
     match event:
+        case dpa.GaussianDpEvent():
+            return float(event.noise_multiplier)
         case dpa.SelfComposedDpEvent(event=dpa.PoissonSampledDpEvent(event=dpa.GaussianDpEvent() as gaussian)):
             return float(gaussian.noise_multiplier)
         case dpa.SelfComposedDpEvent(event=dpa.TruncatedSubsampledGaussianDpEvent() as truncated):
             return float(truncated.noise_multiplier)
         case _:
             raise PrivacyRefused(
-                "The open reservation of fine-tuning holds no DP-SGD event: it was not made by this stage."
+                "The open reservation of fine-tuning holds neither DP-SGD nor class sums: it was not made by this stage."
             )

@@ -17,10 +17,10 @@ from torch import Tensor
 from privimage.config import RunConfig
 from privimage.data.facts import TableFacts
 from privimage.device import choose_devices, rows_with_gradients
-from privimage.errors import ArtifactDamaged, Uncharged
+from privimage.errors import ArtifactDamaged, ConfigError, Uncharged
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
-from privimage.generators.interface import ImageGenerator
+from privimage.generators.interface import ImageGenerator, ImageSource
 from privimage.generators.labels import with_other_classes
 from privimage.generators.pretrain import PretrainState, pretrain
 from privimage.generators.private_sum import PrivateSum
@@ -29,11 +29,19 @@ from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.semantics.index import require_table
 from privimage.semantics.selection import read_selected
 from privimage.stages.models import new_generator, open_generator, save_weights
-from privimage.store.artifacts import Artifact
+from privimage.store.artifacts import JSON, Artifact
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
 
-__all__ = ["execution_of", "open_for_finetuning", "read_selection", "rehearse_finetune", "run_finetune", "run_pretrain"]
+__all__ = [
+    "execution_of",
+    "open_for_finetuning",
+    "read_selection",
+    "rehearse_finetune",
+    "run_finetune",
+    "run_pretrain",
+    "write_untrained",
+]
 
 CURVE_POINTS = 200
 _GROUPS = ("weights", "ema", "exp_avg", "exp_avg_sq")
@@ -48,17 +56,19 @@ def run_pretrain(context: StageContext) -> Outcome:
     public = context.inputs["public"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
     if config.selection.strategy == "none":
-        return _write_untrained(context, facts)
+        return write_untrained(context, facts)
     class_names = [row["class"] for row in context.inputs["select"].read_json("selection.json")]
     own_labels = config.selection.strategy == "all"
     images, labels = read_selection(context, facts.num_images)
     execution = execution_of(config)
-    generator = new_generator(
-        config.network,
-        channels=facts.channels,
-        resolution=facts.resolution,
-        num_classes=len(facts.class_names if own_labels else class_names),
-        seed=config.pretrain.seed,
+    generator = _learner(
+        new_generator(
+            config.network,
+            channels=facts.channels,
+            resolution=facts.resolution,
+            num_classes=len(facts.class_names if own_labels else class_names),
+            seed=config.pretrain.seed,
+        )
     ).to(execution.devices[0])
     # Here too, because what fine-tuning cannot use is better found before hours of training than after.
     _private_sum(generator, config, execution).check(facts.channels, facts.resolution)
@@ -113,8 +123,12 @@ def read_selection(context: StageContext, num_public: int) -> tuple[NDArray[np.u
     return read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
 
 
-def _write_untrained(context: StageContext, facts: TableFacts) -> Outcome:
-    """Random weights: fine-tuning starts from nothing. Of the sensitive images only the names of the classes are used."""
+def write_untrained(context: StageContext, facts: TableFacts, **more: JSON) -> Outcome:
+    """Random weights: fine-tuning starts from nothing. Of the sensitive images only the names of the classes are used.
+
+    Args:
+        more: public facts that go into denoiser.json too.
+    """
     if context.facts is None:
         raise Uncharged("A generator without pre-training needs the class names of the admitted images.")
     config, class_names = context.config, context.facts.class_names
@@ -123,10 +137,10 @@ def _write_untrained(context: StageContext, facts: TableFacts) -> Outcome:
         channels=facts.channels,
         resolution=facts.resolution,
         num_classes=len(class_names),
-        seed=config.pretrain.seed,
+        seed=config.merf.seed if config.generator == "merf" else config.pretrain.seed,
     )
     weights = {name: parameter.detach() for name, parameter in generator.named_parameters()}
-    return _write_pretrained(context, facts, class_names, weights, [], 0)
+    return _write_pretrained(context, facts, class_names, weights, [], 0, **more)
 
 
 def _write_pretrained(
@@ -136,6 +150,7 @@ def _write_pretrained(
     weights: Mapping[str, Tensor],
     curve: Sequence[tuple[int, float]],
     num_images: int,
+    **more: JSON,
 ) -> Outcome:
     num_parameters = sum(tensor.numel() for tensor in weights.values())
     save_weights(weights, context.folder / "denoiser.safetensors")
@@ -148,6 +163,7 @@ def _write_pretrained(
         "class_names": list(class_names),
         "num_parameters": num_parameters,
         "loss_curve": curve,
+        **more,
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))
     return Outcome(metrics={"num_parameters": num_parameters, "num_images": num_images})
@@ -247,7 +263,8 @@ def open_for_finetuning(
 ) -> tuple[ImageGenerator, dict[str, Any], Execution]:
     """The generator to start from, the facts beside it, and an execution whose physical batch fits the device."""
     execution = execution_of(config)
-    generator, facts = open_generator(inputs.get("warmup") or inputs["pretrain"], execution.devices[0])
+    source, facts = open_generator(inputs.get("warmup") or inputs["pretrain"], execution.devices[0])
+    generator = _learner(source)
     rows = rows_with_gradients(
         config.performance,
         execution.devices[0],
@@ -257,6 +274,12 @@ def open_for_finetuning(
         draws=config.finetune.noise_samples,
     )
     return generator, facts, replace(execution, rows_at_once=rows)
+
+
+def _learner(source: ImageSource) -> ImageGenerator:
+    if not isinstance(source, ImageGenerator):
+        raise ConfigError(f"A {type(source).__name__} does not learn by gradients of images: DP-SGD cannot train it.")
+    return source
 
 
 def execution_of(config: RunConfig) -> Execution:

@@ -10,14 +10,21 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from privimage.config import ClassifierConfig, DenoiserConfig, GanConfig
+from privimage.config import ClassifierConfig, DenoiserConfig, GanConfig, MerfConfig
 from privimage.generators.denoiser import new_denoiser
 from privimage.generators.gan import new_gan
-from privimage.generators.interface import ImageGenerator
+from privimage.generators.interface import ImageSource
+from privimage.generators.merf import new_merf
 from privimage.semantics.classifier import ResNet, new_classifier
 from privimage.store.artifacts import Artifact
 
 __all__ = ["new_generator", "open_classifier", "open_generator", "save_weights"]
+
+_SECTIONS: Mapping[str, type[DenoiserConfig | GanConfig | MerfConfig]] = {
+    "diffusion": DenoiserConfig,
+    "gan": GanConfig,
+    "merf": MerfConfig,
+}
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -37,23 +44,24 @@ def open_classifier(artifact: Artifact, device: torch.device) -> tuple[ResNet, S
 
 
 def new_generator(
-    config: DenoiserConfig | GanConfig, *, channels: int, resolution: int, num_classes: int, seed: int
-) -> ImageGenerator:
+    config: DenoiserConfig | GanConfig | MerfConfig, *, channels: int, resolution: int, num_classes: int, seed: int
+) -> ImageSource:
     """A generator of the kind that the section is of, with weights initialised from `seed`."""
     if isinstance(config, GanConfig):
         return new_gan(config, channels=channels, resolution=resolution, num_classes=num_classes, seed=seed)
+    if isinstance(config, MerfConfig):
+        return new_merf(config, channels=channels, resolution=resolution, num_classes=num_classes, seed=seed)
     return new_denoiser(config, channels=channels, num_classes=num_classes, seed=seed)
 
 
-def open_generator(artifact: Artifact, device: torch.device) -> tuple[ImageGenerator, dict[str, Any]]:
+def open_generator(artifact: Artifact, device: torch.device) -> tuple[ImageSource, dict[str, Any]]:
     """The generator of `pretrain` or `finetune`, with its averaged weights, and the facts written beside it.
 
-    Of a GAN, too, these lie in denoiser.safetensors and denoiser.json: paid artifacts keep the names that they have.
+    Of every kind these lie in denoiser.safetensors and denoiser.json: paid artifacts keep the names that they have.
     """
     facts: dict[str, Any] = artifact.read_json("denoiser.json")
-    section = GanConfig if facts.get("kind") == "gan" else DenoiserConfig
     generator = new_generator(
-        section.model_validate(facts["config"]),
+        _SECTIONS[facts.get("kind", "diffusion")].model_validate(facts["config"]),
         channels=facts["channels"],
         resolution=facts["resolution"],
         num_classes=len(facts["class_names"]),

@@ -23,6 +23,7 @@ CERTIFICATE: dict[str, Any] = {
     "unit": "one image",
     "num_training_images": 55_000,
     "selection": "semantic",
+    "generator": "diffusion",
     "mechanisms": [{"stage": "query", "in_words": "Gaussian noise of 50 votes"}],
     "assumptions": ["The number of training images is public."],
 }

@@ -123,7 +123,7 @@ def test_settings_of_a_gan_count_where_they_are_used(place: Place) -> None:
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("generator=vae", r"generator: Input should be 'diffusion' or 'gan' \(found 'vae'\)"),
+        ("generator=vae", r"generator: Input should be 'diffusion', 'gan' or 'merf' \(found 'vae'\)"),
         (
             "gan.channel_multipliers=[1, 1, 1, 1, 1]",
             "gan.channel_multipliers has 5 levels, but 8 pixels cannot be halved",

@@ -1,0 +1,161 @@
+"""DP-MERF (Harder, Adamczewski and Park 2021, arXiv:2002.11603): a generator that matches noisy mean embeddings.
+
+An image's embedding is a vector of random Fourier features (Rahimi and Recht 2007) whose inner products are nearly a
+Gaussian kernel's. The sums of these vectors, one for each class, are released once, with noise (`noisy_class_sums`). All
+else is post-processing: a painter learns to paint, for each class, images whose mean embedding is the noisy one.
+
+Two things are not as in the paper. One number of the vector is a constant, so that the sums tell how many images a class has:
+else classes that are not of one size would have means of the wrong length. And the distance is estimated by two halves of
+a batch, without bias; the plain square also asks for means that vary little, which images that are all alike have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from privimage.config import MerfConfig, SynthesizeConfig
+from privimage.errors import TrainingError
+from privimage.generators.ema import ema_copy, ema_update
+from privimage.generators.gan_networks import Painter
+from privimage.generators.interface import ImageSource
+from privimage.generators.pixels import from_pixels
+
+__all__ = ["Features", "Merf", "class_means", "embed", "match", "median_distance", "new_features", "new_merf"]
+
+_CONSTANT = 0.2
+"""The number of an image's vector that counts it; the others have norm sqrt(1 - 0.2^2), so they lose 2 % to it."""
+_SMALLEST_CLASS = 0.1  # of the mean size: below that, noise may make a class's count anything, or negative
+_COMPARED = 500  # images whose distances set the lengthscale
+_EMBEDDED_AT_ONCE = 4096
+_BETAS = (0.5, 0.99)  # as for the painter of a GAN
+
+
+class Merf(ImageSource):
+    """A GAN's painter, without a discriminator."""
+
+    def __init__(self, painter: Painter, *, latent_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.painter = painter
+        self.latent_dim = latent_dim
+        self.num_classes = num_classes
+
+    def noise_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return (self.latent_dim,)
+
+    def sample(self, noise: Tensor, labels: Tensor, config: SynthesizeConfig) -> Tensor:
+        """One pass of the painter; steps, noise levels and guidance of the configuration mean nothing here."""
+        images: Tensor = self.painter(noise, labels)
+        return images
+
+
+def new_merf(config: MerfConfig, *, channels: int, resolution: int, num_classes: int, seed: int) -> Merf:
+    """A generator with weights initialised from `seed`, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        painter = Painter(config, channels=channels, resolution=resolution, num_classes=num_classes)
+    return Merf(painter, latent_dim=config.latent_dim, num_classes=num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Random Fourier features of a Gaussian kernel, from public numbers: `directions` (pixels, half as many features)."""
+
+    directions: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of images in [-1, 1], NCHW: (batch, features), each row of norm 1."""
+        angles = images.flatten(1) @ self.directions
+        return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(self.directions.shape[1])
+
+
+def new_features(
+    config: MerfConfig, *, shape: tuple[int, int, int], lengthscale: float, device: torch.device
+) -> Features:
+    """Directions drawn from `config.seed` on the CPU, so that every device has the same."""
+    random = torch.Generator().manual_seed(config.seed)
+    directions = torch.randn(math.prod(shape), config.num_features // 2, generator=random) / lengthscale
+    return Features(directions=directions.to(device))
+
+
+def median_distance(public_images: NDArray[np.uint8]) -> float:
+    """Median Euclidean distance of public images with pixels in [-1, 1], of some of them spread over the whole set."""
+    rows = np.linspace(0, len(public_images) - 1, min(len(public_images), _COMPARED)).astype(np.int64)
+    distances = functional.pdist(from_pixels(torch.from_numpy(public_images[rows])).flatten(1))
+    return float(distances.median())
+
+
+@torch.no_grad()
+def embed(private_images: NDArray[np.uint8], features: Features) -> NDArray[np.float32]:
+    """What each image adds to its class's sum, (images, features + 1): private.
+
+    Guarantee: a row is a function of its image and of public numbers, and has norm 1 but for rounding, which
+    `noisy_class_sums` sees to.
+    """
+    vectors = np.empty((len(private_images), 2 * features.directions.shape[1] + 1), dtype=np.float32)
+    for start in range(0, len(private_images), _EMBEDDED_AT_ONCE):
+        part = slice(start, start + _EMBEDDED_AT_ONCE)
+        images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))
+        vectors[part, :-1] = features(images).mul(math.sqrt(1 - _CONSTANT**2)).cpu().numpy()
+    vectors[:, -1] = _CONSTANT
+    return vectors
+
+
+def class_means(noisy_sums: NDArray[np.float64], num_images: int) -> Tensor:
+    """The mean embedding of each class, (classes, features), from the released sums of `embed`'s vectors.
+
+    Args:
+        num_images: the public number of all images.
+    """
+    counts = noisy_sums[:, -1:] / _CONSTANT
+    counts = np.maximum(counts, _SMALLEST_CLASS * num_images / len(noisy_sums))
+    return torch.from_numpy(noisy_sums[:, :-1] / math.sqrt(1 - _CONSTANT**2) / counts).float()
+
+
+def match(
+    generator: Merf,
+    means: Tensor,
+    features: Features,
+    config: MerfConfig,
+    *,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> dict[str, Tensor]:
+    """Train `generator` (changed in place) until its classes have these mean embeddings; returns averaged weights.
+
+    Post-processing: a function of `means`, the generator's weights, and the configuration, seed included.
+
+    Args:
+        means: (classes, features); on the device of generator and features.
+        on_step: called after each step with its number.
+
+    Raises:
+        TrainingError: a weight is not finite after the last step.
+    """
+    weights = dict(generator.named_parameters())
+    average = ema_copy(weights)
+    optimizer = torch.optim.Adam(weights.values(), lr=config.learning_rate, betas=_BETAS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps, 0.02 * config.learning_rate)
+    random = torch.Generator().manual_seed(config.seed + 1)  # other numbers than the directions'
+    each = math.ceil(config.batch_size / (2 * generator.num_classes))
+    labels = torch.arange(generator.num_classes, device=means.device).repeat(2 * each)
+    for step in range(1, config.num_steps + 1):
+        latent = torch.randn(len(labels), config.latent_dim, generator=random).to(means.device)
+        found = features(generator.painter(latent, labels)).view(2, each, *means.shape).mean(1)
+        optimizer.zero_grad()
+        ((found[0] - means) * (found[1] - means)).sum().backward()
+        optimizer.step()
+        schedule.step()
+        ema_update(average, weights, decay=config.ema_decay, step=step)
+        on_step(step)
+    if not all(bool(tensor.isfinite().all()) for tensor in average.values()):
+        raise TrainingError(
+            "Training on the noisy embedding diverged: a weight is not finite; lower merf.learning_rate."
+        )
+    return average

@@ -1,0 +1,128 @@
+"""Stages `pretrain` and `finetune` of a run with DP-MERF: nothing is pre-trained, and one noisy embedding is learned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from privimage.config import MerfConfig, RunConfig
+from privimage.data.facts import TableFacts
+from privimage.data.table import read_images
+from privimage.device import choose_device
+from privimage.errors import ConfigError, Uncharged
+from privimage.generators.merf import Features, Merf, class_means, embed, match, median_distance, new_features
+from privimage.pipeline import Outcome, Paid, StageContext
+from privimage.privacy.class_sums import noisy_class_sums
+from privimage.privacy.entropy import InsecureRandomForTests
+from privimage.privacy.mechanisms import ClassSums
+from privimage.stages.generation import write_untrained
+from privimage.stages.models import open_generator, save_weights
+from privimage.store.artifacts import Artifact
+from privimage.store.checkpoints import Checkpoints
+from privimage.store.tensors import pack, unpack
+
+__all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
+
+
+def run_pretrain(context: StageContext) -> Outcome:
+    """Writes denoiser.safetensors (first weights) and denoiser.json, with the lengthscale, which public images set."""
+    public = context.inputs["public"]
+    lengthscale = context.config.merf.lengthscale
+    if lengthscale is None:
+        images, _ = read_images(public.files("images-"), spill=context.folder)
+        lengthscale = median_distance(images) / 2
+        if not lengthscale > 0:
+            raise ConfigError("Most public images are the same, and set no lengthscale: give merf.lengthscale.")
+    facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
+    return write_untrained(context, facts, lengthscale=lengthscale)
+
+
+def run_finetune(context: StageContext) -> Outcome:
+    """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran.
+
+    The noisy sums are saved below `private/` before they are trained on, and the ledger is told that no more is drawn: an
+    attempt that is stopped after that has lost nothing. One that is killed before has lost all.
+    """
+    paid = context.paid
+    if paid is None or not isinstance(paid.mechanism, ClassSums):
+        raise Uncharged("The embedding was not charged.")
+    generator, facts, features = _opened(context.config, context.inputs)
+    means, guarantee = _released(context, paid, paid.mechanism, features)
+    config = MerfConfig.model_validate(facts["config"])
+    ticker = context.progress.ticker("finetune", config.num_steps)
+    with context.stop.answered_between_steps(), ticker as tick:
+
+        def on_step(step: int) -> None:
+            tick(step)
+            context.stop.check()
+
+        weights = match(generator, means, features, config, on_step=on_step)
+    save_weights(weights, context.folder / "denoiser.safetensors")
+    about = {
+        **facts,
+        "guarantee": "differential privacy" if guarantee else "none",
+        "mechanism": asdict(paid.mechanism),
+    }
+    (context.folder / "denoiser.json").write_text(json.dumps(about))
+    return Outcome(metrics={"noise_multiplier": paid.mechanism.noise_multiplier, "num_steps": config.num_steps})
+
+
+def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:
+    """One step towards a made-up embedding, to find before the charge what could otherwise fail after it."""
+    generator, facts, features = _opened(config, inputs)
+    means = torch.zeros(generator.num_classes, config.merf.num_features, device=features.directions.device)
+    once = MerfConfig.model_validate({**facts["config"], "num_steps": 1})
+    try:
+        match(generator, means, features, once)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError("A step does not fit into memory: lower merf.batch_size or merf.num_features.") from error
+
+
+def _released(context: StageContext, paid: Paid, mechanism: ClassSums, features: Features) -> tuple[torch.Tensor, bool]:
+    """The noisy class means, and whether their noise carries a guarantee: released now, or what an earlier attempt saved."""
+    checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
+    saved = checkpoints.latest()
+    if (saved.step if saved else 0) < paid.from_step:
+        raise Uncharged("The saved embedding of this stage vanished while it was resumed; run again.")
+    if saved:
+        tensors, about = unpack(saved.data)
+        if about["reservation"] != paid.reservations[-1]:
+            raise Uncharged(
+                "The saved embedding of this stage was paid for by another reservation; remove it, or restore the ledger."
+            )
+        sums, guarantee = tensors["sums"].numpy(), about["guarantee"]
+    else:
+        images, labels = context.private_images("train")
+        sums = noisy_class_sums(
+            embed(images, features),
+            labels,
+            mechanism,
+            insecure_random=paid.random if isinstance(paid.random, InsecureRandomForTests) else None,
+        )
+        guarantee = paid.random.guarantee
+        about = {"reservation": paid.reservations[-1], "guarantee": guarantee}
+        if not checkpoints.save(1, pack({"sums": torch.from_numpy(sums)}, about)):
+            raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
+        paid.record_step(1)
+    # Said at once, not only when it is stopped: this attempt draws nothing more, whatever becomes of it.
+    paid.pause(1)
+    return class_means(sums, mechanism.num_images).to(features.directions.device), guarantee
+
+
+def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, dict[str, Any], Features]:
+    """The generator with its first weights, the facts beside it, and the features that the embedding is made of."""
+    device = choose_device(config.performance.device)
+    generator, facts = open_generator(inputs["pretrain"], device)
+    if not isinstance(generator, Merf):
+        raise ConfigError(f"Mean embeddings train a Merf, and {type(generator).__name__} is none.")
+    features = new_features(
+        MerfConfig.model_validate(facts["config"]),
+        shape=(facts["channels"], facts["resolution"], facts["resolution"]),
+        lengthscale=facts["lengthscale"],
+        device=device,
+    )
+    return generator, facts, features
