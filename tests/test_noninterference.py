@@ -1,7 +1,7 @@
 """Two runs on entirely different sensitive images, with the same outputs of the mechanisms, look the same outside.
 
 This is the claim without statistics: whatever leaves is a function of public data and of what the mechanisms gave.
-So `add_noise` and `noisy_mean_gradient` are replaced by ones that ignore their private input and give what a public
+So `add_noise`, `noisy_mean_gradient` and `noisy_class_sums` are replaced by ones that ignore their private input and give what a public
 generator says, and the whole pipeline runs, by the command line, on two sets that share only their public facts: sizes
 of the splits, class names, resolution. Everything outside of `private/` must then be equal *to the byte*, and so must
 standard output and error, log records and progress lines.
@@ -71,6 +71,7 @@ loop: Any = importlib.import_module("privimage.generators.finetune")
 semantics: Any = importlib.import_module("privimage.stages.semantics")
 generation: Any = importlib.import_module("privimage.stages.generation")
 central: Any = importlib.import_module("privimage.stages.central")
+embedding: Any = importlib.import_module("privimage.stages.mean_embedding")
 validation: Any = importlib.import_module("privimage.stages.validate")
 evaluation: Any = importlib.import_module("privimage.stages.utility")
 
@@ -213,6 +214,7 @@ class PublicMechanisms:
         patch.setattr(loop, "noisy_mean_gradient", self._noisy_mean_gradient)
         patch.setattr(validation, "add_noise", self._add_noise_to_counts)
         patch.setattr(central, "noisy_class_sums", self._noisy_class_sums)
+        patch.setattr(embedding, "noisy_class_sums", self._noisy_class_sums)
 
     def _add_noise(self, histogram: NDArray[np.int64], mechanism: HistogramQuery, **_: object) -> NDArray[np.float64]:
         self.histograms.append(histogram)
@@ -410,6 +412,20 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     assert not np.array_equal(first.mechanisms.counts[0], second.mechanisms.counts[0])
     sealed = [files_below(world.aside / "store", besides="artifacts") for world in (first, second)]
     assert sealed[0] != sealed[1]
+
+
+def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(indexed: Any, tmp_path: Path) -> None:
+    merf = ["generator=merf", "selection.strategy=none", "merf.num_steps=5", "merf.num_features=40"]
+    commands = [
+        [*command, *(part for setting in merf if "CONFIG" in command for part in ("--set", setting))]
+        for command in TO_THE_END
+    ]
+    first, second = (world.copied(tmp_path / str(at)) for at, world in enumerate(indexed[0]))
+    one, other = first.run(commands), second.run(commands)
+    assert one.differences(other) == []
+    assert "finetune: 5 of 5" in one.printed["stderr"] and "Verified." in one.printed["stdout"]
+    assert sum(name.startswith("releases/") for name in one.files) == 6
+    assert not np.array_equal(first.mechanisms.class_sums[0], second.mechanisms.class_sums[0])
 
 
 # ---------------------------------------------------------------------------------------------------- planted leaks

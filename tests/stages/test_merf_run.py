@@ -109,10 +109,11 @@ def stop_in(patch: pytest.MonkeyPatch, function: str) -> None:
 def test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twice(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, trained_on = list[Any](), list[Any]()
+    drawn, trained_on, events = list[Any](), list[Any](), list[Any]()
     real_sums, real_means = mean_embedding.noisy_class_sums, mean_embedding.class_means
 
     def sums(*given: Any, **named: Any) -> Any:
+        events.append(event_to_json(given[2].event))
         drawn.append(real_sums(*given, **named))
         return drawn[-1]
 
@@ -129,6 +130,7 @@ def test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twic
                 run_all(place.run(), "finetune")
     run_all(place.run(), "finetune")
     assert len(drawn) == 1
+    assert events == [entry.body["event"] for entry in place.entries if entry.kind == "reserve"]
     assert [(noisy == drawn[0]).all() for noisy in trained_on] == [True] * 3
     assert place.kinds == ["grant", "reserve finetune", "pause", "resume", "pause", "resume", "pause", "settle"]
     assert [entry.body["lost_steps"] for entry in place.entries if entry.kind == "resume"] == [0, 0]

@@ -737,6 +737,65 @@ _CENTRAL = (
     )
 )
 
+_MERF = (
+    _of(
+        "generators/merf.py",
+        "privacy/test_merf_neighbours.py",
+        (
+            "An image's embedding depends on the images beside it",
+            "images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))",
+            "images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))\n"
+            "        images -= images.mean(0)",
+            "test_no_image_moves_the_sums_by_more_than_one_nor_those_of_another_class",
+        ),
+        (
+            "The lengthscale of the embedding is that of the sensitive images",
+            "        images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))\n",
+            "        images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))\n"
+            "        images /= median_distance(private_images)\n",
+            "test_no_image_moves_the_sums_by_more_than_one_nor_those_of_another_class",
+        ),
+    )
+    + _of(
+        "stages/mean_embedding.py",
+        "stages/test_merf_run.py",
+        (
+            "An embedding that was released before is drawn again, uncharged",
+            "    if saved:\n",
+            "    if saved and not checkpoints:\n",
+            "test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twice",
+        ),
+        (
+            "The embedding is drawn with half the noise that was charged",
+            "            labels,\n            mechanism,\n",
+            "            labels,\n            type(mechanism)(**{**asdict(mechanism), 'noise_multiplier': mechanism.noise_stddev / 2}),\n",
+            "test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twice",
+        ),
+        (
+            "A saved embedding that was paid for by another reservation is used",
+            'if about["reservation"] != paid.reservations[-1]:',
+            'if not about["reservation"]:',
+            "test_a_saved_embedding_of_another_reservation_is_not_used",
+        ),
+        (
+            "An embedding whose noise can be made again passes once it is resumed",
+            'sums, guarantee = tensors["sums"].numpy(), about["guarantee"]',
+            'sums, guarantee = tensors["sums"].numpy(), paid.random.guarantee',
+            "test_reproducible_noise_is_marked_also_after_it_was_resumed",
+        ),
+    )
+    + _of(
+        "stages/charges.py",
+        "stages/test_merf_run.py",
+        (
+            "An embedding that may have been drawn is drawn again under the same charge",
+            "restart_allowance=config.finetune.restart_allowance if in_steps else 0,",
+            "restart_allowance=config.finetune.restart_allowance,",
+            "test_an_embedding_that_may_have_been_drawn_and_was_not_saved_is_never_drawn_again",
+        ),
+    )
+)
+
 _ONE_IMAGE = "test_one_image_moves_the_released_gradient_by_its_bound_however_many_noise_draws_it_has"
 _DRAWS_OF_A_STEP = "test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_step_too_many"
 _NO_IMAGE_MOVES_THE_DISCRIMINATOR = (
@@ -1918,6 +1977,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_QUERY,
     *_CLASS_SUMS,
     *_CENTRAL,
+    *_MERF,
     *_FINETUNE,
     *_SPENDING,
     *_LIFE,
