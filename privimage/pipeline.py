@@ -7,6 +7,8 @@
 
 With another `selection.strategy` than semantic nothing is queried, and fine-tuning is the first charged stage.
 
+With `generator: merf` fine-tuning is one noisy sum, and training on it.
+
 With `evaluate.validation: private` a third charged stage, validate, comes after downstream; release and evaluate use it.
 
 With `central.num_steps` above 0 a charged stage, central, comes after the query, and a free one, warmup, between pretrain

@@ -224,7 +224,7 @@ class Ledger:
                 raise BudgetExceeded(
                     f"Fine-tuning was interrupted before: {used} of its {allowance} restart steps are used, and going on "
                     f"may repeat {lost} more. Start it anew with another draw (--draw), which is charged in full, or "
-                    "raise finetune.restart_allowance, which is another run."
+                    "raise finetune.restart_allowance (of DP-SGD), which is another run."
                 )
             return {"reservation": reservation.id, "attempt": len(earlier) + 2, "lost_steps": lost}
 
