@@ -28,13 +28,12 @@ from privimage.generators.gan_networks import Painter
 from privimage.generators.interface import ImageSource
 from privimage.generators.pixels import from_pixels
 
-__all__ = ["Features", "Merf", "class_means", "embed", "match", "median_distance", "new_features", "new_merf"]
+__all__ = ["Embedded", "Features", "Merf", "class_means", "match", "median_distance", "new_features", "new_merf"]
 
 _CONSTANT = 0.2
 """The number of an image's vector that counts it; the others have norm sqrt(1 - 0.2^2), so they lose 2 % to it."""
 _SMALLEST_CLASS = 0.1  # of the mean size: below that, noise may make a class's count anything, or negative
 _COMPARED = 500  # images whose distances set the lengthscale
-_EMBEDDED_AT_ONCE = 4096
 _BETAS = (0.5, 0.99)  # as for the painter of a GAN
 
 
@@ -92,24 +91,30 @@ def median_distance(public_images: NDArray[np.uint8]) -> float:
     return float(distances.median())
 
 
-@torch.no_grad()
-def embed(private_images: NDArray[np.uint8], features: Features) -> NDArray[np.float32]:
-    """What each image adds to its class's sum, (images, features + 1): private.
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What each image adds to its class's sum, (images, features + 1): private. Computed for the rows that are asked for.
 
     Guarantee: a row is a function of its image and of public numbers, and has norm 1 but for rounding, which
     `noisy_class_sums` sees to.
     """
-    vectors = np.empty((len(private_images), 2 * features.directions.shape[1] + 1), dtype=np.float32)
-    for start in range(0, len(private_images), _EMBEDDED_AT_ONCE):
-        part = slice(start, start + _EMBEDDED_AT_ONCE)
-        images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))
-        vectors[part, :-1] = features(images).mul(math.sqrt(1 - _CONSTANT**2)).cpu().numpy()
-    vectors[:, -1] = _CONSTANT
-    return vectors
+
+    private_images: NDArray[np.uint8]
+    features: Features
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.private_images), 2 * self.features.directions.shape[1] + 1
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        images = from_pixels(torch.from_numpy(self.private_images[rows]).to(self.features.directions.device))
+        found = self.features(images) * math.sqrt(1 - _CONSTANT**2)
+        return functional.pad(found, (0, 1), value=_CONSTANT).cpu().numpy()
 
 
 def class_means(noisy_sums: NDArray[np.float64], num_images: int) -> Tensor:
-    """The mean embedding of each class, (classes, features), from the released sums of `embed`'s vectors.
+    """The mean embedding of each class, (classes, features), from the released sums of `Embedded`'s rows.
 
     Args:
         num_images: the public number of all images.

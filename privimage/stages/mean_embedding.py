@@ -14,7 +14,7 @@ from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.errors import ConfigError, Uncharged
-from privimage.generators.merf import Features, Merf, class_means, embed, match, median_distance, new_features
+from privimage.generators.merf import Embedded, Features, Merf, class_means, match, median_distance, new_features
 from privimage.pipeline import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -98,7 +98,7 @@ def _released(context: StageContext, paid: Paid, mechanism: ClassSums, features:
     else:
         images, labels = context.private_images("train")
         sums = noisy_class_sums(
-            embed(images, features),
+            Embedded(private_images=images, features=features),
             labels,
             mechanism,
             insecure_random=paid.random if isinstance(paid.random, InsecureRandomForTests) else None,

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from privimage.config import FinetuneConfig, MerfConfig, SynthesizeConfig
 from privimage.errors import DataError, TrainingError
 from privimage.generators.losses import losses_of_images
-from privimage.generators.merf import Features, Merf, class_means, embed, match, median_distance, new_features, new_merf
+from privimage.generators.merf import (
+    Embedded,
+    Features,
+    Merf,
+    class_means,
+    match,
+    median_distance,
+    new_features,
+    new_merf,
+)
 from privimage.generators.pixels import from_pixels
 from privimage.generators.shards import sample_in_order
 from privimage.privacy.class_sums import PER_UNIT, class_sums
@@ -41,6 +50,10 @@ def two_classes(images: int = 40) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
     for image, label in zip(pixels, labels, strict=True):
         image[0, 4 * label : 4 * label + 4] += 200
     return pixels, labels
+
+
+def embed(images: NDArray[np.uint8], features: Features) -> NDArray[np.float32]:
+    return Embedded(private_images=images, features=features)[:]
 
 
 def sums_of(vectors: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

@@ -7,17 +7,16 @@ norm at most 1 is the other. Whatever the missing image was must not be seen in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from privimage.config import MerfConfig
-from privimage.generators import merf
-from privimage.generators.merf import Features, embed, median_distance, new_features
+from privimage.generators.merf import Embedded, Features, median_distance, new_features
 from privimage.privacy import class_sums
 from privimage.privacy.class_sums import PER_UNIT, noisy_class_sums
 from privimage.privacy.mechanisms import ClassSums
@@ -47,7 +46,7 @@ def exact_sums(
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """What noise is added to, in whole units, and what is said of the noise. One image may be missing, at its place."""
     asked: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
-    vectors = merf.embed(images, features_of())
+    vectors = Embedded(private_images=images, features=features_of())[:]
     if missing is not None:
         vectors[missing] = 0
     mechanism = ClassSums(
@@ -88,10 +87,12 @@ def test_no_image_moves_the_sums_by_more_than_one_nor_those_of_another_class(mon
 
 
 def lengthscale_of_the_sensitive_images(patch: pytest.MonkeyPatch) -> None:
-    def with_own_scale(images: Images, features: Features) -> NDArray[np.float32]:
-        return embed(images, features_of(median_distance(images)))
+    real = Embedded.__getitem__
 
-    patch.setattr(merf, "embed", with_own_scale)
+    def with_own_scale(self: Embedded, rows: slice) -> NDArray[np.float32]:
+        return real(replace(self, features=features_of(median_distance(self.private_images))), rows)
+
+    patch.setattr(Embedded, "__getitem__", with_own_scale)
 
 
 def images_centred_by_their_mean(patch: pytest.MonkeyPatch) -> None:
@@ -112,12 +113,14 @@ def one_more_for_every_image(patch: pytest.MonkeyPatch) -> None:
 
 
 def features_of_the_whole_class(patch: pytest.MonkeyPatch) -> None:
-    def spread(images: Images, features: Features) -> NDArray[np.float32]:
-        vectors = embed(images, features)
+    real = Embedded.__getitem__
+
+    def spread(self: Embedded, rows: slice) -> NDArray[np.float32]:
+        vectors = real(self, rows)
         mean: NDArray[np.float32] = vectors.mean(0)
         return (vectors + mean) / 2
 
-    patch.setattr(merf, "embed", spread)
+    patch.setattr(Embedded, "__getitem__", spread)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +142,8 @@ def test_what_breaks_the_claim_is_noticed(
 
 def test_an_image_has_the_same_vector_whatever_stands_beside_it() -> None:
     images, _ = images_with_twins()
-    features = features_of()
-    whole: Tensor = torch.from_numpy(embed(images, features))
+    whole = Embedded(private_images=images, features=features_of())[:]
     for at in range(len(images)):
         others = 255 - images
         others[at] = images[at]
-        assert torch.equal(torch.from_numpy(embed(others, features))[at], whole[at])
+        assert np.array_equal(Embedded(private_images=others, features=features_of())[:][at], whole[at])

@@ -225,6 +225,7 @@ def test_a_lengthscale_that_is_given_is_taken(place: Place) -> None:
         ),
         ("selection.strategy=semantic", "selection.strategy is semantic: set it to none"),
         ("audit.canaries=100", "made for a generator by diffusion: set it to 0"),
+        ("central.num_steps=5", "of kind merf has no noise levels"),
         ("merf.num_features=7", "merf.num_features"),
         ("merf.channel_multipliers=[1, 1, 1, 1, 1]", "merf.channel_multipliers has 5 levels, but 8 pixels"),
     ],

@@ -743,16 +743,14 @@ _MERF = (
         "privacy/test_merf_neighbours.py",
         (
             "An image's embedding depends on the images beside it",
-            "images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))",
-            "images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))\n"
-            "        images -= images.mean(0)",
+            "found = self.features(images) * ",
+            "found = self.features(images - images.mean(0)) * ",
             "test_no_image_moves_the_sums_by_more_than_one_nor_those_of_another_class",
         ),
         (
             "The lengthscale of the embedding is that of the sensitive images",
-            "        images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))\n",
-            "        images = from_pixels(torch.from_numpy(private_images[part]).to(features.directions.device))\n"
-            "        images /= median_distance(private_images)\n",
+            "found = self.features(images) * ",
+            "found = self.features(images / median_distance(self.private_images)) * ",
             "test_no_image_moves_the_sums_by_more_than_one_nor_those_of_another_class",
         ),
     )
