@@ -226,20 +226,20 @@ class RunConfig(Section):
                 "selection.strategy all needs a generator that learns of images without a label, which a GAN does not: set "
                 "generator to diffusion, or another strategy"
             )
-        if self.central.is_used and self.generator != "diffusion":
+        if self.central.is_used and self.generator == "gan":
             raise ValueError(
-                f"central.num_steps is above 0, but a generator of kind {self.generator} has no noise levels at which it could "
-                "learn a mean image: set it to 0, or generator to diffusion"
+                "central.num_steps is above 0, but a GAN has no noise levels at which it could learn a mean image: set it to "
+                "0, or generator to diffusion"
             )
         if self.central.is_used and self.selection.strategy == "all":
             raise ValueError(
                 "central.num_steps is above 0, but with selection.strategy all the generator is trained on public labels, "
                 "which central images do not have: set it to 0, or choose another strategy"
             )
-        if self.selection.strategy != "none" and self.generator == "merf":
+        if self.generator == "merf" and (self.selection.strategy != "none" or self.central.is_used):
             raise ValueError(
-                f"generator merf (DP-MERF) is trained on noisy mean embeddings alone, but selection.strategy is "
-                f"{self.selection.strategy}: set it to none"
+                "generator merf (DP-MERF) is trained on noisy mean embeddings alone, but selection.strategy is "
+                f"{self.selection.strategy}, and central.num_steps {self.central.num_steps}: set them to none and 0"
             )
         section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)

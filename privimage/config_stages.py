@@ -134,8 +134,8 @@ class MerfConfig(Section):
         default=None,
         gt=0,
         le=1e6,
-        description="Width of the kernel: a Euclidean distance of images with pixels in [-1, 1]; none = half the median distance "
-        "of public images.",
+        description="Width of the kernel: a Euclidean distance of images with pixels in [-1, 1]; none = 0.4 times the median "
+        "distance of public images.",
     )
     base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
     channel_multipliers: tuple[int, ...] = Field(
@@ -145,7 +145,7 @@ class MerfConfig(Section):
         description="Channel factor per level; each level halves the size.",
     )
     latent_dim: int = Field(default=16, ge=1, le=1024, description="Random numbers that an image is made of.")
-    num_steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps on the noisy embedding.")
+    num_steps: int = Field(default=2500, ge=1, le=10_000_000, description="Optimizer steps on the noisy embedding.")
     batch_size: int = Field(
         default=200,
         ge=1,

@@ -27,6 +27,9 @@ from privimage.store.tensors import pack, unpack
 
 __all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
 
+LENGTHSCALE = 0.4
+"""Of the median distance of public images. The whole of it, as usual, lets images of a class be blurred into each other."""
+
 
 def run_pretrain(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors (first weights) and denoiser.json, with the lengthscale, which public images set."""
@@ -34,7 +37,7 @@ def run_pretrain(context: StageContext) -> Outcome:
     lengthscale = context.config.merf.lengthscale
     if lengthscale is None:
         images, _ = read_images(public.files("images-"), spill=context.folder)
-        lengthscale = median_distance(images) / 2
+        lengthscale = LENGTHSCALE * median_distance(images)
         if not lengthscale > 0:
             raise ConfigError("Most public images are the same, and set no lengthscale: give merf.lengthscale.")
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
