@@ -415,7 +415,8 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
 
 
 def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(indexed: Any, tmp_path: Path) -> None:
-    merf = ["generator=merf", "selection.strategy=none", "merf.num_steps=5", "merf.num_features=40"]
+    merf = ["generator=merf", "selection.strategy=none", "central.num_steps=0"]
+    merf += ["merf.num_steps=5", "merf.num_features=40"]
     commands = [
         [*command, *(part for setting in merf if "CONFIG" in command for part in ("--set", setting))]
         for command in TO_THE_END
