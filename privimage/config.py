@@ -236,10 +236,11 @@ class RunConfig(Section):
                 "central.num_steps is above 0, but with selection.strategy all the generator is trained on public labels, "
                 "which central images do not have: set it to 0, or choose another strategy"
             )
-        if self.generator == "merf" and (self.selection.strategy != "none" or self.central.is_used):
+        if self.generator == "merf" and (self.selection.strategy == "all" or self.central.is_used):
             raise ValueError(
-                "generator merf (DP-MERF) is trained on noisy mean embeddings alone, but selection.strategy is "
-                f"{self.selection.strategy}, and central.num_steps {self.central.num_steps}: set them to none and 0"
+                "generator merf is trained on noisy mean embeddings of the sensitive classes, but selection.strategy is "
+                f"{self.selection.strategy}, and central.num_steps {self.central.num_steps}: set the first to semantic, random "
+                "or none, the second to 0"
             )
         section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)

@@ -120,7 +120,11 @@ class GanConfig(Section):
 
 
 class MerfConfig(Section):
-    """DP-MERF: a generator that is trained to match noisy mean embeddings of the classes, and sees no image."""
+    """A generator that is trained to match noisy mean embeddings of the classes, and sees no image.
+
+    With `selection.strategy: none` it is DP-MERF. With a selection, the embedding also has features of a critic: a classifier
+    that is trained on the selected public images.
+    """
 
     num_features: int = Field(
         default=2000,
@@ -136,6 +140,31 @@ class MerfConfig(Section):
         le=1e6,
         description="Width of the kernel: a Euclidean distance of images with pixels in [-1, 1]; none = 0.4 times the median "
         "distance of public images.",
+    )
+    critic_features: int = Field(
+        default=2000,
+        ge=2,
+        le=100_000,
+        multiple_of=2,
+        title="Critic features",
+        description="As many more of what the critic sees, where there is a selection.",
+    )
+    critic_share: float = Field(
+        default=0.7,
+        gt=0,
+        lt=1,
+        title="Critic share",
+        description="Of an embedding's squared norm, that of the critic's features.",
+    )
+    critic_channels: int = Field(
+        default=16, ge=4, le=256, title="Critic channels", description="Channels of the critic's first level."
+    )
+    critic_steps: int = Field(
+        default=300,
+        ge=1,
+        le=10_000_000,
+        title="Critic steps",
+        description="About how many steps the critic is trained.",
     )
     base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
     channel_multipliers: tuple[int, ...] = Field(
@@ -161,10 +190,9 @@ class MerfConfig(Section):
         description="Seed of directions, first weights and training; that of the noise is secret.",
     )
 
-    @property
-    def vector_size(self) -> int:
+    def vector_size(self, *, with_critic: bool) -> int:
         """Numbers that an image adds to its class's sum: its features, and one that counts it."""
-        return self.num_features + 1
+        return self.num_features + (self.critic_features if with_critic else 0) + 1
 
 
 class PretrainConfig(Section):

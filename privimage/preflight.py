@@ -93,7 +93,7 @@ def finetune_mechanism(
         return ClassSums(
             num_images=sensitive.num_train,
             num_classes=len(sensitive.class_names),
-            dimension=config.merf.vector_size,
+            dimension=config.merf.vector_size(with_critic=config.selection.strategy != "none"),
             noise_multiplier=noise_multiplier,
         )
     return DPSGDMechanism(

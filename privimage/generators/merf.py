@@ -1,10 +1,11 @@
 """DP-MERF (Harder, Adamczewski and Park 2021, arXiv:2002.11603): a generator that matches noisy mean embeddings.
 
-An image's embedding is a vector of random Fourier features (Rahimi and Recht 2007) whose inner products are nearly a
-Gaussian kernel's. The sums of these vectors, one for each class, are released once, with noise (`noisy_class_sums`). All
-else is post-processing: a painter learns to paint, for each class, images whose mean embedding is the noisy one.
+An image's embedding is a vector of random features (`generators.features`): of its pixels, as in the paper, and, where public
+images were selected, of what a critic sees in it, a classifier that learned from the selection to tell the sensitive classes
+apart. The sums of these vectors, one for each class, are released once, with noise (`noisy_class_sums`). All else is
+post-processing: a painter learns to paint, for each class, images whose mean embedding is the noisy one.
 
-Two things are not as in the paper. One number of the vector is a constant, so that the sums tell how many images a class has:
+Two more things are not as in the paper. One number of the vector is a constant, so that the sums tell how many images a class has:
 else classes that are not of one size would have means of the wrong length. And the distance is estimated by two halves of
 a batch, without bias; the plain square also asks for means that vary little, which images that are all alike have.
 """
@@ -24,16 +25,16 @@ from torch.nn import functional
 from privimage.config import MerfConfig, SynthesizeConfig
 from privimage.errors import TrainingError
 from privimage.generators.ema import ema_copy, ema_update
+from privimage.generators.features import Features
 from privimage.generators.gan_networks import Painter
 from privimage.generators.interface import ImageSource
 from privimage.generators.pixels import from_pixels
 
-__all__ = ["Embedded", "Features", "Merf", "class_means", "match", "median_distance", "new_features", "new_merf"]
+__all__ = ["Embedded", "Merf", "class_means", "match", "new_merf"]
 
 _CONSTANT = 0.2
 """The number of an image's vector that counts it; the others have norm sqrt(1 - 0.2^2), so they lose 2 % to it."""
 _SMALLEST_CLASS = 0.1  # of the mean size: below that, noise may make a class's count anything, or negative
-_COMPARED = 500  # images whose distances set the lengthscale
 _BETAS = (0.5, 0.99)  # as for the painter of a GAN
 
 
@@ -64,34 +65,6 @@ def new_merf(config: MerfConfig, *, channels: int, resolution: int, num_classes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
-    """Random Fourier features of a Gaussian kernel, from public numbers: `directions` (pixels, half as many features)."""
-
-    directions: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Of images in [-1, 1], NCHW: (batch, features), each row of norm 1."""
-        angles = images.flatten(1) @ self.directions
-        return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(self.directions.shape[1])
-
-
-def new_features(
-    config: MerfConfig, *, shape: tuple[int, int, int], lengthscale: float, device: torch.device
-) -> Features:
-    """Directions drawn from `config.seed` on the CPU, so that every device has the same."""
-    random = torch.Generator().manual_seed(config.seed)
-    directions = torch.randn(math.prod(shape), config.num_features // 2, generator=random) / lengthscale
-    return Features(directions=directions.to(device))
-
-
-def median_distance(public_images: NDArray[np.uint8]) -> float:
-    """Median Euclidean distance of public images with pixels in [-1, 1], of some of them spread over the whole set."""
-    rows = np.linspace(0, len(public_images) - 1, min(len(public_images), _COMPARED)).astype(np.int64)
-    distances = functional.pdist(from_pixels(torch.from_numpy(public_images[rows])).flatten(1))
-    return float(distances.median())
-
-
-@dataclass(frozen=True, kw_only=True)
 class Embedded:
     """What each image adds to its class's sum, (images, features + 1): private. Computed for the rows that are asked for.
 
@@ -104,11 +77,11 @@ class Embedded:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return len(self.private_images), 2 * self.features.directions.shape[1] + 1
+        return len(self.private_images), self.features.size + 1
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        images = from_pixels(torch.from_numpy(self.private_images[rows]).to(self.features.directions.device))
+        images = from_pixels(torch.from_numpy(self.private_images[rows]).to(self.features.device))
         found = self.features(images) * math.sqrt(1 - _CONSTANT**2)
         return functional.pad(found, (0, 1), value=_CONSTANT).cpu().numpy()
 

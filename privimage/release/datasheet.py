@@ -156,7 +156,8 @@ def _content(facts: SyntheticFacts) -> list[str]:
 
 def _making(certificate: Mapping[str, Any]) -> list[str]:
     rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
-    method = "merf" if certificate["generator"] == "merf" else certificate["selection"]
+    selection = certificate["selection"]
+    method = f"merf-{selection}" if certificate["generator"] == "merf" else selection
     return [_METHODS[method], _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
@@ -173,14 +174,21 @@ def _text(text: str) -> str:
 
 _SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
+_EMBEDDED = (
+    "features of the sensitive images are added up for each class, with noise, once; a generator that sees no image is trained to "
+    "draw images whose features have these means."
+)
+_CRITIC = f"a classifier learns from this selection to tell the classes apart, and what it sees, and random {_EMBEDDED}"
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "
     f"look like them; a generator is trained on this selection and {_TUNED}",
     "random": f"A generator is trained on public images of categories drawn at random, and {_TUNED}",
     "all": f"A generator is trained on all public images, with their own labels (PDP-Diffusion), and {_TUNED}",
     "none": f"A generator, without pre-training (DPDM), is {_TUNED}",
-    "merf": "DP-MERF (Harder et al., 2021): random features of the sensitive images are added up for each class, with noise, once; "
-    "a generator that sees no image is trained to draw images whose features have these means.",
+    "merf-semantic": "PRIVIMAGE (Li et al., USENIX Security 2024) with mean embeddings: noisy votes of the sensitive images select "
+    f"public images that look like them; {_CRITIC}",
+    "merf-random": f"Public images of categories drawn at random are selected; {_CRITIC}",
+    "merf-none": f"DP-MERF (Harder et al., 2021): random {_EMBEDDED}",
 }
 _LIMITS = """\
 - As many images of each class were asked for: how common a class is among the sensitive images is not in here.

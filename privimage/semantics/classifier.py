@@ -87,6 +87,15 @@ class ResNet(nn.Module):
         logits: Tensor = self.head(self.embed(x))
         return logits
 
+    def activations(self, x: Tensor) -> Tensor:
+        """What each block makes of the images, averaged over each quarter of them: (batch, 4 x channels of all blocks)."""
+        found = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, ResidualBlock):
+                found.append(functional.adaptive_avg_pool2d(x, 2).flatten(1))
+        return torch.cat(found, dim=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedClassifier:

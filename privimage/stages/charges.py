@@ -218,15 +218,17 @@ def finetune_plan(
     rivals = [entry for entry in members if entry.body["stage"] == "finetune" and entry.body["key"] != key]
     target = (config.privacy.epsilon, config.privacy.delta)
     shape = event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
-    intended = [event for event in opened.intends if event_shape(event) == shape]
     later = _set_aside(config, facts)
-    same = (opened.epsilon, opened.delta) == target and [e for e in opened.intends if _is_validation(e)] == later
+    # By their places: a mean embedding has the shape of a query.
+    *_, intended = opened.intends[: len(opened.intends) - len(later)]
+    same = (opened.epsilon, opened.delta) == target and event_shape(intended) == shape
+    same = same and list(opened.intends[len(opened.intends) - len(later) :]) == later
     same = same and all(held[entry].body["plan"]["id"] == opened.id for entry in paid_ahead)
-    if same and intended and not rivals and not ledger.is_closed(opened.id):
+    if same and not rivals and not ledger.is_closed(opened.id):
         # Those of the plan whose result was lost, to a crash or a race, were charged as well.
         prior = [entry.event for entry in members if entry.body["stage"] in AHEAD]
-        if [*prior, intended[0], *later] == list(opened.intends):
-            return opened, finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(intended[0]))
+        if [*prior, intended, *later] == list(opened.intends):
+            return opened, finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(intended))
         return opened, _calibrated(config, facts, prior, later, joined=True)
     mechanism = _calibrated(config, facts, [held[entry].event for entry in paid_ahead], later, joined=False)
     plan = Plan(
@@ -315,10 +317,6 @@ def _plan_of(reservations: Sequence[str], held: Mapping[str, Entry]) -> Plan:
             f"What was released before was paid for by {missing[0] if missing else 'nothing'}, which the ledger does not hold."
         )
     return Plan.from_json(held[reservations[-1]].body["plan"])
-
-
-def _is_validation(event: dpa.DpEvent) -> bool:
-    return isinstance(event, dpa.SelfComposedDpEvent) and isinstance(event.event, dpa.GaussianDpEvent)
 
 
 def plan_id(key: str) -> str:

@@ -34,6 +34,7 @@ from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
 
 __all__ = [
+    "admitted_classes",
     "execution_of",
     "open_for_finetuning",
     "read_selection",
@@ -56,7 +57,7 @@ def run_pretrain(context: StageContext) -> Outcome:
     public = context.inputs["public"]
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
     if config.selection.strategy == "none":
-        return write_untrained(context, facts)
+        return write_untrained(context, facts, admitted_classes(context))
     class_names = [row["class"] for row in context.inputs["select"].read_json("selection.json")]
     own_labels = config.selection.strategy == "all"
     images, labels = read_selection(context, facts.num_images)
@@ -123,15 +124,20 @@ def read_selection(context: StageContext, num_public: int) -> tuple[NDArray[np.u
     return read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
 
 
-def write_untrained(context: StageContext, facts: TableFacts, **more: JSON) -> Outcome:
-    """Random weights: fine-tuning starts from nothing. Of the sensitive images only the names of the classes are used.
+def admitted_classes(context: StageContext) -> Sequence[str]:
+    """Names of the classes: all that a stage without a selection uses of the sensitive images."""
+    if context.facts is None:
+        raise Uncharged("A generator without pre-training needs the class names of the admitted images.")
+    return context.facts.class_names
+
+
+def write_untrained(context: StageContext, facts: TableFacts, class_names: Sequence[str], **more: JSON) -> Outcome:
+    """Random weights: fine-tuning starts from nothing.
 
     Args:
         more: public facts that go into denoiser.json too.
     """
-    if context.facts is None:
-        raise Uncharged("A generator without pre-training needs the class names of the admitted images.")
-    config, class_names = context.config, context.facts.class_names
+    config = context.config
     generator = new_generator(
         config.network,
         channels=facts.channels,

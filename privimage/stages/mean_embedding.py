@@ -1,8 +1,12 @@
-"""Stages `pretrain` and `finetune` of a run with DP-MERF: nothing is pre-trained, and one noisy embedding is learned from."""
+"""Stages `pretrain` and `finetune` of a run with mean embeddings: one noisy embedding is released, and learned from.
+
+Without a selection this is DP-MERF. With one, a critic is trained on the selected public images first, in `pretrain`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,12 +18,14 @@ from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.errors import ConfigError, Uncharged
-from privimage.generators.merf import Embedded, Features, Merf, class_means, match, median_distance, new_features
+from privimage.generators.features import Features, JointFeatures, median_distance, new_features
+from privimage.generators.merf import Embedded, Merf, class_means, match
 from privimage.pipeline import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSums
-from privimage.stages.generation import write_untrained
+from privimage.stages.critic import open_critic, train_critic
+from privimage.stages.generation import admitted_classes, read_selection, write_untrained
 from privimage.stages.models import open_generator, save_weights
 from privimage.store.artifacts import Artifact
 from privimage.store.checkpoints import Checkpoints
@@ -32,7 +38,9 @@ LENGTHSCALE = 0.4
 
 
 def run_pretrain(context: StageContext) -> Outcome:
-    """Writes denoiser.safetensors (first weights) and denoiser.json, with the lengthscale, which public images set."""
+    """Writes denoiser.safetensors (first weights), denoiser.json, with lengthscales, which public images set, and, with a
+    selection, critic.safetensors.
+    """
     public = context.inputs["public"]
     lengthscale = context.config.merf.lengthscale
     if lengthscale is None:
@@ -41,7 +49,20 @@ def run_pretrain(context: StageContext) -> Outcome:
         if not lengthscale > 0:
             raise ConfigError("Most public images are the same, and set no lengthscale: give merf.lengthscale.")
     facts = TableFacts.from_json(public.read_bytes("facts.json").decode())
-    return write_untrained(context, facts, lengthscale=lengthscale)
+    if context.config.selection.strategy == "none":
+        return write_untrained(context, facts, admitted_classes(context), lengthscale=lengthscale)
+    class_names = [row["class"] for row in context.inputs["select"].read_json("selection.json")]
+    images, labels = read_selection(context, facts.num_images)
+    device = choose_device(context.config.performance.device)
+    of_critic, accuracy = train_critic(context, images, labels, len(class_names), device)
+    return write_untrained(
+        context,
+        facts,
+        class_names,
+        lengthscale=lengthscale,
+        critic_lengthscale=of_critic,
+        critic_accuracy=round(accuracy, 4),
+    )
 
 
 def run_finetune(context: StageContext) -> Outcome:
@@ -77,7 +98,7 @@ def run_finetune(context: StageContext) -> Outcome:
 def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:
     """One step towards a made-up embedding, to find before the charge what could otherwise fail after it."""
     generator, facts, features = _opened(config, inputs)
-    means = torch.zeros(generator.num_classes, config.merf.num_features, device=features.directions.device)
+    means = torch.zeros(generator.num_classes, features.size, device=features.device)
     once = MerfConfig.model_validate({**facts["config"], "num_steps": 1})
     try:
         match(generator, means, features, once)
@@ -113,7 +134,7 @@ def _released(context: StageContext, paid: Paid, mechanism: ClassSums, features:
         paid.record_step(1)
     # Said at once, not only when it is stopped: this attempt draws nothing more, whatever becomes of it.
     paid.pause(1)
-    return class_means(sums, mechanism.num_images).to(features.directions.device), guarantee
+    return class_means(sums, mechanism.num_images).to(features.device), guarantee
 
 
 def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, dict[str, Any], Features]:
@@ -122,10 +143,21 @@ def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, di
     generator, facts = open_generator(inputs["pretrain"], device)
     if not isinstance(generator, Merf):
         raise ConfigError(f"Mean embeddings train a Merf, and {type(generator).__name__} is none.")
-    features = new_features(
-        MerfConfig.model_validate(facts["config"]),
-        shape=(facts["channels"], facts["resolution"], facts["resolution"]),
-        lengthscale=facts["lengthscale"],
-        device=device,
+    own = MerfConfig.model_validate(facts["config"])
+    shape = (facts["channels"], facts["resolution"], facts["resolution"])
+    of_pixels = new_features(
+        math.prod(shape), own.num_features, lengthscale=facts["lengthscale"], seed=own.seed, device=device
     )
-    return generator, facts, features
+    if config.selection.strategy == "none":
+        return generator, facts, of_pixels
+    critic = open_critic(inputs["pretrain"], own, facts["channels"], generator.num_classes, device)
+    of_critic = new_features(
+        critic.numbers,
+        own.critic_features,
+        lengthscale=facts["critic_lengthscale"],
+        seed=own.seed + 2,  # other numbers than those of pixels, and of the painter's training
+        device=device,
+        view=critic,
+    )
+    joint = JointFeatures(parts=(of_pixels, of_critic), shares=(1 - own.critic_share, own.critic_share))
+    return generator, facts, joint

@@ -11,17 +11,9 @@ from numpy.typing import NDArray
 
 from privimage.config import FinetuneConfig, MerfConfig, SynthesizeConfig
 from privimage.errors import DataError, TrainingError
+from privimage.generators.features import Features, RandomFeatures, median_distance, new_features
 from privimage.generators.losses import losses_of_images
-from privimage.generators.merf import (
-    Embedded,
-    Features,
-    Merf,
-    class_means,
-    match,
-    median_distance,
-    new_features,
-    new_merf,
-)
+from privimage.generators.merf import Embedded, Merf, class_means, match, new_merf
 from privimage.generators.pixels import from_pixels
 from privimage.generators.shards import sample_in_order
 from privimage.privacy.class_sums import PER_UNIT, class_sums
@@ -39,7 +31,7 @@ def small_merf(num_classes: int = 2, config: MerfConfig = SMALL) -> Merf:
 
 
 def small_features(config: MerfConfig = SMALL, lengthscale: float = 4.0) -> Features:
-    return new_features(config, shape=SHAPE, lengthscale=lengthscale, device=CPU)
+    return new_features(math.prod(SHAPE), config.num_features, lengthscale=lengthscale, seed=config.seed, device=CPU)
 
 
 def two_classes(images: int = 40) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -97,7 +89,7 @@ def test_what_an_image_adds_has_norm_one_and_is_never_more_than_the_sum_allows(
     if pixels == "noise":
         images = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     vectors = embed(images, small_features(lengthscale=lengthscale))
-    assert vectors.shape == (20, SMALL.vector_size)
+    assert vectors.shape == (20, SMALL.vector_size(with_critic=False))
     np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1.0, atol=1e-5)
     for row in vectors:
         alone = sums_of(row[None], np.array([0]), 1)
@@ -123,7 +115,7 @@ def test_class_means_are_those_of_each_class_whatever_its_size() -> None:
 
 
 def test_a_class_whose_noisy_count_is_nothing_is_not_divided_by_it() -> None:
-    sums = np.ones((2, SMALL.vector_size))
+    sums = np.ones((2, SMALL.vector_size(with_critic=False)))
     sums[:, -1] = (-5.0, 8.0)
     means = class_means(sums, 100)
     assert bool(means.isfinite().all())
@@ -174,13 +166,13 @@ def test_the_estimate_of_the_distance_is_unbiased_whatever_the_batch(monkeypatch
     real = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (losses.append(float(loss.detach())), real(loss))[0])
 
-    class Noise(Features):
+    class Noise(RandomFeatures):
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return torch.randn(len(images), 50) + 0 * images.sum()
 
     torch.manual_seed(0)
     config = SMALL.model_copy(update={"num_steps": 400, "batch_size": 4, "learning_rate": 1e-9})
-    match(small_merf(), torch.zeros(2, 50), Noise(directions=torch.zeros(64, 25)), config)
+    match(small_merf(), torch.zeros(2, 50), Noise(directions=torch.zeros(64, 25), view=torch.flatten), config)
     # Each is a sum of 100 products of normal draws: deviation 10, of the mean 0.5; the biased one would be 100.
     assert abs(float(np.mean(losses))) < 3
 

@@ -15,13 +15,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from privimage.config import MerfConfig
-from privimage.generators.merf import Embedded, Features, median_distance, new_features
+from privimage.config import ClassifierConfig, MerfConfig
+from privimage.generators.features import (
+    Features,
+    JointFeatures,
+    RandomFeatures,
+    median_distance,
+    new_features,
+    scaling_of,
+)
+from privimage.generators.merf import Embedded
 from privimage.privacy import class_sums
 from privimage.privacy.class_sums import PER_UNIT, noisy_class_sums
 from privimage.privacy.mechanisms import ClassSums
+from privimage.semantics.classifier import new_classifier
+from privimage.stages.critic import Critic
 
-CONFIG = MerfConfig(num_features=100)
+CONFIG = MerfConfig(num_features=100, critic_features=60)
+CPU = torch.device("cpu")
 CLASSES = 3
 Images = NDArray[np.uint8]
 
@@ -31,7 +42,15 @@ class Noticed(AssertionError):
 
 
 def features_of(lengthscale: float = 3.0) -> Features:
-    return new_features(CONFIG, shape=(1, 8, 8), lengthscale=lengthscale, device=torch.device("cpu"))
+    """Of pixels, and of what an untrained critic sees."""
+    of_pixels = new_features(64, CONFIG.num_features, lengthscale=lengthscale, seed=0, device=CPU)
+    network = new_classifier(ClassifierConfig(base_channels=4, blocks=(1, 1)), channels=1, num_categories=3).eval()
+    public = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        scaling = scaling_of(network.activations(public))
+    critic = Critic(network=network, scaling=scaling)
+    of_critic = new_features(critic.numbers, CONFIG.critic_features, lengthscale=5.0, seed=2, device=CPU, view=critic)
+    return JointFeatures(parts=(of_pixels, of_critic), shares=(0.3, 0.7))
 
 
 def images_with_twins() -> tuple[Images, NDArray[np.int64]]:
@@ -50,7 +69,10 @@ def exact_sums(
     if missing is not None:
         vectors[missing] = 0
     mechanism = ClassSums(
-        num_images=len(images), num_classes=CLASSES, dimension=CONFIG.vector_size, noise_multiplier=2.0
+        num_images=len(images),
+        num_classes=CLASSES,
+        dimension=CONFIG.vector_size(with_critic=True),
+        noise_multiplier=2.0,
     )
 
     def add_noise(points: NDArray[np.int64], mechanism: ClassSums, **named: Any) -> NDArray[np.float64]:
@@ -96,8 +118,14 @@ def lengthscale_of_the_sensitive_images(patch: pytest.MonkeyPatch) -> None:
 
 
 def images_centred_by_their_mean(patch: pytest.MonkeyPatch) -> None:
-    real = Features.__call__
-    patch.setattr(Features, "__call__", lambda self, images: real(self, images - images.mean(0)))
+    real = RandomFeatures.__call__
+    patch.setattr(RandomFeatures, "__call__", lambda self, images: real(self, images - images.mean(0)))
+
+
+def critic_that_still_trains(patch: pytest.MonkeyPatch) -> None:
+    """Its batch norm then compares each image with those beside it."""
+    real = Critic.__call__
+    patch.setattr(Critic, "__call__", lambda self, images: (self.network.train(), real(self, images))[1])
 
 
 def one_more_for_every_image(patch: pytest.MonkeyPatch) -> None:
@@ -128,6 +156,7 @@ def features_of_the_whole_class(patch: pytest.MonkeyPatch) -> None:
     [
         lengthscale_of_the_sensitive_images,
         images_centred_by_their_mean,
+        critic_that_still_trains,
         one_more_for_every_image,
         features_of_the_whole_class,
     ],

@@ -219,13 +219,9 @@ def test_a_lengthscale_that_is_given_is_taken(place: Place) -> None:
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        *(
-            (f"selection.strategy={name}", f"selection.strategy is {name}, and central.num_steps 0: set them to none")
-            for name in ("random", "all")
-        ),
-        ("selection.strategy=semantic", "selection.strategy is semantic, and"),
+        ("selection.strategy=all", "selection.strategy is all, and central.num_steps 0: set the first to"),
         ("audit.canaries=100", "made for a generator by diffusion: set it to 0"),
-        ("central.num_steps=5", "selection.strategy is none, and central.num_steps 5: set them to none and 0"),
+        ("central.num_steps=5", "selection.strategy is none, and central.num_steps 5: set the first to"),
         ("merf.num_features=7", "merf.num_features"),
         ("merf.channel_multipliers=[1, 1, 1, 1, 1]", "merf.channel_multipliers has 5 levels, but 8 pixels"),
     ],
