@@ -31,9 +31,9 @@ __all__ = [
 METHODS: Mapping[str, dict[str, Any]] = {
     "privimage": {},
     "random-selection": {"selection": {"strategy": "random"}},
-    "pdp-diffusion": {"selection": {"strategy": "all"}},
-    "dpdm": {"selection": {"strategy": "none"}},
-    "dp-feta": {"selection": {"strategy": "none"}, "central": {"num_steps": 400}},
+    "pdp-diffusion": {"generator": "diffusion", "selection": {"strategy": "all"}},
+    "dpdm": {"generator": "diffusion", "selection": {"strategy": "none"}},
+    "dp-feta": {"generator": "diffusion", "selection": {"strategy": "none"}, "central": {"num_steps": 400}},
     "dp-merf": {"generator": "merf", "selection": {"strategy": "none"}},
 }
 """What every suite may name, as what it changes in a configuration."""
