@@ -219,10 +219,9 @@ def finetune_plan(
     target = (config.privacy.epsilon, config.privacy.delta)
     shape = event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
     later = _set_aside(config, facts)
-    # By their places: a mean embedding has the shape of a query.
-    *_, intended = opened.intends[: len(opened.intends) - len(later)]
-    same = (opened.epsilon, opened.delta) == target and event_shape(intended) == shape
-    same = same and list(opened.intends[len(opened.intends) - len(later) :]) == later
+    # By its place: a mean embedding has the shape of a query.
+    intended, *others = opened.intends[config.selection.asks_the_query + config.central.is_used :]
+    same = (opened.epsilon, opened.delta) == target and event_shape(intended) == shape and others == later
     same = same and all(held[entry].body["plan"]["id"] == opened.id for entry in paid_ahead)
     if same and not rivals and not ledger.is_closed(opened.id):
         # Those of the plan whose result was lost, to a crash or a race, were charged as well.

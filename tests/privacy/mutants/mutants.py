@@ -750,7 +750,7 @@ _MERF = (
         (
             "The lengthscale of the embedding is that of the sensitive images",
             "found = self.features(images) * ",
-            "found = self.features(images / median_distance(self.private_images)) * ",
+            "found = self.features(images / float(self.private_images.std() / 100)) * ",
             "test_no_image_moves_the_sums_by_more_than_one_nor_those_of_another_class",
         ),
     )
@@ -790,6 +790,26 @@ _MERF = (
             "restart_allowance=config.finetune.restart_allowance if in_steps else 0,",
             "restart_allowance=config.finetune.restart_allowance,",
             "test_an_embedding_that_may_have_been_drawn_and_was_not_saved_is_never_drawn_again",
+        ),
+    )
+    + _of(
+        "stages/charges.py",
+        "stages/test_critic_run.py",
+        (
+            "An embedding is drawn with the noise of its plan's query",
+            "opened.intends[config.selection.asks_the_query + config.central.is_used :]",
+            "opened.intends[0:]",
+            "test_query_and_embedding_are_one_plan_that_costs_what_the_run_may[semantic]",
+        ),
+    )
+    + _of(
+        "stages/critic.py",
+        "stages/test_critic_run.py",
+        (
+            "The critic compares each sensitive image with those beside it",
+            "network.to(device).eval().requires_grad_(False)",
+            "network.to(device).train().requires_grad_(False)",
+            "test_the_embedding_is_of_pixels_and_of_what_the_critic_sees_and_has_norm_one[semantic]",
         ),
     )
 )
@@ -1699,7 +1719,7 @@ _VALIDATION = (
         ),
         (
             "A validation that was asked for after the votes is accounted as if it had been fixed before",
-            " and [e for e in opened.intends if _is_validation(e)] == later",
+            " and others == later",
             "",
             "test_a_private_choice_that_is_asked_for_after_the_votes_were_seen_is_paid_in_a_plan_of_its_own",
         ),
