@@ -156,6 +156,13 @@ class MerfConfig(Section):
         title="Critic share",
         description="Of an embedding's squared norm, that of the critic's features.",
     )
+    critic_from: float = Field(
+        default=0.75,
+        ge=0,
+        lt=1,
+        title="Critic from",
+        description="After this share of the steps the critic's features count too. Before, pixels alone, which is twice as fast.",
+    )
     critic_channels: int = Field(
         default=16, ge=4, le=256, title="Critic channels", description="Channels of the critic's first level."
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -84,7 +84,7 @@ def run_finetune(context: StageContext) -> Outcome:
             tick(step)
             context.stop.check()
 
-        weights = match(generator, means, features, config, on_step=on_step)
+        weights = _matched(generator, means, features, config, on_step)
     save_weights(weights, context.folder / "denoiser.safetensors")
     about = {
         **facts,
@@ -93,6 +93,19 @@ def run_finetune(context: StageContext) -> Outcome:
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))
     return Outcome(metrics={"noise_multiplier": paid.mechanism.noise_multiplier, "num_steps": config.num_steps})
+
+
+def _matched(
+    generator: Merf, means: torch.Tensor, features: Features, config: MerfConfig, on_step: Callable[[int], None]
+) -> dict[str, torch.Tensor]:
+    """As `match`; where there is a critic, by pixels alone at first."""
+    if not isinstance(features, JointFeatures) or not (before := int(config.critic_from * config.num_steps)):
+        return match(generator, means, features, config, on_step=on_step)
+    pixels, share = features.parts[0], features.shares[0]
+    of_pixels = means[:, : pixels.size] / math.sqrt(share)
+    first, then = (config.model_copy(update={"num_steps": steps}) for steps in (before, config.num_steps - before))
+    generator.load_state_dict(match(generator, of_pixels, pixels, first, on_step=on_step))
+    return match(generator, means, features, then, on_step=lambda step: on_step(before + step))
 
 
 def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from privimage.config import MerfConfig
-from privimage.generators.features import JointFeatures
+from privimage.generators.features import Features, JointFeatures
+from privimage.generators.merf import Merf
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.events import event_from_json
 from privimage.privacy.mechanisms import ClassSums
@@ -83,3 +84,27 @@ def test_the_embedding_is_of_pixels_and_of_what_the_critic_sees_and_has_norm_one
     assert not any(parameter.requires_grad for parameter in critic.network.parameters())
     # The same image has the same features beside any others: no statistic of a batch is in them.
     assert torch.allclose(features(images[:1]), features(images)[:1], atol=1e-5)
+
+
+def test_the_painter_follows_pixels_alone_at_first_and_then_both(made: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made.run("merf.num_steps=8", "merf.critic_from=0.5")
+    results = run_all(run, "pretrain")
+    inputs = {"pretrain": open_ref(run.store, results["pretrain"].ref)}
+    generator, facts, features = mean_embedding._opened(run.config, inputs)
+    assert isinstance(features, JointFeatures)
+    means = torch.nn.functional.normalize(torch.randn(generator.num_classes, features.size), dim=1)
+    asked: list[tuple[int, torch.Tensor]] = []
+    real = mean_embedding.match
+
+    def match(generator: Merf, means: torch.Tensor, features: Features, config: MerfConfig, **named: Any) -> Any:
+        asked.append((config.num_steps, means))
+        return real(generator, means, features, config, **named)
+
+    monkeypatch.setattr(mean_embedding, "match", match)
+    told: list[int] = []
+    mean_embedding._matched(generator, means, features, MerfConfig(**facts["config"]), told.append)
+    assert told == list(range(1, 9))
+    (first, of_pixels), (then, of_both) = asked
+    assert (first, then) == (4, 4)
+    assert torch.equal(of_both, means)
+    torch.testing.assert_close(of_pixels * (1 - 0.7) ** 0.5, means[:, :60])
