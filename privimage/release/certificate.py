@@ -57,7 +57,10 @@ _CUT = (
     "Every step of fine-tuning drew each image by an independent coin (Poisson sampling); larger batches than the cap were "
     "cut to a random subset, as accounted."
 )
-_SUMMED = "The training images were read once, for one sum over all of them; nothing was sampled, and nothing gained by sampling."
+_SUMMED = (
+    "Fine-tuning read the training images once, for one sum over all of them; nothing was sampled, and nothing gained by "
+    "sampling."
+)
 _COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
 
 

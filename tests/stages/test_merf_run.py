@@ -152,6 +152,18 @@ def test_an_embedding_that_may_have_been_drawn_and_was_not_saved_is_never_drawn_
     assert sum(plan.epsilon for plan in place.ledger.spent().plans) == pytest.approx(2.0, rel=0.01)
 
 
+def test_a_saved_embedding_survives_an_attempt_that_ends_before_it_trains(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for function in ("match", "_opened"):
+        with monkeypatch.context() as patch:
+            stop_in(patch, function)
+            with pytest.raises(KeyboardInterrupt):
+                run_all(place.run(), "finetune")
+    run_all(place.run(), "finetune")
+    assert place.kinds == ["grant", "reserve finetune", "pause", "resume", "pause", "resume", "pause", "settle"]
+
+
 def test_a_saved_embedding_of_another_reservation_is_not_used(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_in(patch, "match")
@@ -244,5 +256,15 @@ def test_a_step_that_does_not_fit_is_found_before_the_charge(place: Place, monke
 
     monkeypatch.setattr(mean_embedding, "match", too_large)
     with pytest.raises(ConfigError, match=r"lower merf\.batch_size"):
+        run_all(place.run(), "finetune")
+    assert place.kinds == ["grant"]
+
+
+def test_vectors_that_do_not_fit_are_found_before_the_charge(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*given: object) -> Any:
+        raise torch.OutOfMemoryError("vectors")
+
+    monkeypatch.setattr(mean_embedding.Embedded, "__getitem__", too_large)
+    with pytest.raises(ConfigError, match="does not fit into memory"):
         run_all(place.run(), "finetune")
     assert place.kinds == ["grant"]
