@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import torch
 import yaml
 
 from privimage.config import load_config
-from privimage.errors import BudgetExceeded, ConfigError, Uncharged
-from privimage.pipeline import stage_named
+from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, Uncharged
+from privimage.pipeline import stage_named, stage_of
 from privimage.plan import plan_run
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_to_json
 from privimage.privacy.mechanisms import ClassSums
-from privimage.runner import run_all
+from privimage.release.export import SUMS, sums
+from privimage.release.verify import read_release, verify_release
+from privimage.runner import run_all, run_stage
 from privimage.stages import mean_embedding
 from privimage.stages.models import open_generator
 from privimage.store.artifacts import open_ref
+from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 
 MERF = {"num_features": 60, "base_channels": 8, "channel_multipliers": [1, 2], "latent_dim": 4, "num_steps": 5}
@@ -79,6 +83,26 @@ def test_its_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     assert "DP-MERF" in card
     for text in (card, json.dumps(certificate), (made.release / "report.html").read_text()):
         assert "Poisson" not in text and "DP-SGD" not in text
+
+
+def test_a_certificate_that_tells_of_another_kind_of_generator_does_not_verify(made: Place, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.release, tmp_path / "forged"))
+    stated = json.loads((folder / "certificate.json").read_text())
+    (folder / "certificate.json").write_text(json.dumps({**stated, "generator": "diffusion"}, indent=1, sort_keys=True))
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != SUMS}
+    (folder / SUMS).write_bytes(sums(files))
+    checks = verify_release(read_release(Store.open(str(folder))), made.store)
+    assert [check.step for check in checks if check.outcome == "failed"] == ["epsilon"]
+
+
+def test_no_certificate_tells_of_another_kind_of_generator(place: Place) -> None:
+    results = {**run_all(place.run(), "classifier"), **run_all(place.run(), "synthesize")}
+    run = place.run("generator=diffusion")
+    inputs = {name: results[name].ref for name in stage_of("release", run.config).inputs}
+    with pytest.raises(
+        PrivacyRefused, match="states generator diffusion, but fine-tuning was charged as Gaussian noise"
+    ):
+        run_stage("release", run, inputs)
 
 
 def test_membership_inference_says_why_it_was_not_tried(made: Place) -> None:
