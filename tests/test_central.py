@@ -98,6 +98,12 @@ def test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon(gr
     assert 0.99 < epsilon_of(plan.intends, plan.delta) <= 1.0
 
 
+@pytest.mark.parametrize("overrides", [CENTRAL, NONE], ids=["semantic", "none"])
+def test_those_that_leave_nothing_for_fine_tuning_are_named(overrides: tuple[str, ...], granted: Place) -> None:
+    refusal = str(plan_run(granted.run(*overrides, "privacy.central_noise_multiplier=2")).refusal)
+    assert "privacy.central_noise_multiplier" in refusal and "query alone" not in refusal
+
+
 def test_what_they_cost_is_not_left_for_fine_tuning(central: Place, finished: Place) -> None:
     more, less = (artifacts(place)["finetune"].manifest.metrics["noise_multiplier"] for place in (central, finished))
     assert more > less  # type: ignore[operator]
