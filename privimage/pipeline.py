@@ -253,11 +253,22 @@ def _selection_fields(config: RunConfig) -> dict[str, Any]:
 def _pretrain_fields(config: RunConfig) -> dict[str, Any]:
     network = "denoiser" if config.generator == "diffusion" else config.generator
     if config.generator == "merf":
-        return {network: config.network.model_dump(mode="json")}
+        return {network: config.network.model_dump(mode="json"), **_critic_fields(config)}
     if config.selection.strategy == "none":
         # Only the seed of the first weights: another setting that does nothing must not cause another fine-tuning.
         return {network: config.network.model_dump(mode="json"), "seed": config.pretrain.seed}
     return config.model_dump(mode="json", include={"pretrain", network})
+
+
+def _critic_fields(config: RunConfig) -> dict[str, Any]:
+    """What a critic, which there is where something is selected, learns by beside its own settings."""
+    if config.selection.strategy == "none":
+        return {}
+    shared = {"learning_rate", "weight_decay", "augment"}
+    return {
+        "classifier": config.classifier.model_dump(mode="json", include=shared),
+        "pretrain": config.pretrain.model_dump(mode="json", include={"horizontal_flip"}),
+    }
 
 
 def _finetune_section(config: RunConfig) -> dict[str, Any]:

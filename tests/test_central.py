@@ -26,7 +26,7 @@ from privimage.release.certificate import certified_interval
 from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
 from privimage.runner import run_all, run_stage
-from privimage.stages.charges import central_plan, plan_without_query
+from privimage.stages.charges import central_plan, finetune_plan, plan_without_query, query_plan
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 from tests.pipeline_fixtures import USUAL, Place
@@ -96,6 +96,12 @@ def test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon(gr
     assert plan.intends[1:] == (mechanism.event,)
     assert central_plan(run.config, "0" * 64, None, facts, granted.ledger)[0] == plan
     assert 0.99 < epsilon_of(plan.intends, plan.delta) <= 1.0
+
+
+@pytest.mark.parametrize("overrides", [CENTRAL, NONE], ids=["semantic", "none"])
+def test_those_that_leave_nothing_for_fine_tuning_are_named(overrides: tuple[str, ...], granted: Place) -> None:
+    refusal = str(plan_run(granted.run(*overrides, "privacy.central_noise_multiplier=2")).refusal)
+    assert "privacy.central_noise_multiplier" in refusal and "query alone" not in refusal
 
 
 def test_what_they_cost_is_not_left_for_fine_tuning(central: Place, finished: Place) -> None:
@@ -179,6 +185,22 @@ def test_other_central_images_are_not_charged_to_the_same_plan(central: Place, t
     # The way out that the message names.
     run_all(place.run(*other, draws={"query": 2}), "central")
     assert place.kinds == ["grant", *CHARGED, *CHARGED[:4]]
+
+
+def test_fine_tuning_after_central_images_of_another_plan_than_the_querys_builds_on_both(granted_copy: Place) -> None:
+    run, ledger = granted_copy.run(*CENTRAL), granted_copy.ledger
+    facts = SensitiveFacts.from_json(artifacts(granted_copy)["admit"].read_bytes("facts.json").decode())
+    paid = []
+    for stage, key, (plan, mechanism) in (
+        ("query", "1" * 64, query_plan(run.config, "1" * 64, facts, 10)),
+        ("central", "2" * 64, central_plan(granted_copy.run(*NONE).config, "2" * 64, None, facts, ledger)),
+    ):
+        entry = ledger.reserve(
+            stage=stage, key=key, event=mechanism.event, plan=plan, num_images=facts.num_train, run="tiny"
+        )
+        paid.append(entry.id)
+    plan, _ = finetune_plan(run.config, "3" * 64, paid, facts, ledger)
+    assert list(plan.builds_on) == paid
 
 
 def test_another_warm_up_costs_nothing_but_its_own_fine_tuning_builds_on_what_was_seen(

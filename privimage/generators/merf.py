@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from privimage.config import MerfConfig, SynthesizeConfig
 from privimage.errors import TrainingError
@@ -30,7 +29,9 @@ from privimage.generators.gan_networks import Painter
 from privimage.generators.interface import ImageSource
 from privimage.generators.pixels import from_pixels
 
-__all__ = ["Embedded", "Merf", "class_means", "match", "new_merf"]
+__all__ = ["AT_ONCE", "Embedded", "Merf", "class_means", "match", "new_merf"]
+
+AT_ONCE = 256  # images that features are computed of together, so that what is rehearsed is what will run
 
 _CONSTANT = 0.2
 """The number of an image's vector that counts it; the others have norm sqrt(1 - 0.2^2), so they lose 2 % to it."""
@@ -81,9 +82,13 @@ class Embedded:
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        images = from_pixels(torch.from_numpy(self.private_images[rows]).to(self.features.device))
-        found = self.features(images) * math.sqrt(1 - _CONSTANT**2)
-        return functional.pad(found, (0, 1), value=_CONSTANT).cpu().numpy()
+        asked = self.private_images[rows]
+        vectors = np.full((len(asked), self.features.size + 1), _CONSTANT, dtype=np.float32)
+        for start in range(0, len(asked), AT_ONCE):
+            images = from_pixels(torch.from_numpy(asked[start : start + AT_ONCE]).to(self.features.device))
+            found = self.features(images) * math.sqrt(1 - _CONSTANT**2)
+            vectors[start : start + AT_ONCE, :-1] = found.cpu()
+        return vectors
 
 
 def class_means(noisy_sums: NDArray[np.float64], num_images: int) -> Tensor:

@@ -152,8 +152,9 @@ def calibrate_noise_multiplier(
     spent = epsilon_of(prior, delta)
     if spent >= 0.999 * epsilon:
         raise PrivacyRefused(
-            f"The query alone costs epsilon {spent:.4g} of {epsilon:g}, nothing is left for fine-tuning: "
-            "raise privacy.query_error (or query_noise_multiplier) or epsilon."
+            f"What comes before fine-tuning costs epsilon {spent:.4g} of {epsilon:g}, nothing is left for fine-tuning: "
+            "raise privacy.query_error (or query_noise_multiplier), privacy.central_noise_multiplier where central images "
+            "are used, or epsilon."
         )
 
     def cost(log_noise: float) -> float:

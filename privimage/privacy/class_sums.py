@@ -17,7 +17,8 @@ __all__ = ["Rows", "class_sums", "noisy_class_sums"]
 # Vectors are summed as integers, in units of 2^-20 of their largest norm: the sums are exact in any order, and rounding
 # moves the mean of a class by less than one unit. 2^42 images would fit into 64 bits.
 PER_UNIT = 1 << 20
-ROWS_AT_ONCE = 4096
+# Of vectors that are in memory together, in some copies: by a fixed number of rows they could be tens of gigabytes.
+NUMBERS_AT_ONCE = 1 << 22
 
 
 class Rows(Protocol):
@@ -60,9 +61,10 @@ def class_sums(vectors: Rows, private_labels: NDArray[np.int64], mechanism: Clas
     if private_labels.min() < 0 or private_labels.max() >= mechanism.num_classes:
         raise DataError("A label of the class sums is out of range.")
     sums = np.zeros((mechanism.num_classes, mechanism.dimension), dtype=np.int64)
-    for start in range(0, mechanism.num_images, ROWS_AT_ONCE):
-        rows = _bounded(vectors[start : start + ROWS_AT_ONCE])
-        labels = private_labels[start : start + ROWS_AT_ONCE]
+    at_once = max(1, NUMBERS_AT_ONCE // mechanism.dimension)
+    for start in range(0, mechanism.num_images, at_once):
+        rows = _bounded(vectors[start : start + at_once])
+        labels = private_labels[start : start + at_once]
         for label in range(mechanism.num_classes):
             sums[label] += rows[labels == label].sum(axis=0)
     return sums

@@ -29,6 +29,7 @@ __all__ = [
     "build_certificate",
     "certified_interval",
     "config_digest",
+    "fits_generator",
     "images_in_words",
     "in_words",
     "interval_in_words",
@@ -57,7 +58,10 @@ _CUT = (
     "Every step of fine-tuning drew each image by an independent coin (Poisson sampling); larger batches than the cap were "
     "cut to a random subset, as accounted."
 )
-_SUMMED = "The training images were read once, for one sum over all of them; nothing was sampled, and nothing gained by sampling."
+_SUMMED = (
+    "Fine-tuning read the training images once, for one sum over all of them; nothing was sampled, and nothing gained by "
+    "sampling."
+)
 _COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
 
 
@@ -81,8 +85,8 @@ def build_certificate(
 
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
-        PrivacyRefused: the configuration states another epsilon or delta than was charged, or hides a query or
-            central images.
+        PrivacyRefused: the configuration states another epsilon, delta or kind of generator than was charged, or hides a
+            query or central images.
     """
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
     held = reservations_of(entries)
@@ -109,6 +113,12 @@ def build_certificate(
             f"Fine-tuning was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
             f"does not have (selection.strategy {config.selection.strategy}, central.num_steps {config.central.num_steps}): no "
             "certificate leaves it out."
+        )
+    tuned = events[private_artifacts["finetune"].manifest.reservations[-1]]
+    if not fits_generator(config.generator, tuned):
+        raise PrivacyRefused(
+            f"The configuration states generator {config.generator}, but fine-tuning was charged as {event_in_words(tuned)}: no "
+            "certificate tells of another kind."
         )
     delta = config.privacy.delta
     builds_on = [events[paid] for paid in plan["builds_on"]]
@@ -160,6 +170,11 @@ def build_certificate(
         "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+
+
+def fits_generator(generator: str, event: dpa.DpEvent) -> bool:
+    """Whether a generator of this kind is fine-tuned by such a mechanism: DP-MERF by one sum, all others in steps."""
+    return isinstance(event, dpa.GaussianDpEvent) == (generator == "merf")
 
 
 def _batches(config: RunConfig, events: Iterable[dpa.DpEvent]) -> str:

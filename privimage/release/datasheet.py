@@ -158,7 +158,8 @@ def _making(certificate: Mapping[str, Any]) -> list[str]:
     rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
     selection = certificate["selection"]
     method = f"merf-{selection}" if certificate["generator"] == "merf" else selection
-    return [_METHODS[method], _table(("stage", "mechanism that touched the sensitive images"), rows)]
+    told = " ".join([_METHODS[method], *([_WARMED_UP] if certificate.get("central_images") else [])])
+    return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -190,6 +191,9 @@ _METHODS = {
     "merf-random": f"Public images of categories drawn at random are selected; {_CRITIC}",
     "merf-none": f"DP-MERF (Harder et al., 2021): random {_EMBEDDED}",
 }
+_WARMED_UP = (
+    "Before it was fine-tuned, it was trained further on noisy mean images of the classes (the idea of DP-FETA)."
+)
 _LIMITS = """\
 - As many images of each class were asked for: how common a class is among the sensitive images is not in here.
 - What is rare among the sensitive images is rare or missing here; that is what the privacy guarantee asks for.

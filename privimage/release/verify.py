@@ -33,6 +33,7 @@ from privimage.release.certificate import (
     UNIT,
     certified_interval,
     config_digest,
+    fits_generator,
     images_in_words,
     in_words,
     interval_in_words,
@@ -176,6 +177,13 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     whole = stages == {"finetune"} | queried | summed | validated and len(own) + len(builds_on) == len(
         certificate["mechanisms"]
     )
+    # Nor of which kind the generator is: there was none yet that is not fine-tuned in steps.
+    kind = certificate.get("generator", "diffusion")
+    whole = whole and all(
+        fits_generator(kind, event_from_json(mechanism["event"]))
+        for mechanism in certificate["mechanisms"]
+        if mechanism["stage"] == "finetune"
+    )
     same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON) and all(
         _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
     )
@@ -186,7 +194,7 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
         f"{found:.6g} at delta {certificate['delta']:g}, within the stated {certificate['epsilon']:g}",
         f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
         f"{certificate['epsilon']:g}, and {certificate['epsilon_computed']:.6g} as computed, or a mechanism is told in "
-        "other words or at another cost than its own",
+        f"other words or at another cost than its own, or is none of a generator of kind {kind}",
     )
 
 

@@ -26,7 +26,7 @@ from privimage.store.artifacts import Artifact
 
 __all__ = ["open_central", "rehearse", "run"]
 
-READ_AT_ONCE = 4096
+READ_AT_ONCE = 256  # images; in double precision they are large
 
 
 def run(context: StageContext) -> Outcome:

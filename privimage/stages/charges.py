@@ -220,7 +220,9 @@ def finetune_plan(
     shape = event_shape(finetune_mechanism(config, facts, noise_multiplier=1.0).event)
     later = _set_aside(config, facts)
     # By its place: a mean embedding has the shape of a query.
-    intended, *others = opened.intends[config.selection.asks_the_query + config.central.is_used :]
+    intends = opened.intends[config.selection.asks_the_query + config.central.is_used :]
+    # A plan that central images opened by themselves is too short for that, and not the plan of both.
+    intended, *others = intends or opened.intends[-1:]
     same = (opened.epsilon, opened.delta) == target and event_shape(intended) == shape and others == later
     same = same and all(held[entry].body["plan"]["id"] == opened.id for entry in paid_ahead)
     if same and not rivals and not ledger.is_closed(opened.id):

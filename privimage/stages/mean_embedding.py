@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from privimage.config import MerfConfig, RunConfig
 from privimage.data.facts import TableFacts
@@ -19,7 +21,7 @@ from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.errors import ConfigError, Uncharged
 from privimage.generators.features import Features, JointFeatures, median_distance, new_features
-from privimage.generators.merf import Embedded, Merf, class_means, match
+from privimage.generators.merf import AT_ONCE, Embedded, Merf, class_means, match
 from privimage.pipeline import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -27,7 +29,7 @@ from privimage.privacy.mechanisms import ClassSums
 from privimage.stages.critic import open_critic, train_critic
 from privimage.stages.generation import admitted_classes, read_selection, write_untrained
 from privimage.stages.models import open_generator, save_weights
-from privimage.store.artifacts import Artifact
+from privimage.store.artifacts import JSON, Artifact
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.tensors import pack, unpack
 
@@ -74,8 +76,13 @@ def run_finetune(context: StageContext) -> Outcome:
     paid = context.paid
     if paid is None or not isinstance(paid.mechanism, ClassSums):
         raise Uncharged("The embedding was not charged.")
+    saved = _saved(context, paid)
     generator, facts, features = _opened(context.config, context.inputs)
-    means, guarantee = _released(context, paid, paid.mechanism, features)
+    sums, guarantee = saved or _drawn(context, paid, paid.mechanism, features)
+    # The votes that a critic goes back to may have no guarantee.
+    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
+    guarantee = guarantee and (query is None or query["guarantee"] == "differential privacy")
+    means = class_means(sums, paid.mechanism.num_images).to(features.device)
     config = MerfConfig.model_validate(facts["config"])
     ticker = context.progress.ticker("finetune", config.num_steps)
     with context.stop.answered_between_steps(), ticker as tick:
@@ -109,45 +116,61 @@ def _matched(
 
 
 def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:
-    """One step towards a made-up embedding, to find before the charge what could otherwise fail after it."""
+    """Vectors of made-up images, and one step towards a made-up embedding, to find before the charge what could otherwise
+    fail after it."""
     generator, facts, features = _opened(config, inputs)
     means = torch.zeros(generator.num_classes, features.size, device=features.device)
     once = MerfConfig.model_validate({**facts["config"], "num_steps": 1})
+    images = np.zeros((AT_ONCE, facts["channels"], facts["resolution"], facts["resolution"]), dtype=np.uint8)
     try:
+        Embedded(private_images=images, features=features)[:]
         match(generator, means, features, once)
     except torch.OutOfMemoryError as error:
-        raise ConfigError("A step does not fit into memory: lower merf.batch_size or merf.num_features.") from error
+        raise ConfigError(
+            "A step, or the vectors of some images, does not fit into memory: lower merf.batch_size, merf.num_features or "
+            "merf.critic_channels."
+        ) from error
 
 
-def _released(context: StageContext, paid: Paid, mechanism: ClassSums, features: Features) -> tuple[torch.Tensor, bool]:
-    """The noisy class means, and whether their noise carries a guarantee: released now, or what an earlier attempt saved."""
-    checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
-    saved = checkpoints.latest()
+def _saved(context: StageContext, paid: Paid) -> tuple[NDArray[np.float64], bool] | None:
+    """The noisy sums that an earlier attempt saved, and whether their noise carries a guarantee; None if there are none.
+
+    This attempt then draws nothing, and says so before all else: whatever becomes of it, the next may use them too.
+    """
+    saved = Checkpoints(context.store, "finetune", context.key, sealed=True).latest()
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("The saved embedding of this stage vanished while it was resumed; run again.")
-    if saved:
-        tensors, about = unpack(saved.data)
-        if about["reservation"] != paid.reservations[-1]:
-            raise Uncharged(
-                "The saved embedding of this stage was paid for by another reservation; remove it, or restore the ledger."
-            )
-        sums, guarantee = tensors["sums"].numpy(), about["guarantee"]
-    else:
-        images, labels = context.private_images("train")
-        sums = noisy_class_sums(
-            Embedded(private_images=images, features=features),
-            labels,
-            mechanism,
-            insecure_random=paid.random if isinstance(paid.random, InsecureRandomForTests) else None,
+    if saved is None:
+        return None
+    tensors, about = unpack(saved.data)
+    if about["reservation"] != paid.reservations[-1]:
+        raise Uncharged(
+            "The saved embedding of this stage was paid for by another reservation; remove it, or restore the ledger."
         )
-        guarantee = paid.random.guarantee
-        about = {"reservation": paid.reservations[-1], "guarantee": guarantee}
-        if not checkpoints.save(1, pack({"sums": torch.from_numpy(sums)}, about)):
-            raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
-        paid.record_step(1)
+    paid.pause(saved.step)
+    return tensors["sums"].numpy(), about["guarantee"]
+
+
+def _drawn(
+    context: StageContext, paid: Paid, mechanism: ClassSums, features: Features
+) -> tuple[NDArray[np.float64], bool]:
+    """The same, released now and saved."""
+    images, labels = context.private_images("train")
+    sums = noisy_class_sums(
+        Embedded(private_images=images, features=features),
+        labels,
+        mechanism,
+        insecure_random=paid.random if isinstance(paid.random, InsecureRandomForTests) else None,
+    )
+    guarantee = paid.random.guarantee
+    about: dict[str, JSON] = {"reservation": paid.reservations[-1], "guarantee": guarantee}
+    checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
+    if not checkpoints.save(1, pack({"sums": torch.from_numpy(sums)}, about)):
+        raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
+    paid.record_step(1)
     # Said at once, not only when it is stopped: this attempt draws nothing more, whatever becomes of it.
     paid.pause(1)
-    return class_means(sums, mechanism.num_images).to(features.device), guarantee
+    return sums, guarantee
 
 
 def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, dict[str, Any], Features]:

@@ -113,6 +113,24 @@ def test_no_rounding_makes_a_norm_grow() -> None:
         assert (np.abs(found) <= np.abs(bounded) * PER_UNIT * (1 + 1e-12)).all()
 
 
+def test_long_vectors_are_asked_for_a_few_at_a_time() -> None:
+    """Else the memory for them, which no rehearsal asks for, is missing after the charge."""
+    asked = []
+
+    class Long:
+        shape = (40, 3 * 256 * 256)
+
+        def __getitem__(self, rows: slice) -> NDArray[np.float64]:
+            vectors = np.zeros(self.shape)[rows]
+            asked.append(len(vectors))
+            vectors[:, 0] = 0.5
+            return vectors
+
+    found = class_sums(Long(), np.arange(40) % CLASSES, mechanism(*Long.shape))
+    assert found[:, 0].tolist() == [5 * PER_UNIT] * CLASSES and not found[:, 1:].any()
+    assert max(asked) * Long.shape[1] <= 1 << 22
+
+
 def test_vectors_that_are_not_finite_count_as_zero() -> None:
     vectors = np.array([[np.inf, 0.0], [0.1, np.nan], [-np.inf, np.nan], [0.25, 0.5]])
     found = class_sums(vectors, np.zeros(4, dtype=np.int64), mechanism(4, 2)) / PER_UNIT

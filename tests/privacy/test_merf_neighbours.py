@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from privimage.config import ClassifierConfig, MerfConfig
 from privimage.generators.features import (
@@ -176,3 +177,19 @@ def test_an_image_has_the_same_vector_whatever_stands_beside_it() -> None:
         others = 255 - images
         others[at] = images[at]
         assert np.array_equal(Embedded(private_images=others, features=features_of())[:][at], whole[at])
+
+
+def test_the_features_of_few_images_are_in_memory_at_a_time() -> None:
+    seen = []
+
+    class Counting:
+        size, device = 2, CPU
+
+        def __call__(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return images.flatten(1)[:, :2]
+
+    images = np.random.default_rng(0).integers(0, 256, (600, 1, 8, 8), dtype=np.uint8)
+    vectors = Embedded(private_images=images, features=Counting())
+    assert np.array_equal(vectors[:], np.concatenate([vectors[at : at + 1] for at in range(600)]))
+    assert max(seen) <= 256 and vectors[600:].shape == (0, 3)

@@ -74,6 +74,14 @@ def test_a_license_stands_there_only_if_it_was_given() -> None:
     assert "named none" not in given
 
 
+def test_a_warm_up_with_central_images_is_told() -> None:
+    told = "trained further on noisy mean images of the classes"
+    for selection in ("semantic", "random", "none"):
+        certificate = {**CERTIFICATE, "selection": selection}
+        assert told not in render_datasheet(certificate, FACTS)
+        assert told in render_datasheet({**certificate, "central_images": True}, FACTS)
+
+
 def test_hostile_names_and_descriptions_are_only_ever_text() -> None:
     facts = SyntheticFacts(
         class_names=(HOSTILE, "yes"), images_per_class=(1, 1), channels=1, resolution=8, parquet_bytes=1, arrow_bytes=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import yaml
 from privimage.config import MerfConfig
 from privimage.generators.features import Features, JointFeatures
 from privimage.generators.merf import Merf
+from privimage.pipeline import stage_named
 from privimage.privacy.accounting import epsilon_of
+from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_from_json
 from privimage.privacy.mechanisms import ClassSums
 from privimage.runner import run_all
@@ -65,6 +68,8 @@ def test_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     selection = made.run().config.selection
     assert (certificate["generator"], certificate["selection"]) == ("merf", selection.strategy)
     assert ("query" in {mechanism["stage"] for mechanism in certificate["mechanisms"]}) == selection.asks_the_query
+    # The query reads the images as well.
+    assert "Fine-tuning read the training images once" in certificate["assumptions"][-1]
     card = (made.release / "README.md").read_text()
     assert "a classifier learns from this selection" in card and "DP-SGD" not in card
 
@@ -109,3 +114,28 @@ def test_the_painter_follows_pixels_alone_at_first_and_then_both(made: Place, mo
     assert (first, then) == (4, 4)
     assert torch.equal(of_both, means)
     torch.testing.assert_close(of_pixels * (1 - 0.7) ** 0.5, means[:, :60])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "pretrain.horizontal_flip=true",
+        "classifier.learning_rate=0.03",
+        "classifier.weight_decay=0.1",
+        "classifier.augment=false",
+    ],
+)
+def test_what_the_critic_learns_by_is_in_the_key_of_what_it_is_written_with(made: Place, override: str) -> None:
+    fields = stage_named("pretrain").fields
+    assert fields(made.run().config) != fields(made.run(override).config)
+    without = "selection.strategy=none"
+    assert fields(made.run(without).config) == fields(made.run(without, override).config)
+
+
+def test_votes_with_reproducible_noise_leave_no_guarantee(made: Place, granted: Place, tmp_path: Path) -> None:
+    if not made.run().config.selection.asks_the_query:
+        pytest.skip("there are no votes")
+    place = Place(config=made.config, folder=granted.copy_to(tmp_path / "store").folder)
+    run_all(place.run(insecure=InsecureRandomForTests(0)), "query")
+    result = run_all(place.run(), "finetune")["finetune"]
+    assert open_ref(place.store, result.ref).read_json("denoiser.json")["guarantee"] == "none"

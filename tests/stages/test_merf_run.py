@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import torch
 import yaml
 
 from privimage.config import load_config
-from privimage.errors import BudgetExceeded, ConfigError, Uncharged
-from privimage.pipeline import stage_named
+from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, Uncharged
+from privimage.pipeline import stage_named, stage_of
 from privimage.plan import plan_run
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_to_json
 from privimage.privacy.mechanisms import ClassSums
-from privimage.runner import run_all
+from privimage.release.export import SUMS, sums
+from privimage.release.verify import read_release, verify_release
+from privimage.runner import run_all, run_stage
 from privimage.stages import mean_embedding
 from privimage.stages.models import open_generator
 from privimage.store.artifacts import open_ref
+from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 
 MERF = {"num_features": 60, "base_channels": 8, "channel_multipliers": [1, 2], "latent_dim": 4, "num_steps": 5}
@@ -79,6 +83,26 @@ def test_its_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     assert "DP-MERF" in card
     for text in (card, json.dumps(certificate), (made.release / "report.html").read_text()):
         assert "Poisson" not in text and "DP-SGD" not in text
+
+
+def test_a_certificate_that_tells_of_another_kind_of_generator_does_not_verify(made: Place, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.release, tmp_path / "forged"))
+    stated = json.loads((folder / "certificate.json").read_text())
+    (folder / "certificate.json").write_text(json.dumps({**stated, "generator": "diffusion"}, indent=1, sort_keys=True))
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != SUMS}
+    (folder / SUMS).write_bytes(sums(files))
+    checks = verify_release(read_release(Store.open(str(folder))), made.store)
+    assert [check.step for check in checks if check.outcome == "failed"] == ["epsilon"]
+
+
+def test_no_certificate_tells_of_another_kind_of_generator(place: Place) -> None:
+    results = {**run_all(place.run(), "classifier"), **run_all(place.run(), "synthesize")}
+    run = place.run("generator=diffusion")
+    inputs = {name: results[name].ref for name in stage_of("release", run.config).inputs}
+    with pytest.raises(
+        PrivacyRefused, match="states generator diffusion, but fine-tuning was charged as Gaussian noise"
+    ):
+        run_stage("release", run, inputs)
 
 
 def test_membership_inference_says_why_it_was_not_tried(made: Place) -> None:
@@ -150,6 +174,18 @@ def test_an_embedding_that_may_have_been_drawn_and_was_not_saved_is_never_drawn_
     assert place.kinds == ["grant", "reserve finetune"]
     run_all(place.run(draws={"finetune": 2}), "finetune")
     assert sum(plan.epsilon for plan in place.ledger.spent().plans) == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_saved_embedding_survives_an_attempt_that_ends_before_it_trains(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for function in ("match", "_opened"):
+        with monkeypatch.context() as patch:
+            stop_in(patch, function)
+            with pytest.raises(KeyboardInterrupt):
+                run_all(place.run(), "finetune")
+    run_all(place.run(), "finetune")
+    assert place.kinds == ["grant", "reserve finetune", "pause", "resume", "pause", "resume", "pause", "settle"]
 
 
 def test_a_saved_embedding_of_another_reservation_is_not_used(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,5 +280,15 @@ def test_a_step_that_does_not_fit_is_found_before_the_charge(place: Place, monke
 
     monkeypatch.setattr(mean_embedding, "match", too_large)
     with pytest.raises(ConfigError, match=r"lower merf\.batch_size"):
+        run_all(place.run(), "finetune")
+    assert place.kinds == ["grant"]
+
+
+def test_vectors_that_do_not_fit_are_found_before_the_charge(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*given: object) -> Any:
+        raise torch.OutOfMemoryError("vectors")
+
+    monkeypatch.setattr(mean_embedding.Embedded, "__getitem__", too_large)
+    with pytest.raises(ConfigError, match="does not fit into memory"):
         run_all(place.run(), "finetune")
     assert place.kinds == ["grant"]
