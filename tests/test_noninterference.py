@@ -414,9 +414,13 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     assert sealed[0] != sealed[1]
 
 
-def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(indexed: Any, tmp_path: Path) -> None:
-    merf = ["generator=merf", "selection.strategy=none", "central.num_steps=0"]
-    merf += ["merf.num_steps=5", "merf.num_features=40"]
+@pytest.mark.parametrize("strategy", ["none", "semantic"])
+def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(
+    strategy: str, indexed: Any, tmp_path: Path
+) -> None:
+    merf = ["generator=merf", f"selection.strategy={strategy}", "central.num_steps=0"]
+    merf += ["merf.num_steps=5", "merf.num_features=40", "merf.critic_features=20", "merf.critic_channels=4"]
+    merf += ["merf.critic_steps=4"]
     commands = [
         [*command, *(part for setting in merf if "CONFIG" in command for part in ("--set", setting))]
         for command in TO_THE_END
@@ -426,6 +430,7 @@ def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(ind
     assert one.differences(other) == []
     assert "finetune: 5 of 5" in one.printed["stderr"] and "Verified." in one.printed["stdout"]
     assert sum(name.startswith("releases/") for name in one.files) == 6
+    assert ("critic: " in one.printed["stderr"]) == (strategy == "semantic") == bool(first.mechanisms.histograms)
     assert not np.array_equal(first.mechanisms.class_sums[0], second.mechanisms.class_sums[0])
 
 
