@@ -127,8 +127,9 @@ def _await_approval(
 ) -> State[Any] | None:
     """Ask the data steward, if `stage` would be the first to take something from the grant; the state of a refusal."""
     planned = plan_run(Run(config=config, store=Store.open(store), draws=draws), last)
-    charged = {row.stage for row in planned.stages if row.epsilon}
-    if stage.name not in charged or not planned.share_asked:
+    # Not by its epsilon: that of much noise is 0, and yet the first charge sets all of the run's aside.
+    reused = {row.stage for row in planned.stages if row.action == "reused"}
+    if stage.name in reused or not planned.share_asked:
         return None
     answer = ask_for_approval(config, planned, stage.name)
     if answer.approve:
