@@ -216,6 +216,11 @@ def check_budget(
             f"Plan {plan.id} was opened for other mechanisms: {event_in_words(event)} was not fixed before the plan's "
             "first result could be seen, so it cannot be accounted as if it were. It needs a plan of its own."
         )
+    if list(map(event_shape, plan.intends)) != list(map(event_shape, intends)):
+        raise PrivacyRefused(
+            f"Plan {plan.id} was opened by entry {own[0].id} for other mechanisms than this run intends, such as another kind "
+            f"of generator or number of steps. Run again as then, or with another draw (--draw {own[0].body['stage']}=2)."
+        )
     closed = _closed(entries)
     if plan.id in closed:
         raise PrivacyRefused(

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from privimage.config import MerfConfig
+from privimage.errors import PrivacyRefused
 from privimage.generators.features import Features, JointFeatures
 from privimage.generators.merf import Merf
 from privimage.pipeline import stage_named
@@ -139,3 +140,23 @@ def test_votes_with_reproducible_noise_leave_no_guarantee(made: Place, granted: 
     run_all(place.run(insecure=InsecureRandomForTests(0)), "query")
     result = run_all(place.run(), "finetune")["finetune"]
     assert open_ref(place.store, result.ref).read_json("denoiser.json")["guarantee"] == "none"
+
+
+@pytest.mark.parametrize(("first", "then"), [("merf", "diffusion"), ("diffusion", "merf")])
+def test_a_query_that_was_interrupted_is_not_repeated_for_another_kind_of_generator(
+    first: str, then: str, granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan was opened for one: the other would be refused once the query was paid for again."""
+
+    def killed(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("privimage.stages.semantics.add_noise", killed)
+        run_all(granted_copy.run(f"generator={first}"), "query")
+    assert granted_copy.kinds == ["grant", "reserve query"]
+    with pytest.raises(PrivacyRefused, match="--draw query=2"):
+        run_all(granted_copy.run(f"generator={then}"), "query")
+    assert granted_copy.kinds == ["grant", "reserve query"]
+    run_all(granted_copy.run(f"generator={then}", draws={"query": 2}), "query")
+    run_all(granted_copy.run(f"generator={first}"), "query")
