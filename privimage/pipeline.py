@@ -253,11 +253,17 @@ def _selection_fields(config: RunConfig) -> dict[str, Any]:
 def _pretrain_fields(config: RunConfig) -> dict[str, Any]:
     network = "denoiser" if config.generator == "diffusion" else config.generator
     if config.generator == "merf":
-        return {network: config.network.model_dump(mode="json"), **_critic_fields(config)}
+        return {network: _merf_section(config), **_critic_fields(config)}
     if config.selection.strategy == "none":
         # Only the seed of the first weights: another setting that does nothing must not cause another fine-tuning.
         return {network: config.network.model_dump(mode="json"), "seed": config.pretrain.seed}
     return config.model_dump(mode="json", include={"pretrain", network})
+
+
+def _merf_section(config: RunConfig) -> dict[str, Any]:
+    """Without what only a critic has, where there is none."""
+    critics = {name for name in type(config.merf).model_fields if name.startswith("critic_")}
+    return config.merf.model_dump(mode="json", exclude=critics if config.selection.strategy == "none" else set())
 
 
 def _critic_fields(config: RunConfig) -> dict[str, Any]:

@@ -292,3 +292,10 @@ def test_vectors_that_do_not_fit_are_found_before_the_charge(place: Place, monke
     with pytest.raises(ConfigError, match="does not fit into memory"):
         run_all(place.run(), "finetune")
     assert place.kinds == ["grant"]
+
+
+def test_settings_of_a_critic_that_there_is_not_are_in_no_key(place: Place) -> None:
+    fields = stage_named("pretrain").fields
+    own = fields(place.run().config)
+    assert fields(place.run("merf.critic_share=0.4", "merf.critic_steps=7").config) == own
+    assert fields(place.run("merf.num_features=80").config) != own
