@@ -122,8 +122,8 @@ class GanConfig(Section):
 class MerfConfig(Section):
     """A generator that is trained to match noisy mean embeddings of the classes, and sees no image.
 
-    With `selection.strategy: none` it is DP-MERF. With a selection, the embedding also has features of a critic: a classifier
-    that is trained on the selected public images.
+    With `selection.strategy: none` it is DP-MERF. With a selection, a second embedding follows, of features of a critic: a
+    classifier that is trained on selected public images and on images that were drawn after the first.
     """
 
     num_features: int = Field(
@@ -147,27 +147,34 @@ class MerfConfig(Section):
         le=100_000,
         multiple_of=2,
         title="Critic features",
-        description="As many more of what the critic sees, where there is a selection.",
+        description="Those of what the critic sees, where there is a selection: a second embedding.",
     )
     critic_share: float = Field(
         default=0.7,
         gt=0,
         lt=1,
         title="Critic share",
-        description="Of an embedding's squared norm, that of the critic's features.",
+        description="Weight of the critic's features among all, 0 to 1.",
     )
     critic_from: float = Field(
-        default=0.75,
-        ge=0,
+        default=0.6,
+        gt=0,
         lt=1,
         title="Critic from",
-        description="After this share of the steps the critic's features count too. Before, pixels alone, which is twice as fast.",
+        description="After this share of the steps the critic is trained, and its features count too; before, pixels alone do.",
     )
     critic_channels: int = Field(
         default=16, ge=4, le=256, title="Critic channels", description="Channels of the critic's first level."
     )
+    critic_images: int = Field(
+        default=4000,
+        ge=1,
+        le=10_000_000,
+        title="Critic images",
+        description="Selected public images that it is trained on, at most, and as many drawn ones.",
+    )
     critic_steps: int = Field(
-        default=300,
+        default=400,
         ge=1,
         le=10_000_000,
         title="Critic steps",
@@ -197,9 +204,9 @@ class MerfConfig(Section):
         description="Seed of directions, first weights and training; that of the noise is secret.",
     )
 
-    def vector_size(self, *, with_critic: bool) -> int:
-        """Numbers that an image adds to its class's sum: its features, and one that counts it."""
-        return self.num_features + (self.critic_features if with_critic else 0) + 1
+    def dimensions(self, *, with_critic: bool) -> tuple[int, ...]:
+        """Numbers that an image adds to its class's sum, in each release: features, and one that counts it."""
+        return (self.num_features + 1, *([self.critic_features + 1] if with_critic else []))
 
 
 class PretrainConfig(Section):

@@ -40,7 +40,7 @@ from privimage.interrupts import StopRequest
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import Random
 from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
+from privimage.privacy.mechanisms import ClassSumRounds, ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.progress import Progress
 from privimage.release.export import export_release
 from privimage.store.artifacts import JSON, Artifact
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-Mechanism = HistogramQuery | ClassSums | DPSGDMechanism | ValidationCount
+Mechanism = HistogramQuery | ClassSums | ClassSumRounds | DPSGDMechanism | ValidationCount
 
 
 class PrivateImages(Protocol):

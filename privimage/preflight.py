@@ -5,7 +5,14 @@ from __future__ import annotations
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError, DataError
-from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount, query_mechanism
+from privimage.privacy.mechanisms import (
+    ClassSumRounds,
+    ClassSums,
+    DPSGDMechanism,
+    HistogramQuery,
+    ValidationCount,
+    query_mechanism,
+)
 
 __all__ = ["check_against_data", "finetune_mechanism", "planned_central", "planned_query", "planned_validation"]
 
@@ -87,13 +94,13 @@ def planned_validation(config: RunConfig, sensitive: SensitiveFacts) -> Validati
 
 def finetune_mechanism(
     config: RunConfig, sensitive: SensitiveFacts, *, noise_multiplier: float
-) -> DPSGDMechanism | ClassSums:
+) -> DPSGDMechanism | ClassSumRounds:
     """Fine-tuning's mechanism, that of the configured kind of generator, with a given noise multiplier."""
     if config.generator == "merf":
-        return ClassSums(
+        return ClassSumRounds(
             num_images=sensitive.num_train,
             num_classes=len(sensitive.class_names),
-            dimension=config.merf.vector_size(with_critic=config.selection.strategy != "none"),
+            dimensions=config.merf.dimensions(with_critic=config.selection.strategy != "none"),
             noise_multiplier=noise_multiplier,
         )
     return DPSGDMechanism(

@@ -18,6 +18,7 @@ from privimage.errors import ConfigError
 __all__ = [
     "RELATION",
     "RELATION_IN_WORDS",
+    "ClassSumRounds",
     "ClassSums",
     "DPSGDMechanism",
     "GaussianCounts",
@@ -152,6 +153,41 @@ class ClassSums:
     def event(self) -> dpa.DpEvent:
         """What is accounted when the sums are released once."""
         return dpa.GaussianDpEvent(self.noise_multiplier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSumRounds:
+    """`ClassSums`, one release after the other with the same noise; what is summed later may depend on what was released before.
+
+    Guarantee: each release is a Gaussian mechanism with `noise_multiplier`, whatever the ones before it showed: their vectors have
+    norm at most 1 by construction. So all of them together are as many Gaussian mechanisms, composed.
+    """
+
+    num_images: int
+    num_classes: int
+    dimensions: tuple[int, ...]
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        if not self.dimensions:
+            raise ConfigError("Rounds of class sums need at least one kind of vector, found none.")
+        for number in range(len(self.dimensions)):
+            self.round(number)
+
+    def round(self, number: int) -> ClassSums:
+        """The mechanism of release `number`, from 0."""
+        return ClassSums(
+            num_images=self.num_images,
+            num_classes=self.num_classes,
+            dimension=self.dimensions[number],
+            noise_multiplier=self.noise_multiplier,
+        )
+
+    @property
+    def event(self) -> dpa.DpEvent:
+        """What is accounted when each is released once."""
+        single = dpa.GaussianDpEvent(self.noise_multiplier)
+        return single if len(self.dimensions) == 1 else dpa.SelfComposedDpEvent(single, len(self.dimensions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from privimage.errors import PrivacyRefused, Uncharged
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.budget import reservations_of, spent_by
 from privimage.privacy.entry import Entry
-from privimage.privacy.events import event_in_words, event_to_json, without_cap
+from privimage.privacy.events import event_in_words, event_to_json, times, without_cap
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.code import code_digest
@@ -59,7 +59,7 @@ _CUT = (
     "cut to a random subset, as accounted."
 )
 _SUMMED = (
-    "Fine-tuning read the training images once, for one sum over all of them; nothing was sampled, and nothing gained by "
+    "Fine-tuning read all training images for each of its sums over all of them; nothing was sampled, and nothing gained by "
     "sampling."
 )
 _COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
@@ -173,8 +173,8 @@ def build_certificate(
 
 
 def fits_generator(generator: str, event: dpa.DpEvent) -> bool:
-    """Whether a generator of this kind is fine-tuned by such a mechanism: DP-MERF by one sum, all others in steps."""
-    return isinstance(event, dpa.GaussianDpEvent) == (generator == "merf")
+    """Whether a generator of this kind is fine-tuned by such a mechanism: by mean embeddings of all images, or on samples."""
+    return isinstance(times(event)[0], dpa.GaussianDpEvent) == (generator == "merf")
 
 
 def _batches(config: RunConfig, events: Iterable[dpa.DpEvent]) -> str:

@@ -21,7 +21,7 @@ from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of,
 from privimage.privacy.budget import Plan
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
-from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
+from privimage.privacy.mechanisms import ClassSumRounds, ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
 from privimage.store.artifacts import Artifact, open_ref
 
 __all__ = [
@@ -126,13 +126,15 @@ def central_plan(
     return plan, mechanism
 
 
-def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism | ClassSums:
+def planned_finetune(config: RunConfig, facts: SensitiveFacts, num_categories: int) -> DPSGDMechanism | ClassSumRounds:
     """Fine-tuning as it is fixed with the query, or by itself where none is made; raises as `query_plan`."""
     query = [planned_query(config, facts, num_categories).event] if config.selection.asks_the_query else []
     return _calibrated(config, facts, [*query, *_central(config, facts)], _set_aside(config, facts), joined=True)
 
 
-def plan_without_query(config: RunConfig, key: str, facts: SensitiveFacts) -> tuple[Plan, DPSGDMechanism | ClassSums]:
+def plan_without_query(
+    config: RunConfig, key: str, facts: SensitiveFacts
+) -> tuple[Plan, DPSGDMechanism | ClassSumRounds]:
     """The plan that central images under `key` open in a run without a query, or fine-tuning where there are none, and the
     fine-tuning for which all that it intends costs the run's epsilon."""
     central, later = _central(config, facts), _set_aside(config, facts)
@@ -173,7 +175,7 @@ def charge_finetune(
         mechanism=mechanism,
         plan=plan,
         num_images=facts.num_train,
-        # Class sums are one step: an attempt that did not save them may have made them, and there is no other.
+        # Class sums are a step each: an attempt that did not save them may have made them, and there is no other.
         restart_allowance=config.finetune.restart_allowance if in_steps else 0,
         checkpoint_steps=config.finetune.checkpoint_steps if in_steps else 1,
     )
@@ -198,7 +200,7 @@ def _check_lineage(start: Artifact, accounted: Sequence[Artifact]) -> None:
 
 def finetune_plan(
     config: RunConfig, key: str, paid_ahead: Sequence[str], facts: SensitiveFacts, ledger: Ledger
-) -> tuple[Plan, DPSGDMechanism | ClassSums]:
+) -> tuple[Plan, DPSGDMechanism | ClassSumRounds]:
     """The plan that fine-tuning under `key` belongs to, and its mechanism.
 
     It joins the plan of query and central images (whichever there are) if it is what that was opened for: the same target,
@@ -332,7 +334,7 @@ def _calibrated(
     later: Sequence[dpa.DpEvent],
     *,
     joined: bool,
-) -> DPSGDMechanism | ClassSums:
+) -> DPSGDMechanism | ClassSumRounds:
     """Fine-tuning with the least noise for which it, what is released before and what comes later cost the run's epsilon
     (`epsilon_of_plan`).
 
@@ -366,6 +368,8 @@ def _noise_multiplier(event: dpa.DpEvent) -> float:
     match event:
         case dpa.GaussianDpEvent():
             return float(event.noise_multiplier)
+        case dpa.SelfComposedDpEvent(event=dpa.GaussianDpEvent() as each):
+            return float(each.noise_multiplier)
         case dpa.SelfComposedDpEvent(event=dpa.PoissonSampledDpEvent(event=dpa.GaussianDpEvent() as gaussian)):
             return float(gaussian.noise_multiplier)
         case dpa.SelfComposedDpEvent(event=dpa.TruncatedSubsampledGaussianDpEvent() as truncated):

@@ -1,8 +1,12 @@
-"""The critic of a run with mean embeddings: what it learns of the selected public images, and how it is kept."""
+"""The critic of a run with mean embeddings: a classifier of the sensitive classes, and what it sees in an image.
+
+It learns from selected public images and from images that were drawn after the first noisy embedding: post-processing.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,78 +17,132 @@ from torch import Tensor
 
 from privimage.config import ClassifierConfig, MerfConfig, RunConfig
 from privimage.errors import ConfigError
-from privimage.generators.features import Scaling, median_distance, scaling_of
+from privimage.generators.features import RandomFeatures, Scaling, median_distance, new_features, scaling_of
 from privimage.generators.pixels import from_pixels
 from privimage.pipeline import StageContext
 from privimage.semantics.classifier import ResNet, new_classifier, num_training_steps, train_classifier
 from privimage.stages.models import save_weights
 from privimage.store.artifacts import Artifact
 
-__all__ = ["Critic", "open_critic", "train_critic"]
+__all__ = ["Critic", "critic_of", "features_of", "open_examples", "save_examples", "train_critic", "untrained_critic"]
 
 BATCH = 128
 LENGTHSCALE = 0.5
-"""Of the median distance of what the critic sees in selected images."""
+"""Of the median distance of what the critic sees in the images that it learned from."""
 _SCALED_ON = 2000  # images
 _LEVELS = 3
-_FILE = "critic.safetensors"
+_EXAMPLES = "examples.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Critic:
-    """A classifier of public images by sensitive classes; what its blocks make of images, made comparable, is what it sees."""
+    """What a classifier's blocks make of an image, each number made comparable.
+
+    Attributes:
+        network: in evaluation mode, so that no image is seen through those beside it; it takes no gradients of its own.
+        lengthscale: of the kernel on what it sees.
+    """
 
     network: ResNet
     scaling: Scaling
-
-    @property
-    def numbers(self) -> int:
-        return len(self.scaling.mean)
+    lengthscale: float
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of images in [-1, 1], NCHW: (batch, numbers)."""
         return self.scaling(self.network.activations(images))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for `critic_of`."""
+        scaling = {"scaling.mean": self.scaling.mean, "scaling.deviation": self.scaling.deviation}
+        return {**self.network.state_dict(), **scaling, "lengthscale": torch.tensor(self.lengthscale)}
+
+
+def critic_of(
+    tensors: Mapping[str, Tensor], config: MerfConfig, *, channels: int, num_classes: int, device: torch.device
+) -> Critic:
+    """The critic whose `tensors` these are."""
+    rest = dict(tensors)
+    scaling = Scaling(mean=rest.pop("scaling.mean").to(device), deviation=rest.pop("scaling.deviation").to(device))
+    lengthscale = float(rest.pop("lengthscale"))
+    network = new_classifier(_network(config), channels=channels, num_categories=num_classes)
+    network.load_state_dict(rest)
+    return Critic(network=_frozen(network, device), scaling=scaling, lengthscale=lengthscale)
+
+
+def features_of(critic: Critic, config: MerfConfig, device: torch.device) -> RandomFeatures:
+    """The embedding of what it sees."""
+    return new_features(
+        len(critic.scaling.mean),
+        config.critic_features,
+        lengthscale=critic.lengthscale,
+        seed=config.seed + 2,  # other numbers than those of pixels, and of the painter's training
+        device=device,
+        view=critic,
+    )
+
+
+def save_examples(context: StageContext, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    """Write some of the selected public images, and their classes, for the critic to learn from."""
+    config = context.config.merf
+    rows = np.sort(np.random.default_rng(config.seed).permutation(len(images))[: config.critic_images])
+    examples = {"images": torch.from_numpy(images[rows]), "labels": torch.from_numpy(labels[rows])}
+    save_weights(examples, context.folder / _EXAMPLES)
+
+
+def open_examples(artifact: Artifact) -> tuple[Tensor, Tensor]:
+    """What `save_examples` wrote: uint8 NCHW, int64."""
+    tensors = load_file(artifact.local(_EXAMPLES))
+    return tensors["images"], tensors["labels"]
+
 
 def train_critic(
-    context: StageContext, images: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int, device: torch.device
-) -> tuple[float, float]:
-    """Write the critic of these selected public images; its lengthscale, and its accuracy on those held out of them."""
-    config = _config(context.config, len(images))
-    with context.progress.ticker("critic", num_training_steps(len(images), config)) as tick:
-        trained = train_classifier(
-            torch.from_numpy(images), torch.from_numpy(labels), num_classes, config, device=device, on_step=tick
-        )
-    network = trained.model.to(device).eval()
-    few = np.linspace(0, len(images) - 1, min(len(images), _SCALED_ON)).astype(np.int64)
-    with torch.no_grad():
-        scaling = scaling_of(network.activations(from_pixels(torch.from_numpy(images[few]).to(device))))
-        critic = Critic(network=network, scaling=scaling)
-        lengthscale = LENGTHSCALE * median_distance(images, lambda x: critic(x.to(device)).cpu())
-    if not (math.isfinite(lengthscale) and lengthscale > 0):
-        raise ConfigError("The critic sees no difference between selected images: give another selection or merf.seed.")
-    kept = {"scaling.mean": scaling.mean, "scaling.deviation": scaling.deviation}
-    save_weights({**network.state_dict(), **kept}, context.folder / _FILE)
-    return lengthscale, trained.validation_accuracy
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    config: RunConfig,
+    *,
+    device: torch.device,
+    on_step: Callable[[int, int], None],
+) -> tuple[Critic, float]:
+    """A critic of these images (uint8 NCHW, none of them sensitive), and its accuracy on those held out of them.
 
+    Args:
+        on_step: called with the number of each step and how many there are.
 
-def open_critic(
-    artifact: Artifact, config: MerfConfig, channels: int, num_classes: int, device: torch.device
-) -> Critic:
-    """The critic that `train_critic` wrote; its weights take no gradients."""
-    tensors = load_file(artifact.local(_FILE))
-    scaling = Scaling(
-        mean=tensors.pop("scaling.mean").to(device), deviation=tensors.pop("scaling.deviation").to(device)
+    Raises:
+        ConfigError: it sees no difference between the images.
+    """
+    chosen = _config(config, len(images))
+    count = num_training_steps(len(images), chosen)
+    trained = train_classifier(
+        images, labels, num_classes, chosen, device=device, on_step=lambda step, loss: on_step(step, count)
     )
-    network = new_classifier(_network(config), channels=channels, num_categories=num_classes)
-    network.load_state_dict(tensors)
-    return Critic(network=network.to(device).eval().requires_grad_(False), scaling=scaling)
+    network = _frozen(trained.model, device)
+    few = torch.linspace(0, len(images) - 1, min(len(images), _SCALED_ON)).long()
+    with torch.no_grad():
+        scaling = scaling_of(network.activations(from_pixels(images[few]).to(device)))
+        seen = Critic(network=network, scaling=scaling, lengthscale=1.0)
+        lengthscale = LENGTHSCALE * median_distance(images.numpy(), lambda x: seen(x.to(device)).cpu())
+    if not (math.isfinite(lengthscale) and lengthscale > 0):
+        raise ConfigError("The critic sees no difference between images: give another selection or merf.seed.")
+    return Critic(network=network, scaling=scaling, lengthscale=lengthscale), trained.validation_accuracy
+
+
+def untrained_critic(
+    config: MerfConfig, *, channels: int, resolution: int, num_classes: int, device: torch.device
+) -> Critic:
+    """One of the same size, to rehearse with."""
+    network = _frozen(new_classifier(_network(config), channels=channels, num_categories=num_classes), device)
+    seen = network.activations(torch.zeros(1, channels, resolution, resolution, device=device))[0]
+    return Critic(network=network, scaling=Scaling(mean=seen, deviation=torch.ones_like(seen)), lengthscale=1.0)
+
+
+def _frozen(network: ResNet, device: torch.device) -> ResNet:
+    return network.to(device).eval().requires_grad_(False)
 
 
 def _network(config: MerfConfig) -> ClassifierConfig:
-    return ClassifierConfig(
-        base_channels=config.critic_channels, blocks=(1,) * _LEVELS, batch_size=BATCH, seed=config.seed
-    )
+    return ClassifierConfig(base_channels=config.critic_channels, blocks=(1,) * _LEVELS, seed=config.seed)
 
 
 def _config(config: RunConfig, num_images: int) -> ClassifierConfig:

@@ -1,32 +1,44 @@
-"""Stages `pretrain` and `finetune` of a run with mean embeddings: one noisy embedding is released, and learned from.
+"""Stages `pretrain` and `finetune` of a run with mean embeddings: noisy embeddings are released, and learned from.
 
-Without a selection this is DP-MERF. With one, a critic is trained on the selected public images first, in `pretrain`.
+Without a selection there is one, of pixels (DP-MERF). With a selection a second one follows, of what a critic sees, which
+learns from selected public images and from what the generator draws after the first.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from privimage.config import MerfConfig, RunConfig
+from privimage.config import MerfConfig, RunConfig, SynthesizeConfig
 from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.errors import ConfigError, Uncharged
 from privimage.generators.features import Features, JointFeatures, median_distance, new_features
 from privimage.generators.merf import AT_ONCE, Embedded, Merf, class_means, match
+from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
-from privimage.privacy.mechanisms import ClassSums
-from privimage.stages.critic import open_critic, train_critic
+from privimage.privacy.mechanisms import ClassSumRounds
+from privimage.stages.critic import (
+    Critic,
+    critic_of,
+    features_of,
+    open_examples,
+    save_examples,
+    train_critic,
+    untrained_critic,
+)
 from privimage.stages.generation import admitted_classes, read_selection, write_untrained
 from privimage.stages.models import open_generator, save_weights
 from privimage.store.artifacts import JSON, Artifact
@@ -37,11 +49,13 @@ __all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
 
 LENGTHSCALE = 0.4
 """Of the median distance of public images. The whole of it, as usual, lets images of a class be blurred into each other."""
+_ROUNDS = ("pixels", "critic")
+_SEEDS = 1 << 62  # of images that the critic learns from: far from those of released ones
 
 
 def run_pretrain(context: StageContext) -> Outcome:
-    """Writes denoiser.safetensors (first weights), denoiser.json, with lengthscales, which public images set, and, with a
-    selection, critic.safetensors.
+    """Writes denoiser.safetensors (first weights), denoiser.json, with the lengthscale, which public images set, and, with a
+    selection, examples.safetensors: what the critic will learn from.
     """
     public = context.inputs["public"]
     lengthscale = context.config.merf.lengthscale
@@ -54,77 +68,90 @@ def run_pretrain(context: StageContext) -> Outcome:
     if context.config.selection.strategy == "none":
         return write_untrained(context, facts, admitted_classes(context), lengthscale=lengthscale)
     class_names = [row["class"] for row in context.inputs["select"].read_json("selection.json")]
-    images, labels = read_selection(context, facts.num_images)
-    device = choose_device(context.config.performance.device)
-    of_critic, accuracy = train_critic(context, images, labels, len(class_names), device)
-    return write_untrained(
-        context,
-        facts,
-        class_names,
-        lengthscale=lengthscale,
-        critic_lengthscale=of_critic,
-        critic_accuracy=round(accuracy, 4),
-    )
+    save_examples(context, *read_selection(context, facts.num_images))
+    return write_untrained(context, facts, class_names, lengthscale=lengthscale)
+
+
+@dataclass(kw_only=True)
+class _Released:
+    """The noisy sums so far, one of each round, whether their noise carries a guarantee, and the critic of the second."""
+
+    sums: list[NDArray[np.float64]] = field(default_factory=list)
+    guarantee: bool = True
+    critic: dict[str, Tensor] = field(default_factory=dict)
 
 
 def run_finetune(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran.
 
-    The noisy sums are saved below `private/` before they are trained on, and the ledger is told that no more is drawn: an
-    attempt that is stopped after that has lost nothing. One that is killed before has lost all.
+    Noisy sums are saved below `private/` before they are trained on. An attempt that is killed while it draws them, or between
+    two of them, has lost all; one that ends in any other way, or later, nothing.
     """
     paid = context.paid
-    if paid is None or not isinstance(paid.mechanism, ClassSums):
-        raise Uncharged("The embedding was not charged.")
-    saved = _saved(context, paid)
-    generator, facts, features = _opened(context.config, context.inputs)
-    sums, guarantee = saved or _drawn(context, paid, paid.mechanism, features)
-    # The votes that a critic goes back to may have no guarantee.
-    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
-    guarantee = guarantee and (query is None or query["guarantee"] == "differential privacy")
-    means = class_means(sums, paid.mechanism.num_images).to(features.device)
+    if paid is None or not isinstance(paid.mechanism, ClassSumRounds):
+        raise Uncharged("The embeddings were not charged.")
+    mechanism = paid.mechanism
+    released = _saved(context, paid, mechanism)
+    generator, facts, pixels = _opened(context.config, context.inputs)
     config = MerfConfig.model_validate(facts["config"])
-    ticker = context.progress.ticker("finetune", config.num_steps)
-    with context.stop.answered_between_steps(), ticker as tick:
+    rounds = len(mechanism.dimensions)
+    alone = config.num_steps if rounds == 1 else max(1, int(config.critic_from * config.num_steps))
+    with context.stop.answered_between_steps(), context.progress.ticker("finetune", config.num_steps) as tick:
 
         def on_step(step: int) -> None:
             tick(step)
             context.stop.check()
 
-        weights = _matched(generator, means, features, config, on_step)
+        if not released.sums:
+            _draw(context, paid, mechanism, pixels, released)
+        means = _means(released.sums[0], mechanism, pixels.device)
+        critic = None
+        with ExitStack() as not_drawn:
+            if len(released.sums) < rounds:
+                # Whatever ends this attempt before it draws again has cost nothing; a kill alone says nothing.
+                not_drawn.callback(paid.pause, len(released.sums))
+            weights = match(generator, means, pixels, config.model_copy(update={"num_steps": alone}), on_step=on_step)
+            if rounds > 1:
+                generator.load_state_dict(weights)
+                critic = _critic(context, generator, facts, released)
+            not_drawn.pop_all()
+        if critic is not None:
+            seen = features_of(critic, config, pixels.device)
+            if len(released.sums) < rounds:
+                _draw(context, paid, mechanism, seen, released)
+            of_critic = _means(released.sums[1], mechanism, pixels.device)
+            joint, target = _joined(pixels, means, seen, of_critic, config.critic_share)
+            then = config.model_copy(update={"num_steps": config.num_steps - alone})
+            weights = match(generator.train(), target, joint, then, on_step=lambda step: on_step(alone + step))
     save_weights(weights, context.folder / "denoiser.safetensors")
+    # The votes that examples go back to may have no guarantee.
+    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
+    guarantee = released.guarantee and (query is None or query["guarantee"] == "differential privacy")
     about = {
         **facts,
         "guarantee": "differential privacy" if guarantee else "none",
-        "mechanism": asdict(paid.mechanism),
+        "mechanism": asdict(mechanism),
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))
-    return Outcome(metrics={"noise_multiplier": paid.mechanism.noise_multiplier, "num_steps": config.num_steps})
-
-
-def _matched(
-    generator: Merf, means: torch.Tensor, features: Features, config: MerfConfig, on_step: Callable[[int], None]
-) -> dict[str, torch.Tensor]:
-    """As `match`; where there is a critic, by pixels alone at first."""
-    if not isinstance(features, JointFeatures) or not (before := int(config.critic_from * config.num_steps)):
-        return match(generator, means, features, config, on_step=on_step)
-    pixels, share = features.parts[0], features.shares[0]
-    of_pixels = means[:, : pixels.size] / math.sqrt(share)
-    first, then = (config.model_copy(update={"num_steps": steps}) for steps in (before, config.num_steps - before))
-    generator.load_state_dict(match(generator, of_pixels, pixels, first, on_step=on_step))
-    return match(generator, means, features, then, on_step=lambda step: on_step(before + step))
+    return Outcome(metrics={"noise_multiplier": mechanism.noise_multiplier, "num_steps": config.num_steps})
 
 
 def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:
     """Vectors of made-up images, and one step towards a made-up embedding, to find before the charge what could otherwise
     fail after it."""
     generator, facts, features = _opened(config, inputs)
+    own = MerfConfig.model_validate(facts["config"])
+    size = {"channels": facts["channels"], "resolution": facts["resolution"]}
+    if config.selection.strategy != "none":
+        open_examples(inputs["pretrain"])
+        critic = untrained_critic(own, **size, num_classes=generator.num_classes, device=features.device)
+        nothing = torch.zeros(generator.num_classes, 0, device=features.device)
+        features, _ = _joined(features, nothing, features_of(critic, own, features.device), nothing, own.critic_share)
     means = torch.zeros(generator.num_classes, features.size, device=features.device)
-    once = MerfConfig.model_validate({**facts["config"], "num_steps": 1})
-    images = np.zeros((AT_ONCE, facts["channels"], facts["resolution"], facts["resolution"]), dtype=np.uint8)
+    images = np.zeros((AT_ONCE, size["channels"], size["resolution"], size["resolution"]), dtype=np.uint8)
     try:
         Embedded(private_images=images, features=features)[:]
-        match(generator, means, features, once)
+        match(generator, means, features, own.model_copy(update={"num_steps": 1}))
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "A step, or the vectors of some images, does not fit into memory: lower merf.batch_size, merf.num_features or "
@@ -132,68 +159,120 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
         ) from error
 
 
-def _saved(context: StageContext, paid: Paid) -> tuple[NDArray[np.float64], bool] | None:
-    """The noisy sums that an earlier attempt saved, and whether their noise carries a guarantee; None if there are none.
+def _saved(context: StageContext, paid: Paid, mechanism: ClassSumRounds) -> _Released:
+    """What earlier attempts released and saved.
 
-    This attempt then draws nothing, and says so before all else: whatever becomes of it, the next may use them too.
+    If that is all, this attempt draws nothing, and says so before all else: whatever becomes of it, the next may use them too.
     """
     saved = Checkpoints(context.store, "finetune", context.key, sealed=True).latest()
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("The saved embedding of this stage vanished while it was resumed; run again.")
     if saved is None:
-        return None
+        return _Released()
     tensors, about = unpack(saved.data)
     if about["reservation"] != paid.reservations[-1]:
         raise Uncharged(
             "The saved embedding of this stage was paid for by another reservation; remove it, or restore the ledger."
         )
-    paid.pause(saved.step)
-    return tensors["sums"].numpy(), about["guarantee"]
-
-
-def _drawn(
-    context: StageContext, paid: Paid, mechanism: ClassSums, features: Features
-) -> tuple[NDArray[np.float64], bool]:
-    """The same, released now and saved."""
-    images, labels = context.private_images("train")
-    sums = noisy_class_sums(
-        Embedded(private_images=images, features=features),
-        labels,
-        mechanism,
-        insecure_random=paid.random if isinstance(paid.random, InsecureRandomForTests) else None,
+    if saved.step == len(mechanism.dimensions):
+        paid.pause(saved.step)
+    prefix = "network."
+    return _Released(
+        sums=[tensors[name].numpy() for name in _ROUNDS[: saved.step]],
+        guarantee=about["guarantee"],
+        critic={name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)},
     )
-    guarantee = paid.random.guarantee
-    about: dict[str, JSON] = {"reservation": paid.reservations[-1], "guarantee": guarantee}
-    checkpoints = Checkpoints(context.store, "finetune", context.key, sealed=True)
-    if not checkpoints.save(1, pack({"sums": torch.from_numpy(sums)}, about)):
+
+
+def _draw(
+    context: StageContext, paid: Paid, mechanism: ClassSumRounds, features: Features, released: _Released
+) -> None:
+    """Release the sums of the next round, and save all so far."""
+    number = len(released.sums)
+    images, labels = context.private_images("train")
+    released.sums.append(
+        noisy_class_sums(
+            Embedded(private_images=images, features=features),
+            labels,
+            mechanism.round(number),
+            insecure_random=paid.random if isinstance(paid.random, InsecureRandomForTests) else None,
+        )
+    )
+    released.guarantee = released.guarantee and paid.random.guarantee
+    about: dict[str, JSON] = {"reservation": paid.reservations[-1], "guarantee": released.guarantee}
+    tensors = {name: torch.from_numpy(sums) for name, sums in zip(_ROUNDS, released.sums, strict=False)}
+    tensors |= {f"network.{name}": value for name, value in released.critic.items()}
+    step = number + 1
+    if not Checkpoints(context.store, "finetune", context.key, sealed=True).save(step, pack(tensors, about)):
         raise Uncharged("Another process is fine-tuning under the same reservation; this one stops here.")
-    paid.record_step(1)
-    # Said at once, not only when it is stopped: this attempt draws nothing more, whatever becomes of it.
-    paid.pause(1)
-    return sums, guarantee
+    paid.record_step(step)
+    if step == len(mechanism.dimensions):
+        # Said at once, not only when it is stopped: this attempt draws nothing more, whatever becomes of it.
+        paid.pause(step)
+
+
+def _critic(context: StageContext, generator: Merf, facts: Mapping[str, Any], released: _Released) -> Critic:
+    """The critic of the second round: the one that its sums are of, if there are any, or a new one."""
+    device = next(generator.parameters()).device
+    own = MerfConfig.model_validate(facts["config"])
+    if released.critic:
+        size = {"channels": facts["channels"], "num_classes": generator.num_classes}
+        return critic_of(released.critic, own, **size, device=device)
+    images, labels = open_examples(context.inputs["pretrain"])
+    drawn, classes = _drawn(generator, facts, len(images))
+    mixed = torch.randperm(2 * len(images), generator=torch.Generator().manual_seed(own.seed))
+    with context.progress.ticker("critic", own.critic_steps) as tick:
+
+        def on_step(step: int, count: int) -> None:
+            tick(min(step * own.critic_steps // count, own.critic_steps))
+            context.stop.check()
+
+        critic, _ = train_critic(
+            torch.cat([images, drawn])[mixed],
+            torch.cat([labels, classes])[mixed],
+            generator.num_classes,
+            context.config,
+            device=device,
+            on_step=on_step,
+        )
+    released.critic = critic.tensors()
+    return critic
+
+
+def _drawn(generator: Merf, facts: Mapping[str, Any], count: int) -> tuple[Tensor, Tensor]:
+    """As many images of each class, uint8, and their classes; of other seeds than released ones."""
+    shape = (facts["channels"], facts["resolution"], facts["resolution"])
+    device = next(generator.parameters()).device
+    labels = torch.arange(count) % generator.num_classes
+    generator.eval()
+    images = [
+        synthesize_images(
+            generator, part.to(device), _SEEDS + torch.arange(start, start + len(part)), shape, SynthesizeConfig()
+        ).cpu()
+        for start, part in zip(range(0, count, AT_ONCE), labels.split(AT_ONCE), strict=True)
+    ]
+    return torch.cat(images), labels
+
+
+def _joined(
+    pixels: Features, of_pixels: Tensor, seen: Features, of_critic: Tensor, share: float
+) -> tuple[JointFeatures, Tensor]:
+    """Features of both rounds side by side, and their means, (classes, numbers), likewise."""
+    joint = JointFeatures(parts=(pixels, seen), shares=(1 - share, share))
+    return joint, torch.cat([math.sqrt(1 - share) * of_pixels, math.sqrt(share) * of_critic], dim=1)
+
+
+def _means(sums: NDArray[np.float64], mechanism: ClassSumRounds, device: torch.device) -> Tensor:
+    return class_means(sums, mechanism.num_images).to(device)
 
 
 def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, dict[str, Any], Features]:
-    """The generator with its first weights, the facts beside it, and the features that the embedding is made of."""
+    """The generator with its first weights, the facts beside it, and the features of pixels."""
     device = choose_device(config.performance.device)
     generator, facts = open_generator(inputs["pretrain"], device)
     if not isinstance(generator, Merf):
         raise ConfigError(f"Mean embeddings train a Merf, and {type(generator).__name__} is none.")
     own = MerfConfig.model_validate(facts["config"])
-    shape = (facts["channels"], facts["resolution"], facts["resolution"])
-    of_pixels = new_features(
-        math.prod(shape), own.num_features, lengthscale=facts["lengthscale"], seed=own.seed, device=device
-    )
-    if config.selection.strategy == "none":
-        return generator, facts, of_pixels
-    critic = open_critic(inputs["pretrain"], own, facts["channels"], generator.num_classes, device)
-    of_critic = new_features(
-        critic.numbers,
-        own.critic_features,
-        lengthscale=facts["critic_lengthscale"],
-        seed=own.seed + 2,  # other numbers than those of pixels, and of the painter's training
-        device=device,
-        view=critic,
-    )
-    joint = JointFeatures(parts=(of_pixels, of_critic), shares=(1 - own.critic_share, own.critic_share))
-    return generator, facts, joint
+    numbers = math.prod((facts["channels"], facts["resolution"], facts["resolution"]))
+    pixels = new_features(numbers, own.num_features, lengthscale=facts["lengthscale"], seed=own.seed, device=device)
+    return generator, facts, pixels

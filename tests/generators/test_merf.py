@@ -89,7 +89,7 @@ def test_what_an_image_adds_has_norm_one_and_is_never_more_than_the_sum_allows(
     if pixels == "noise":
         images = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     vectors = embed(images, small_features(lengthscale=lengthscale))
-    assert vectors.shape == (20, SMALL.vector_size(with_critic=False))
+    assert vectors.shape == (20, SMALL.num_features + 1)
     np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1.0, atol=1e-5)
     for row in vectors:
         alone = sums_of(row[None], np.array([0]), 1)
@@ -115,7 +115,7 @@ def test_class_means_are_those_of_each_class_whatever_its_size() -> None:
 
 
 def test_a_class_whose_noisy_count_is_nothing_is_not_divided_by_it() -> None:
-    sums = np.ones((2, SMALL.vector_size(with_critic=False)))
+    sums = np.ones((2, SMALL.num_features + 1))
     sums[:, -1] = (-5.0, 8.0)
     means = class_means(sums, 100)
     assert bool(means.isfinite().all())

@@ -49,8 +49,10 @@ def features_of(lengthscale: float = 3.0) -> Features:
     public = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         scaling = scaling_of(network.activations(public))
-    critic = Critic(network=network, scaling=scaling)
-    of_critic = new_features(critic.numbers, CONFIG.critic_features, lengthscale=5.0, seed=2, device=CPU, view=critic)
+    critic = Critic(network=network, scaling=scaling, lengthscale=5.0)
+    of_critic = new_features(
+        len(scaling.mean), CONFIG.critic_features, lengthscale=5.0, seed=2, device=CPU, view=critic
+    )
     return JointFeatures(parts=(of_pixels, of_critic), shares=(0.3, 0.7))
 
 
@@ -72,7 +74,7 @@ def exact_sums(
     mechanism = ClassSums(
         num_images=len(images),
         num_classes=CLASSES,
-        dimension=CONFIG.vector_size(with_critic=True),
+        dimension=CONFIG.num_features + CONFIG.critic_features + 1,
         noise_multiplier=2.0,
     )
 

@@ -12,22 +12,23 @@ import torch
 import yaml
 
 from privimage.config import MerfConfig
-from privimage.errors import PrivacyRefused
-from privimage.generators.features import Features, JointFeatures
-from privimage.generators.merf import Merf
+from privimage.errors import BudgetExceeded, PrivacyRefused
+from privimage.generators.features import JointFeatures
+from privimage.generators.merf import class_means
+from privimage.generators.pixels import from_pixels
 from privimage.pipeline import stage_named
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.entropy import InsecureRandomForTests
-from privimage.privacy.events import event_from_json
-from privimage.privacy.mechanisms import ClassSums
+from privimage.privacy.events import event_from_json, times
+from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
 from privimage.runner import run_all
 from privimage.stages import mean_embedding
-from privimage.stages.critic import open_critic
+from privimage.stages.critic import critic_of, features_of, open_examples, train_critic
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Answer, Place
-from tests.stages.test_merf_run import MERF
+from tests.stages.test_merf_run import MERF, stop_in
 
-CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6}
+CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6, "critic_images": 60}
 CPU = torch.device("cpu")
 
 
@@ -56,8 +57,8 @@ def test_query_and_embedding_are_one_plan_that_costs_what_the_run_may(
     plan = reserved[-1].body["plan"]
     assert [event_from_json(event) for event in plan["intends"]] == intended
     told = json.loads(made.payload("finetune", "denoiser.json").read_text())
-    assert ClassSums(**told["mechanism"]).event == intended[-1]
-    assert told["mechanism"]["dimension"] == 60 + 40 + 1
+    assert ClassSumRounds(**told["mechanism"]).event == intended[-1]
+    assert told["mechanism"]["dimensions"] == [60 + 1, 40 + 1]
     epsilon = epsilon_of(intended, plan["delta"])
     assert 0.99 * plan["epsilon"] < epsilon <= plan["epsilon"]
     verified = privimage("verify", made.release, "--store", made.folder, "--config", made.config)
@@ -70,51 +71,140 @@ def test_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     assert (certificate["generator"], certificate["selection"]) == ("merf", selection.strategy)
     assert ("query" in {mechanism["stage"] for mechanism in certificate["mechanisms"]}) == selection.asks_the_query
     # The query reads the images as well.
-    assert "Fine-tuning read the training images once" in certificate["assumptions"][-1]
+    assert "Fine-tuning read all training images for each of its sums" in certificate["assumptions"][-1]
     card = (made.release / "README.md").read_text()
     assert "a classifier learns from this selection" in card and "DP-SGD" not in card
 
 
-def test_the_embedding_is_of_pixels_and_of_what_the_critic_sees_and_has_norm_one(made: Place) -> None:
+def test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone(made: Place) -> None:
     run = made.run()
-    results = run_all(run)
-    inputs = {name: open_ref(run.store, results[name].ref) for name in ("pretrain",)}
-    generator, facts, features = mean_embedding._opened(run.config, inputs)
-    assert isinstance(features, JointFeatures) and features.shares == (1 - 0.7, 0.7)
-    images = torch.rand(7, facts["channels"], facts["resolution"], facts["resolution"]) * 2 - 1
-    assert torch.allclose(features(images).square().sum(1), torch.ones(7), atol=1e-5)
-    assert features(images).shape == (7, 100)
-    critic = open_critic(
-        inputs["pretrain"], MerfConfig(**facts["config"]), facts["channels"], generator.num_classes, CPU
-    )
-    assert not critic.network.training
-    assert not any(parameter.requires_grad for parameter in critic.network.parameters())
-    # The same image has the same features beside any others: no statistic of a batch is in them.
-    assert torch.allclose(features(images[:1]), features(images)[:1], atol=1e-5)
+    pretrained = open_ref(run.store, run_all(run, "pretrain")["pretrain"].ref)
+    generator, facts, pixels = mean_embedding._opened(run.config, {"pretrain": pretrained})
+    config, size = MerfConfig(**facts["config"]), {"channels": facts["channels"], "num_classes": generator.num_classes}
+    images, labels = open_examples(pretrained)
+    critic, _ = train_critic(images, labels, size["num_classes"], run.config, device=CPU, on_step=lambda *told: None)
+    again = critic_of(critic.tensors(), config, **size, device=CPU)
+    for either in (critic, again):
+        assert not either.network.training
+        assert not any(parameter.requires_grad for parameter in either.network.parameters())
+    x = from_pixels(images[:7])
+    seen = features_of(critic, config, CPU)
+    assert torch.equal(seen(x), features_of(again, config, CPU)(x))
+    joint = JointFeatures(parts=(pixels, seen), shares=(0.3, 0.7))
+    for features, number in ((seen, 40), (joint, 100)):
+        assert features(x).shape == (7, number)
+        assert torch.allclose(features(x).square().sum(1), torch.ones(7), atol=1e-5)
+        # Beside any others: no statistic of a batch is in them.
+        assert torch.allclose(features(x[:1]), features(x)[:1], atol=1e-5)
 
 
-def test_the_painter_follows_pixels_alone_at_first_and_then_both(made: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made.run("merf.num_steps=8", "merf.critic_from=0.5")
-    results = run_all(run, "pretrain")
-    inputs = {"pretrain": open_ref(run.store, results["pretrain"].ref)}
-    generator, facts, features = mean_embedding._opened(run.config, inputs)
-    assert isinstance(features, JointFeatures)
-    means = torch.nn.functional.normalize(torch.randn(generator.num_classes, features.size), dim=1)
-    asked: list[tuple[int, torch.Tensor]] = []
-    real = mean_embedding.match
+# ------------------------------------------------------------------ two releases
 
-    def match(generator: Merf, means: torch.Tensor, features: Features, config: MerfConfig, **named: Any) -> Any:
-        asked.append((config.num_steps, means))
-        return real(generator, means, features, config, **named)
 
-    monkeypatch.setattr(mean_embedding, "match", match)
-    told: list[int] = []
-    mean_embedding._matched(generator, means, features, MerfConfig(**facts["config"]), told.append)
-    assert told == list(range(1, 9))
-    (first, of_pixels), (then, of_both) = asked
-    assert (first, then) == (4, 4)
-    assert torch.equal(of_both, means)
-    torch.testing.assert_close(of_pixels * (1 - 0.7) ** 0.5, means[:, :60])
+@pytest.fixture
+def place(made: Place, granted: Place, tmp_path: Path) -> Place:
+    return Place(config=made.config, folder=granted.copy_to(tmp_path / "store").folder)
+
+
+class Watch:
+    """What was drawn, by which mechanism, of which features, and what was trained on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.drawn: list[tuple[ClassSums, Any]] = []
+        self.matched: list[tuple[int, torch.Tensor]] = []
+        real_sums, real_match = mean_embedding.noisy_class_sums, mean_embedding.match
+
+        def sums(vectors: Any, labels: Any, mechanism: ClassSums, **named: Any) -> Any:
+            self.drawn.append((mechanism, real_sums(vectors, labels, mechanism, **named)))
+            return self.drawn[-1][1]
+
+        def match(generator: Any, means: Any, features: Any, config: MerfConfig, **named: Any) -> Any:
+            self.matched.append((config.num_steps, means))
+            return real_match(generator, means, features, config, **named)
+
+        patch.setattr(mean_embedding, "rehearse_finetune", lambda *given: None)
+        patch.setattr(mean_embedding, "noisy_class_sums", sums)
+        patch.setattr(mean_embedding, "match", match)
+
+
+def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_trained_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    run_all(place.run("merf.num_steps=10"), "finetune")
+    (charged,) = (entry for entry in place.entries if entry.body.get("stage") == "finetune")
+    single, count = times(event_from_json(charged.body["event"]))
+    assert [mechanism.event for mechanism, _ in watch.drawn] == [single] * count == [single] * 2
+    assert [mechanism.dimension for mechanism, _ in watch.drawn] == [61, 41]
+    (first, of_pixels), (then, of_both) = watch.matched
+    assert (first, then) == (6, 4)
+    torch.testing.assert_close(of_both[:, :60], of_pixels * 0.3**0.5)
+    assert of_both.shape[1] == 100
+    assert place.kinds[-3:] == ["reserve finetune", "pause", "settle"]
+
+
+def test_an_attempt_that_ends_between_the_two_has_lost_nothing_and_draws_the_second_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    for function in ("match", "train_critic"):
+        with monkeypatch.context() as patch:
+            stop_in(patch, function)
+            with pytest.raises(KeyboardInterrupt):
+                run_all(place.run(), "finetune")
+        assert len(watch.drawn) == 1
+    run_all(place.run(), "finetune")
+    assert [mechanism.dimension for mechanism, _ in watch.drawn] == [61, 41]
+    assert [kind for kind in place.kinds if kind in ("pause", "resume")] == [
+        "pause",
+        "resume",
+        "pause",
+        "resume",
+        "pause",
+    ]
+    assert [entry.body["lost_steps"] for entry in place.entries if entry.kind == "resume"] == [0, 0]
+
+
+def test_what_was_released_for_a_critic_is_trained_on_with_that_critic(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    with monkeypatch.context() as patch:
+        stop_in(patch, "_joined")
+        with pytest.raises(KeyboardInterrupt):
+            run_all(place.run(), "finetune")
+    assert len(watch.drawn) == 2
+
+    def never(*given: Any, **named: Any) -> Any:
+        raise AssertionError("all was saved")
+
+    with monkeypatch.context() as patch:
+        for function in ("train_critic", "noisy_class_sums"):
+            patch.setattr(mean_embedding, function, never)
+        run_all(place.run(), "finetune")
+    means = class_means(watch.drawn[1][1], watch.drawn[1][0].num_images)
+    torch.testing.assert_close(watch.matched[-1][1][:, 60:], means * 0.7**0.5)
+
+
+def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    real = mean_embedding.pack
+
+    def pack(tensors: Any, about: Any) -> bytes:
+        if "critic" in tensors:
+            raise KeyboardInterrupt
+        return real(tensors, about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mean_embedding, "pack", pack)
+        with pytest.raises(KeyboardInterrupt):
+            run_all(place.run(), "finetune")
+    assert len(watch.drawn) == 2
+    with pytest.raises(BudgetExceeded, match="another draw"):
+        run_all(place.run(), "finetune")
+    assert len(watch.drawn) == 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from privimage.pipeline import stage_named, stage_of
 from privimage.plan import plan_run
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_to_json
-from privimage.privacy.mechanisms import ClassSums
+from privimage.privacy.mechanisms import ClassSumRounds
 from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
 from privimage.runner import run_all, run_stage
@@ -59,11 +59,11 @@ def test_it_goes_through_every_stage_and_its_release_is_verified(made: Place, pr
     assert made.kinds == COMPLETE
     told = json.loads(made.payload("finetune", "denoiser.json").read_text())
     (charged,) = (entry for entry in made.entries if entry.kind == "reserve")
-    assert event_to_json(ClassSums(**told["mechanism"]).event) == charged.body["event"]
+    assert event_to_json(ClassSumRounds(**told["mechanism"]).event) == charged.body["event"]
     assert set(charged.body["event"]) == {"event", "noise_multiplier"}, (
         "one Gaussian mechanism, not sampled or repeated"
     )
-    assert told["mechanism"]["dimension"] == 61 and told["guarantee"] == "differential privacy"
+    assert told["mechanism"]["dimensions"] == [61] and told["guarantee"] == "differential privacy"
     assert told["lengthscale"] > 0
     verified = privimage("verify", made.release, "--store", made.folder, "--config", made.config)
     assert verified.code == 0, verified.out

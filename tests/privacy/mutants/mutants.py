@@ -759,14 +759,14 @@ _MERF = (
         "stages/test_merf_run.py",
         (
             "An embedding that was released before is drawn again, uncharged",
-            "saved or _drawn(context,",
-            "_drawn(context,",
+            "        if not released.sums:\n            _draw(",
+            "        if True:\n            released.sums.clear()\n            _draw(",
             "test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twice",
         ),
         (
             "The embedding is drawn with half the noise that was charged",
-            "        labels,\n        mechanism,\n",
-            "        labels,\n        type(mechanism)(**{**asdict(mechanism), 'noise_multiplier': mechanism.noise_stddev / 2}),\n",
+            "            mechanism.round(number),\n",
+            "            type(mechanism)(**{**asdict(mechanism), 'noise_multiplier': mechanism.noise_multiplier / 2}).round(number),\n",
             "test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twice",
         ),
         (
@@ -777,8 +777,8 @@ _MERF = (
         ),
         (
             "An embedding whose noise can be made again passes once it is resumed",
-            'return tensors["sums"].numpy(), about["guarantee"]',
-            'return tensors["sums"].numpy(), paid.random.guarantee',
+            'guarantee=about["guarantee"],',
+            "guarantee=paid.random.guarantee,",
             "test_reproducible_noise_is_marked_also_after_it_was_resumed",
         ),
     )
@@ -807,9 +807,27 @@ _MERF = (
         "stages/test_critic_run.py",
         (
             "Votes whose noise can be made again pass once an embedding was drawn",
-            'guarantee = guarantee and (query is None or query["guarantee"] == "differential privacy")',
-            "pass",
+            'guarantee = released.guarantee and (query is None or query["guarantee"] == "differential privacy")',
+            "guarantee = released.guarantee",
             "test_votes_with_reproducible_noise_leave_no_guarantee[semantic]",
+        ),
+        (
+            "A second embedding that was released before is drawn again, uncharged",
+            "            if len(released.sums) < rounds:\n                _draw(",
+            "            if True:\n                del released.sums[1:]\n                _draw(",
+            "test_what_was_released_for_a_critic_is_trained_on_with_that_critic[semantic]",
+        ),
+        (
+            "An attempt that may have drawn a second embedding says that it drew none",
+            "            not_drawn.pop_all()\n",
+            "            pass\n",
+            "test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again[semantic]",
+        ),
+        (
+            "Sums of one critic are read as another's",
+            "    if released.critic:\n",
+            "    if not released:\n",
+            "test_what_was_released_for_a_critic_is_trained_on_with_that_critic[semantic]",
         ),
     )
     + _of(
@@ -829,7 +847,7 @@ _MERF = (
             "The critic compares each sensitive image with those beside it",
             "network.to(device).eval().requires_grad_(False)",
             "network.to(device).train().requires_grad_(False)",
-            "test_the_embedding_is_of_pixels_and_of_what_the_critic_sees_and_has_norm_one[semantic]",
+            "test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone[semantic]",
         ),
     )
 )
