@@ -179,7 +179,10 @@ _EMBEDDED = (
     "features of the sensitive images are added up for each class, with noise, once; a generator that sees no image is trained to "
     "draw images whose features have these means."
 )
-_CRITIC = f"a classifier learns from this selection to tell the classes apart, and what it sees, and random {_EMBEDDED}"
+_CRITIC = (
+    f"random {_EMBEDDED} Then a classifier learns from the selection and from what was drawn to tell the classes apart, and the same "
+    "is done with features of what it sees."
+)
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "
     f"look like them; a generator is trained on this selection and {_TUNED}",

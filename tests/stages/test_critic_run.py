@@ -73,7 +73,7 @@ def test_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     # The query reads the images as well.
     assert "Fine-tuning read all training images for each of its sums" in certificate["assumptions"][-1]
     card = (made.release / "README.md").read_text()
-    assert "a classifier learns from this selection" in card and "DP-SGD" not in card
+    assert "a classifier learns from the selection" in card and "DP-SGD" not in card
 
 
 def test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone(made: Place) -> None:
