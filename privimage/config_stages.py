@@ -168,7 +168,7 @@ class MerfConfig(Section):
     )
     critic_images: int = Field(
         default=4000,
-        ge=1,
+        ge=10,
         le=10_000_000,
         title="Critic images",
         description="Selected public images that it is trained on, at most, and as many drawn ones.",
@@ -188,7 +188,7 @@ class MerfConfig(Section):
         description="Channel factor per level; each level halves the size.",
     )
     latent_dim: int = Field(default=16, ge=1, le=1024, description="Random numbers that an image is made of.")
-    num_steps: int = Field(default=2500, ge=1, le=10_000_000, description="Optimizer steps on the noisy embedding.")
+    num_steps: int = Field(default=2500, ge=2, le=10_000_000, description="Optimizer steps on noisy embeddings.")
     batch_size: int = Field(
         default=200,
         ge=1,

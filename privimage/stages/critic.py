@@ -30,6 +30,7 @@ BATCH = 128
 LENGTHSCALE = 0.5
 """Of the median distance of what the critic sees in the images that it learned from."""
 _SCALED_ON = 2000  # images
+_FEWEST = 10  # of which some are held out
 _LEVELS = 3
 _EXAMPLES = "examples.safetensors"
 
@@ -82,8 +83,17 @@ def features_of(critic: Critic, config: MerfConfig, device: torch.device) -> Ran
 
 
 def save_examples(context: StageContext, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    """Write some of the selected public images, and their classes, for the critic to learn from."""
+    """Write some of the selected public images, and their classes, for the critic to learn from.
+
+    Raises:
+        ConfigError: there are too few. This is found before fine-tuning is charged.
+    """
     config = context.config.merf
+    if len(images) < _FEWEST:
+        raise ConfigError(
+            f"The selection has {len(images)} public images, but a critic needs at least {_FEWEST}: select more "
+            "(selection.categories_per_class, selection.max_fraction), or set selection.strategy to none."
+        )
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(images))[: config.critic_images])
     examples = {"images": torch.from_numpy(images[rows]), "labels": torch.from_numpy(labels[rows])}
     save_weights(examples, context.folder / _EXAMPLES)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from privimage.config import MerfConfig
-from privimage.errors import BudgetExceeded, PrivacyRefused
+from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
 from privimage.generators.features import JointFeatures
 from privimage.generators.merf import class_means
 from privimage.generators.pixels import from_pixels
@@ -96,6 +96,12 @@ def test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone(made: Place
         assert torch.allclose(features(x).square().sum(1), torch.ones(7), atol=1e-5)
         # Beside any others: no statistic of a batch is in them.
         assert torch.allclose(features(x[:1]), features(x)[:1], atol=1e-5)
+
+
+def test_too_few_selected_images_for_a_critic_are_found_before_fine_tuning_is_charged(place: Place) -> None:
+    with pytest.raises(ConfigError, match="a critic needs at least 10: select more"):
+        run_all(place.run("selection.max_fraction=0.0001"))
+    assert "reserve finetune" not in place.kinds
 
 
 # ------------------------------------------------------------------ two releases
