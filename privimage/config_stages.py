@@ -122,8 +122,9 @@ class GanConfig(Section):
 class MerfConfig(Section):
     """A generator that is trained to match noisy mean embeddings of the classes, and sees no image.
 
-    With `selection.strategy: none` it is DP-MERF. With a selection, a second embedding follows, of features of a critic: a
-    classifier that is trained on selected public images and on images that were drawn after the first.
+    With `selection.strategy: none` it is DP-MERF. With a selection, half of the first embedding is of what a critic sees: a
+    classifier that was trained on selected public images. A second embedding follows, of what another critic sees, which is
+    trained on these and on images that were drawn after the first.
     """
 
     num_features: int = Field(
@@ -147,38 +148,38 @@ class MerfConfig(Section):
         le=100_000,
         multiple_of=2,
         title="Critic features",
-        description="Those of what the critic sees, where there is a selection: a second embedding.",
+        description="Those of what each of two critics sees, where there is a selection.",
     )
     critic_share: float = Field(
-        default=0.7,
+        default=0.5,
         gt=0,
         lt=1,
         title="Critic share",
-        description="Weight of the critic's features among all, 0 to 1.",
+        description="Weight of each critic's features among its own and those before, 0 to 1.",
     )
     critic_from: float = Field(
         default=0.6,
         gt=0,
         lt=1,
         title="Critic from",
-        description="After this share of the steps the critic is trained, and its features count too; before, pixels alone do.",
+        description="After this share of the steps the second critic is trained, and its features count too.",
     )
     critic_channels: int = Field(
-        default=16, ge=4, le=256, title="Critic channels", description="Channels of the critic's first level."
+        default=16, ge=4, le=256, title="Critic channels", description="Channels of a critic's first level."
     )
     critic_images: int = Field(
         default=4000,
         ge=10,
         le=10_000_000,
         title="Critic images",
-        description="Selected public images that it is trained on, at most, and as many drawn ones.",
+        description="Selected public images that critics are trained on, at most; the second on as many drawn ones, too.",
     )
     critic_steps: int = Field(
         default=400,
         ge=1,
         le=10_000_000,
         title="Critic steps",
-        description="About how many steps the critic is trained.",
+        description="About how many steps each critic is trained.",
     )
     base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
     channel_multipliers: tuple[int, ...] = Field(
@@ -206,7 +207,9 @@ class MerfConfig(Section):
 
     def dimensions(self, *, with_critic: bool) -> tuple[int, ...]:
         """Numbers that an image adds to its class's sum, in each release: features, and one that counts it."""
-        return (self.num_features + 1, *([self.critic_features + 1] if with_critic else []))
+        if not with_critic:
+            return (self.num_features + 1,)
+        return self.num_features + self.critic_features + 1, self.critic_features + 1
 
 
 class PretrainConfig(Section):

@@ -267,11 +267,15 @@ def _merf_section(config: RunConfig) -> dict[str, Any]:
 
 
 def _critic_fields(config: RunConfig) -> dict[str, Any]:
-    """What a critic, which there is where something is selected, learns by beside its own settings."""
+    """What critics, which there are where something is selected, learn by beside their own settings, and how many there are.
+
+    That number was 1, unsaid, in an earlier form: raising the stage's version would make users of other generators pay again.
+    """
     if config.selection.strategy == "none":
         return {}
     shared = {"learning_rate", "weight_decay", "augment"}
     return {
+        "critics": 2,
         "classifier": config.classifier.model_dump(mode="json", include=shared),
         "pretrain": config.pretrain.model_dump(mode="json", include={"horizontal_flip"}),
     }

@@ -1,8 +1,8 @@
 """DP-MERF (Harder, Adamczewski and Park 2021, arXiv:2002.11603): a generator that matches noisy mean embeddings.
 
 An image's embedding is a vector of random features (`generators.features`): of its pixels, as in the paper, and, where public
-images were selected, of what a critic sees in it, a classifier that learned from the selection to tell the sensitive classes
-apart. The sums of these vectors, one for each class, are released once, with noise (`noisy_class_sums`). All else is
+images were selected, of what critics see in it, classifiers that learned from the selection to tell the sensitive classes
+apart. The sums of these vectors, one for each class, are released with noise (`noisy_class_sums`). All else is
 post-processing: a painter learns to paint, for each class, images whose mean embedding is the noisy one.
 
 Two more things are not as in the paper. One number of the vector is a constant, so that the sums tell how many images a class has:

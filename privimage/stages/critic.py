@@ -1,6 +1,7 @@
-"""The critic of a run with mean embeddings: a classifier of the sensitive classes, and what it sees in an image.
+"""The critics of a run with mean embeddings: classifiers of the sensitive classes, and what they see in an image.
 
-It learns from selected public images and from images that were drawn after the first noisy embedding: post-processing.
+The first learns from selected public images, the second also from images that were drawn after the first noisy embedding. Both
+are post-processing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from privimage.semantics.classifier import ResNet, new_classifier, num_training_
 from privimage.stages.models import save_weights
 from privimage.store.artifacts import Artifact
 
-__all__ = ["Critic", "critic_of", "features_of", "open_examples", "save_examples", "train_critic", "untrained_critic"]
+__all__ = [
+    "Critic",
+    "critic_of",
+    "examples_of",
+    "features_of",
+    "open_critic",
+    "open_examples",
+    "save_critic",
+    "train_critic",
+    "untrained_critic",
+]
 
 BATCH = 128
 LENGTHSCALE = 0.5
@@ -32,6 +43,7 @@ LENGTHSCALE = 0.5
 _SCALED_ON = 2000  # images
 _FEWEST = 10  # of which some are held out
 _LEVELS = 3
+_CRITIC = "critic.safetensors"
 _EXAMPLES = "examples.safetensors"
 
 
@@ -70,20 +82,20 @@ def critic_of(
     return Critic(network=_frozen(network, device), scaling=scaling, lengthscale=lengthscale)
 
 
-def features_of(critic: Critic, config: MerfConfig, device: torch.device) -> RandomFeatures:
-    """The embedding of what it sees."""
+def features_of(critic: Critic, config: MerfConfig, device: torch.device, *, number: int) -> RandomFeatures:
+    """The embedding of what it sees; each critic, the first and the second, has directions of its own."""
     return new_features(
         len(critic.scaling.mean),
         config.critic_features,
         lengthscale=critic.lengthscale,
-        seed=config.seed + 2,  # other numbers than those of pixels, and of the painter's training
+        seed=config.seed + 1 + number,  # other numbers than those of pixels, and of the painter's training
         device=device,
         view=critic,
     )
 
 
-def save_examples(context: StageContext, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    """Write some of the selected public images, and their classes, for the critic to learn from.
+def examples_of(context: StageContext, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Some of the selected public images, uint8 NCHW, and their classes, for critics to learn from.
 
     Raises:
         ConfigError: there are too few. This is found before fine-tuning is charged.
@@ -95,12 +107,25 @@ def save_examples(context: StageContext, images: NDArray[np.uint8], labels: NDAr
             "(selection.categories_per_class, selection.max_fraction), or set selection.strategy to none."
         )
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(images))[: config.critic_images])
-    examples = {"images": torch.from_numpy(images[rows]), "labels": torch.from_numpy(labels[rows])}
-    save_weights(examples, context.folder / _EXAMPLES)
+    return torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
+
+
+def save_critic(context: StageContext, critic: Critic, examples: tuple[Tensor, Tensor]) -> None:
+    """Write the first critic, and what it learned from, for the second."""
+    save_weights(critic.tensors(), context.folder / _CRITIC)
+    save_weights(dict(zip(("images", "labels"), examples, strict=True)), context.folder / _EXAMPLES)
+
+
+def open_critic(
+    artifact: Artifact, config: MerfConfig, *, channels: int, num_classes: int, device: torch.device
+) -> Critic:
+    """The critic that `save_critic` wrote."""
+    tensors = load_file(artifact.local(_CRITIC))
+    return critic_of(tensors, config, channels=channels, num_classes=num_classes, device=device)
 
 
 def open_examples(artifact: Artifact) -> tuple[Tensor, Tensor]:
-    """What `save_examples` wrote: uint8 NCHW, int64."""
+    """The examples that `save_critic` wrote: uint8 NCHW, int64."""
     tensors = load_file(artifact.local(_EXAMPLES))
     return tensors["images"], tensors["labels"]
 
@@ -111,18 +136,20 @@ def train_critic(
     num_classes: int,
     config: RunConfig,
     *,
+    seed: int,
     device: torch.device,
     on_step: Callable[[int, int], None],
 ) -> tuple[Critic, float]:
     """A critic of these images (uint8 NCHW, none of them sensitive), and its accuracy on those held out of them.
 
     Args:
+        seed: of first weights and of the order of images.
         on_step: called with the number of each step and how many there are.
 
     Raises:
         ConfigError: it sees no difference between the images.
     """
-    chosen = _config(config, len(images))
+    chosen = _config(config, len(images)).model_copy(update={"seed": seed})
     count = num_training_steps(len(images), chosen)
     trained = train_classifier(
         images, labels, num_classes, chosen, device=device, on_step=lambda step, loss: on_step(step, count)

@@ -1,7 +1,8 @@
 """Stages `pretrain` and `finetune` of a run with mean embeddings: noisy embeddings are released, and learned from.
 
-Without a selection there is one, of pixels (DP-MERF). With a selection a second one follows, of what a critic sees, which
-learns from selected public images and from what the generator draws after the first.
+Without a selection there is one, of pixels (DP-MERF). With a selection the first is also of what a critic sees, which learned from
+selected public images, and a second one follows, of what another critic sees, which learns from what the generator draws
+after the first, too.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from privimage.privacy.mechanisms import ClassSumRounds
 from privimage.stages.critic import (
     Critic,
     critic_of,
+    examples_of,
     features_of,
+    open_critic,
     open_examples,
-    save_examples,
+    save_critic,
     train_critic,
     untrained_critic,
 )
@@ -49,13 +52,13 @@ __all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
 
 LENGTHSCALE = 0.4
 """Of the median distance of public images. The whole of it, as usual, lets images of a class be blurred into each other."""
-_ROUNDS = ("pixels", "critic")
+_ROUNDS = ("first", "second")
 _SEEDS = 1 << 62  # of images that the critic learns from: far from those of released ones
 
 
 def run_pretrain(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors (first weights), denoiser.json, with the lengthscale, which public images set, and, with a
-    selection, examples.safetensors: what the critic will learn from.
+    selection, examples.safetensors, from which critics learn, and critic.safetensors, the first of them.
     """
     public = context.inputs["public"]
     lengthscale = context.config.merf.lengthscale
@@ -68,8 +71,11 @@ def run_pretrain(context: StageContext) -> Outcome:
     if context.config.selection.strategy == "none":
         return write_untrained(context, facts, admitted_classes(context), lengthscale=lengthscale)
     class_names = [row["class"] for row in context.inputs["select"].read_json("selection.json")]
-    save_examples(context, *read_selection(context, facts.num_images))
-    return write_untrained(context, facts, class_names, lengthscale=lengthscale)
+    examples = examples_of(context, *read_selection(context, facts.num_images))
+    critic, accuracy = _trained(context, *examples, len(class_names), seed=context.config.merf.seed)
+    save_critic(context, critic, examples)
+    outcome = write_untrained(context, facts, class_names, lengthscale=lengthscale)
+    return Outcome(metrics={**outcome.metrics, "critic_accuracy": accuracy})
 
 
 @dataclass(kw_only=True)
@@ -92,7 +98,7 @@ def run_finetune(context: StageContext) -> Outcome:
         raise Uncharged("The embeddings were not charged.")
     mechanism = paid.mechanism
     released = _saved(context, paid, mechanism)
-    generator, facts, pixels = _opened(context.config, context.inputs)
+    generator, facts, first = _opened(context.config, context.inputs)
     config = MerfConfig.model_validate(facts["config"])
     rounds = len(mechanism.dimensions)
     alone = config.num_steps if rounds == 1 else max(1, int(config.critic_from * config.num_steps))
@@ -103,24 +109,24 @@ def run_finetune(context: StageContext) -> Outcome:
             context.stop.check()
 
         if not released.sums:
-            _draw(context, paid, mechanism, pixels, released)
-        means = _means(released.sums[0], mechanism, pixels.device)
+            _draw(context, paid, mechanism, first, released)
+        means = _means(released.sums[0], mechanism, first.device)
         critic = None
         with ExitStack() as not_drawn:
             if len(released.sums) < rounds:
                 # Whatever ends this attempt before it draws again has cost nothing; a kill alone says nothing.
                 not_drawn.callback(paid.pause, len(released.sums))
-            weights = match(generator, means, pixels, config.model_copy(update={"num_steps": alone}), on_step=on_step)
+            weights = match(generator, means, first, config.model_copy(update={"num_steps": alone}), on_step=on_step)
             if rounds > 1:
                 generator.load_state_dict(weights)
-                critic = _critic(context, generator, facts, released)
+                critic = _second_critic(context, generator, facts, released)
             not_drawn.pop_all()
         if critic is not None:
-            seen = features_of(critic, config, pixels.device)
+            seen = features_of(critic, config, first.device, number=2)
             if len(released.sums) < rounds:
                 _draw(context, paid, mechanism, seen, released)
-            of_critic = _means(released.sums[1], mechanism, pixels.device)
-            joint, target = _joined(pixels, means, seen, of_critic, config.critic_share)
+            of_critic = _means(released.sums[1], mechanism, first.device)
+            joint, target = _joined(first, means, seen, of_critic, config.critic_share)
             then = config.model_copy(update={"num_steps": config.num_steps - alone})
             weights = match(generator.train(), target, joint, then, on_step=lambda step: on_step(alone + step))
     save_weights(weights, context.folder / "denoiser.safetensors")
@@ -146,7 +152,8 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
         open_examples(inputs["pretrain"])
         critic = untrained_critic(own, **size, num_classes=generator.num_classes, device=features.device)
         nothing = torch.zeros(generator.num_classes, 0, device=features.device)
-        features, _ = _joined(features, nothing, features_of(critic, own, features.device), nothing, own.critic_share)
+        seen = features_of(critic, own, features.device, number=2)
+        features, _ = _joined(features, nothing, seen, nothing, own.critic_share)
     means = torch.zeros(generator.num_classes, features.size, device=features.device)
     images = np.zeros((AT_ONCE, size["channels"], size["resolution"], size["resolution"]), dtype=np.uint8)
     try:
@@ -211,7 +218,7 @@ def _draw(
         paid.pause(step)
 
 
-def _critic(context: StageContext, generator: Merf, facts: Mapping[str, Any], released: _Released) -> Critic:
+def _second_critic(context: StageContext, generator: Merf, facts: Mapping[str, Any], released: _Released) -> Critic:
     """The critic of the second round: the one that its sums are of, if there are any, or a new one."""
     device = next(generator.parameters()).device
     own = MerfConfig.model_validate(facts["config"])
@@ -221,22 +228,25 @@ def _critic(context: StageContext, generator: Merf, facts: Mapping[str, Any], re
     images, labels = open_examples(context.inputs["pretrain"])
     drawn, classes = _drawn(generator, facts, len(images))
     mixed = torch.randperm(2 * len(images), generator=torch.Generator().manual_seed(own.seed))
-    with context.progress.ticker("critic", own.critic_steps) as tick:
-
-        def on_step(step: int, count: int) -> None:
-            tick(min(step * own.critic_steps // count, own.critic_steps))
-            context.stop.check()
-
-        critic, _ = train_critic(
-            torch.cat([images, drawn])[mixed],
-            torch.cat([labels, classes])[mixed],
-            generator.num_classes,
-            context.config,
-            device=device,
-            on_step=on_step,
-        )
+    images, labels = torch.cat([images, drawn])[mixed], torch.cat([labels, classes])[mixed]
+    critic, _ = _trained(context, images, labels, generator.num_classes, seed=own.seed + 1)
     released.critic = critic.tensors()
     return critic
+
+
+def _trained(
+    context: StageContext, images: Tensor, labels: Tensor, num_classes: int, *, seed: int
+) -> tuple[Critic, float]:
+    """A critic of these images, and its accuracy on some that were held out."""
+    steps = context.config.merf.critic_steps
+    device = choose_device(context.config.performance.device)
+    with context.progress.ticker("critic", steps) as tick:
+
+        def on_step(step: int, count: int) -> None:
+            tick(min(step * steps // count, steps))
+            context.stop.check()
+
+        return train_critic(images, labels, num_classes, context.config, seed=seed, device=device, on_step=on_step)
 
 
 def _drawn(generator: Merf, facts: Mapping[str, Any], count: int) -> tuple[Tensor, Tensor]:
@@ -255,11 +265,11 @@ def _drawn(generator: Merf, facts: Mapping[str, Any], count: int) -> tuple[Tenso
 
 
 def _joined(
-    pixels: Features, of_pixels: Tensor, seen: Features, of_critic: Tensor, share: float
+    first: Features, of_first: Tensor, seen: Features, of_critic: Tensor, share: float
 ) -> tuple[JointFeatures, Tensor]:
     """Features of both rounds side by side, and their means, (classes, numbers), likewise."""
-    joint = JointFeatures(parts=(pixels, seen), shares=(1 - share, share))
-    return joint, torch.cat([math.sqrt(1 - share) * of_pixels, math.sqrt(share) * of_critic], dim=1)
+    joint = JointFeatures(parts=(first, seen), shares=(1 - share, share))
+    return joint, torch.cat([math.sqrt(1 - share) * of_first, math.sqrt(share) * of_critic], dim=1)
 
 
 def _means(sums: NDArray[np.float64], mechanism: ClassSumRounds, device: torch.device) -> Tensor:
@@ -267,7 +277,8 @@ def _means(sums: NDArray[np.float64], mechanism: ClassSumRounds, device: torch.d
 
 
 def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, dict[str, Any], Features]:
-    """The generator with its first weights, the facts beside it, and the features of pixels."""
+    """The generator with its first weights, the facts beside it, and the features of the first round: of pixels, and, with a
+    selection, of what the first critic sees."""
     device = choose_device(config.performance.device)
     generator, facts = open_generator(inputs["pretrain"], device)
     if not isinstance(generator, Merf):
@@ -275,4 +286,8 @@ def _opened(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Merf, di
     own = MerfConfig.model_validate(facts["config"])
     numbers = math.prod((facts["channels"], facts["resolution"], facts["resolution"]))
     pixels = new_features(numbers, own.num_features, lengthscale=facts["lengthscale"], seed=own.seed, device=device)
-    return generator, facts, pixels
+    if config.selection.strategy == "none":
+        return generator, facts, pixels
+    size = {"channels": facts["channels"], "num_classes": generator.num_classes}
+    seen = features_of(open_critic(inputs["pretrain"], own, **size, device=device), own, device, number=1)
+    return generator, facts, JointFeatures(parts=(pixels, seen), shares=(1 - own.critic_share, own.critic_share))

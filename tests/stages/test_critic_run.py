@@ -23,7 +23,7 @@ from privimage.privacy.events import event_from_json, times
 from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
 from privimage.runner import run_all
 from privimage.stages import mean_embedding
-from privimage.stages.critic import critic_of, features_of, open_examples, train_critic
+from privimage.stages.critic import critic_of, features_of, open_critic, open_examples, train_critic
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Answer, Place
 from tests.stages.test_merf_run import MERF, stop_in
@@ -58,7 +58,7 @@ def test_query_and_embedding_are_one_plan_that_costs_what_the_run_may(
     assert [event_from_json(event) for event in plan["intends"]] == intended
     told = json.loads(made.payload("finetune", "denoiser.json").read_text())
     assert ClassSumRounds(**told["mechanism"]).event == intended[-1]
-    assert told["mechanism"]["dimensions"] == [60 + 1, 40 + 1]
+    assert told["mechanism"]["dimensions"] == [60 + 40 + 1, 40 + 1]
     epsilon = epsilon_of(intended, plan["delta"])
     assert 0.99 * plan["epsilon"] < epsilon <= plan["epsilon"]
     verified = privimage("verify", made.release, "--store", made.folder, "--config", made.config)
@@ -79,19 +79,25 @@ def test_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
 def test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone(made: Place) -> None:
     run = made.run()
     pretrained = open_ref(run.store, run_all(run, "pretrain")["pretrain"].ref)
-    generator, facts, pixels = mean_embedding._opened(run.config, {"pretrain": pretrained})
+    generator, facts, first = mean_embedding._opened(run.config, {"pretrain": pretrained})
     config, size = MerfConfig(**facts["config"]), {"channels": facts["channels"], "num_classes": generator.num_classes}
     images, labels = open_examples(pretrained)
-    critic, _ = train_critic(images, labels, size["num_classes"], run.config, device=CPU, on_step=lambda *told: None)
+    trained = {"seed": config.seed, "device": CPU, "on_step": lambda *told: None}
+    critic, _ = train_critic(images, labels, size["num_classes"], run.config, **trained)
     again = critic_of(critic.tensors(), config, **size, device=CPU)
-    for either in (critic, again):
+    saved = open_critic(pretrained, config, **size, device=CPU)
+    for either in (critic, again, saved):
         assert not either.network.training
         assert not any(parameter.requires_grad for parameter in either.network.parameters())
     x = from_pixels(images[:7])
-    seen = features_of(critic, config, CPU)
-    assert torch.equal(seen(x), features_of(again, config, CPU)(x))
-    joint = JointFeatures(parts=(pixels, seen), shares=(0.3, 0.7))
-    for features, number in ((seen, 40), (joint, 100)):
+    seen = features_of(critic, config, CPU, number=1)
+    for same in (again, saved):  # the first critic: of public images alone, by public numbers
+        assert torch.equal(seen(x), features_of(same, config, CPU, number=1)(x))
+    second = features_of(critic, config, CPU, number=2)
+    assert not torch.equal(seen.directions, second.directions)
+    torch.testing.assert_close(first(x)[:, 60:], seen(x) * 0.5**0.5)
+    joint = JointFeatures(parts=(first, second), shares=(0.3, 0.7))
+    for features, number in ((seen, 40), (first, 100), (joint, 140)):
         assert features(x).shape == (7, number)
         assert torch.allclose(features(x).square().sum(1), torch.ones(7), atol=1e-5)
         # Beside any others: no statistic of a batch is in them.
@@ -141,11 +147,11 @@ def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_traine
     (charged,) = (entry for entry in place.entries if entry.body.get("stage") == "finetune")
     single, count = times(event_from_json(charged.body["event"]))
     assert [mechanism.event for mechanism, _ in watch.drawn] == [single] * count == [single] * 2
-    assert [mechanism.dimension for mechanism, _ in watch.drawn] == [61, 41]
-    (first, of_pixels), (then, of_both) = watch.matched
+    assert [mechanism.dimension for mechanism, _ in watch.drawn] == [101, 41]
+    (first, of_first), (then, of_both) = watch.matched
     assert (first, then) == (6, 4)
-    torch.testing.assert_close(of_both[:, :60], of_pixels * 0.3**0.5)
-    assert of_both.shape[1] == 100
+    torch.testing.assert_close(of_both[:, :100], of_first * 0.5**0.5)
+    assert of_both.shape[1] == 140
     assert place.kinds[-3:] == ["reserve finetune", "pause", "settle"]
 
 
@@ -153,6 +159,7 @@ def test_an_attempt_that_ends_between_the_two_has_lost_nothing_and_draws_the_sec
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(monkeypatch)
+    run_all(place.run(), "pretrain")  # trains a critic as well
     for function in ("match", "train_critic"):
         with monkeypatch.context() as patch:
             stop_in(patch, function)
@@ -160,7 +167,7 @@ def test_an_attempt_that_ends_between_the_two_has_lost_nothing_and_draws_the_sec
                 run_all(place.run(), "finetune")
         assert len(watch.drawn) == 1
     run_all(place.run(), "finetune")
-    assert [mechanism.dimension for mechanism, _ in watch.drawn] == [61, 41]
+    assert [mechanism.dimension for mechanism, _ in watch.drawn] == [101, 41]
     assert [kind for kind in place.kinds if kind in ("pause", "resume")] == [
         "pause",
         "resume",
@@ -175,6 +182,7 @@ def test_what_was_released_for_a_critic_is_trained_on_with_that_critic(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(monkeypatch)
+    run_all(place.run(), "pretrain")
     with monkeypatch.context() as patch:
         stop_in(patch, "_joined")
         with pytest.raises(KeyboardInterrupt):
@@ -189,7 +197,7 @@ def test_what_was_released_for_a_critic_is_trained_on_with_that_critic(
             patch.setattr(mean_embedding, function, never)
         run_all(place.run(), "finetune")
     means = class_means(watch.drawn[1][1], watch.drawn[1][0].num_images)
-    torch.testing.assert_close(watch.matched[-1][1][:, 60:], means * 0.7**0.5)
+    torch.testing.assert_close(watch.matched[-1][1][:, 100:], means * 0.5**0.5)
 
 
 def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
@@ -199,7 +207,7 @@ def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
     real = mean_embedding.pack
 
     def pack(tensors: Any, about: Any) -> bytes:
-        if "critic" in tensors:
+        if "second" in tensors:
             raise KeyboardInterrupt
         return real(tensors, about)
 
