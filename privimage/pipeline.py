@@ -31,9 +31,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from privimage import key_fields
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
-from privimage.data.fingerprint import source_fingerprint
 from privimage.data.splits import Split
 from privimage.errors import ConfigError, Uncharged
 from privimage.interrupts import StopRequest
@@ -197,125 +197,9 @@ class Stage:
             raise Uncharged(f"Stage {self.name} is not sealed: it may see no sensitive image without a charge.")
 
 
-def _section(*names: str) -> Callable[[RunConfig], dict[str, Any]]:
-    """Fields of whole configuration sections."""
-    return lambda config: config.model_dump(mode="json", include=set(names))
-
-
-def _public_fields(config: RunConfig) -> dict[str, Any]:
-    return {"source": source_fingerprint(config.public.source), "image": config.image.model_dump(mode="json")}
-
-
-def _admit_fields(config: RunConfig) -> dict[str, Any]:
-    sensitive = config.sensitive
-    return {
-        "train": source_fingerprint(sensitive.train),
-        "test": source_fingerprint(sensitive.test) if sensitive.test else None,
-        "fractions": [sensitive.validation_fraction, sensitive.test_fraction],
-        "image": config.image.model_dump(mode="json"),
-    }
-
-
-def _query_fields(config: RunConfig) -> dict[str, Any]:
-    privacy = config.privacy
-    return {
-        "num_votes": config.query.num_votes,
-        "query_error": privacy.query_error,
-        "query_noise_multiplier": privacy.query_noise_multiplier,
-        # The query opens the plan, and what it was opened for is fixed with it.
-        **({"central_noise_multiplier": privacy.central_noise_multiplier} if config.central.is_used else {}),
-    }
-
-
-def _central_fields(config: RunConfig) -> dict[str, Any]:
-    return {"max_norm": config.central.max_norm, "noise_multiplier": config.privacy.central_noise_multiplier}
-
-
-def _warmup_fields(config: RunConfig) -> dict[str, Any]:
-    shared = {"sigma_mean", "sigma_std", "label_dropout", "horizontal_flip"}
-    return {
-        "central": config.central.model_dump(mode="json", exclude={"max_norm"}),
-        "pretrain": config.pretrain.model_dump(mode="json", include=shared),
-    }
-
-
 def _start(config: RunConfig) -> str:
     """The stage whose generator fine-tuning starts from."""
     return "warmup" if config.central.is_used else "pretrain"
-
-
-def _selection_fields(config: RunConfig) -> dict[str, Any]:
-    """Without what the strategy does not look at; the usual strategy is missing, as it was before there were others."""
-    unused = {"semantic": {"strategy"}, "all": {"categories_per_class"}}
-    return {"selection": config.selection.model_dump(mode="json", exclude=unused.get(config.selection.strategy, set()))}
-
-
-def _pretrain_fields(config: RunConfig) -> dict[str, Any]:
-    network = "denoiser" if config.generator == "diffusion" else config.generator
-    if config.generator == "merf":
-        return {network: _merf_section(config), **_critic_fields(config)}
-    if config.selection.strategy == "none":
-        # Only the seed of the first weights: another setting that does nothing must not cause another fine-tuning.
-        return {network: config.network.model_dump(mode="json"), "seed": config.pretrain.seed}
-    return config.model_dump(mode="json", include={"pretrain", network})
-
-
-def _merf_section(config: RunConfig) -> dict[str, Any]:
-    """Without what only a critic has, where there is none."""
-    critics = {name for name in type(config.merf).model_fields if name.startswith("critic_")}
-    return config.merf.model_dump(mode="json", exclude=critics if config.selection.strategy == "none" else set())
-
-
-def _critic_fields(config: RunConfig) -> dict[str, Any]:
-    """What critics, which there are where something is selected, learn by beside their own settings, and how many there are.
-
-    That number was 1, unsaid, in an earlier form: raising the stage's version would make users of other generators pay again.
-    """
-    if config.selection.strategy == "none":
-        return {}
-    shared = {"learning_rate", "weight_decay", "augment"}
-    return {
-        "critics": 2,
-        "classifier": config.classifier.model_dump(mode="json", include=shared),
-        "pretrain": config.pretrain.model_dump(mode="json", include={"horizontal_flip"}),
-    }
-
-
-def _finetune_section(config: RunConfig) -> dict[str, Any]:
-    """Without what a generator by diffusion does not have; else every user of one would pay again."""
-    excluded = {"discriminator_steps", "generator_learning_rate", "generator_batch_size"}
-    return config.finetune.model_dump(mode="json", exclude=excluded if config.generator == "diffusion" else set())
-
-
-def _finetune_fields(config: RunConfig) -> dict[str, Any]:
-    return {
-        # Of DP-MERF all settings are in what `pretrain` writes, which it starts from.
-        **({} if config.generator == "merf" else {"finetune": _finetune_section(config)}),
-        "epsilon": config.privacy.epsilon,
-        "delta": config.privacy.delta,
-        # What is set aside for validation is missing here: it makes the noise larger.
-        **({} if config.privacy.validation_error is None else {"validation_error": config.privacy.validation_error}),
-    }
-
-
-def _downstream_fields(config: RunConfig) -> dict[str, Any]:
-    return {
-        "evaluate": config.evaluate.model_dump(
-            mode="json", exclude={"validation", "ceiling", "safety", "inception_weights"}
-        ),
-    }
-
-
-def _validate_fields(config: RunConfig) -> dict[str, Any]:
-    return {"validation_error": config.privacy.validation_error}
-
-
-def _audit_fields(config: RunConfig) -> dict[str, Any]:
-    return {
-        "audit": config.audit.model_dump(mode="json"),
-        "finetune": _finetune_section(config),
-        "delta": config.privacy.delta,
-    }
 
 
 def _later(module: str, function: str) -> Callable[..., Any]:
@@ -346,7 +230,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="public images -> canonical image table",
         inputs=(),
-        fields=_public_fields,
+        fields=key_fields.public_fields,
         run=_later("admission", "run_public"),
     ),
     Stage(
@@ -354,7 +238,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="sensitive images -> sealed image table",
         inputs=(),
-        fields=_admit_fields,
+        fields=key_fields.admit_fields,
         run=_later("admission", "run_sensitive"),
         sealed=True,
     ),
@@ -363,7 +247,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="semantic classifier, trained on the public images",
         inputs=("public",),
-        fields=_section("classifier"),
+        fields=key_fields.section("classifier"),
         run=_later("semantics", "run_classifier"),
     ),
     Stage(
@@ -371,7 +255,7 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="Parquet index of the public images",
         inputs=("public", "classifier"),
-        fields=_section(),
+        fields=key_fields.section(),
         run=_later("semantics", "run_index"),
         make_part=_later("semantics", "make_index_part"),
         part_of=lambda config: config.selection.strategy != "none",
@@ -381,7 +265,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="noisy semantic query",
         inputs=("admit", "classifier"),
-        fields=_query_fields,
+        fields=key_fields.query_fields,
         charge=_later("charges", "charge_query"),
         run=_later("semantics", "run_query"),
         part_of=lambda config: config.selection.asks_the_query,
@@ -391,7 +275,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="noisy mean image of each class",
         inputs=("public", "admit", "query"),
-        fields=_central_fields,
+        fields=key_fields.central_fields,
         charge=_later("charges", "charge_central"),
         rehearse=_later("central", "rehearse"),
         run=_later("central", "run"),
@@ -404,7 +288,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("admit", "query", "index"),
         # Of the sensitive images only the names of the classes, where no query tells them.
         reads=lambda config: ("query" if config.selection.asks_the_query else "admit", "index"),
-        fields=_selection_fields,
+        fields=key_fields.selection_fields,
         run=_later("semantics", "run_select"),
         part_of=lambda config: config.selection.strategy != "none",
     ),
@@ -414,7 +298,7 @@ STAGES: tuple[Stage, ...] = (
         about="generator, trained on the selection",
         inputs=("public", "admit", "select"),
         reads=lambda config: ("public", "admit" if config.selection.strategy == "none" else "select"),
-        fields=_pretrain_fields,
+        fields=key_fields.pretrain_fields,
         run=_of_generator("run_pretrain"),
     ),
     Stage(
@@ -427,7 +311,7 @@ STAGES: tuple[Stage, ...] = (
             "central",
             "pretrain",
         ),
-        fields=_warmup_fields,
+        fields=key_fields.warmup_fields,
         run=_later("warmup", "run"),
         part_of=lambda config: config.central.is_used,
     ),
@@ -437,7 +321,7 @@ STAGES: tuple[Stage, ...] = (
         about="generator, trained on the sensitive images with noise",
         inputs=("admit", "query", "central", "pretrain", "warmup"),
         reads=lambda config: ("admit", "query", "central", _start(config)),
-        fields=_finetune_fields,
+        fields=key_fields.finetune_fields,
         charge=_later("charges", "charge_finetune"),
         rehearse=_of_generator("rehearse_finetune"),
         run=_of_generator("run_finetune"),
@@ -448,7 +332,7 @@ STAGES: tuple[Stage, ...] = (
         about="canaries through the real step, on public images",
         inputs=("public", "pretrain", "warmup", "finetune"),
         reads=lambda config: ("public", _start(config), "finetune"),
-        fields=_audit_fields,
+        fields=key_fields.audit_fields,
         run=_later("audit", "run"),
         part_of=lambda config: config.audit.canaries > 0,
     ),
@@ -457,7 +341,7 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="synthetic images",
         inputs=("finetune",),
-        fields=_section("synthesize"),
+        fields=key_fields.section("synthesize"),
         run=_later("synthesize", "run"),
         make_part=_later("synthesize", "make_part"),
     ),
@@ -466,7 +350,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="classifiers, trained on the synthetic images",
         inputs=("synthesize",),
-        fields=_downstream_fields,
+        fields=key_fields.downstream_fields,
         run=_later("downstream", "run"),
     ),
     Stage(
@@ -474,7 +358,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="noisy choice among them by sensitive validation images",
         inputs=("admit", "finetune", "downstream"),
-        fields=_validate_fields,
+        fields=key_fields.validate_fields,
         charge=_later("charges", "charge_validate"),
         rehearse=_later("validate", "rehearse"),
         run=_later("validate", "run"),
@@ -488,7 +372,7 @@ STAGES: tuple[Stage, ...] = (
             *("public", "admit", "classifier", "query", "central", "select", "pretrain", "warmup", "finetune"),
             *("synthesize", "downstream", "validate"),
         ),
-        fields=_section("evaluate"),
+        fields=key_fields.section("evaluate"),
         run=_later("evaluate", "run"),
         sealed=True,
         opens=("test", "train"),
@@ -501,7 +385,7 @@ STAGES: tuple[Stage, ...] = (
             *("public", "admit", "classifier", "query", "central", "select", "pretrain", "warmup", "finetune", "audit"),
             *("synthesize", "validate"),
         ),
-        fields=_section("name", "description", "license"),
+        fields=key_fields.section("name", "description", "license"),
         run=_later("release", "run"),
         finish=lambda config, store, artifact: export_release(store, config.name, artifact),
     ),

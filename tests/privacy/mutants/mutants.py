@@ -1777,6 +1777,10 @@ _VALIDATION = (
             "",
             "test_after_one_interruption_the_same_command_goes_on",
         ),
+    )
+    + _of(
+        "key_fields.py",
+        "test_validation.py",
         (
             "What is set aside for validation is no part of fine-tuning's key",
             '**({} if config.privacy.validation_error is None else {"validation_error": config.privacy.validation_error}),',
