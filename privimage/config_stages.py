@@ -181,6 +181,13 @@ class MerfConfig(Section):
         title="Critic steps",
         description="About how many steps each critic is trained.",
     )
+    critic_attempts: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        title="Critic attempts",
+        description="Images painted for each that is drawn, at most: the first whose class the second critic sees is taken.",
+    )
     base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
     channel_multipliers: tuple[int, ...] = Field(
         default=(1, 2, 2),

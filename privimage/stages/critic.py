@@ -21,8 +21,8 @@ from privimage.errors import ConfigError
 from privimage.generators.features import RandomFeatures, Scaling, median_distance, new_features, scaling_of
 from privimage.generators.pixels import from_pixels
 from privimage.pipeline import StageContext
-from privimage.semantics.classifier import ResNet, new_classifier, num_training_steps, train_classifier
-from privimage.stages.models import save_weights
+from privimage.semantics.classifier import ResNet, num_training_steps, train_classifier
+from privimage.stages.models import critic_network, new_critic, save_weights
 from privimage.store.artifacts import Artifact
 
 __all__ = [
@@ -42,7 +42,6 @@ LENGTHSCALE = 0.5
 """Of the median distance of what the critic sees in the images that it learned from."""
 _SCALED_ON = 2000  # images
 _FEWEST = 10  # of which some are held out
-_LEVELS = 3
 _CRITIC = "critic.safetensors"
 _EXAMPLES = "examples.safetensors"
 
@@ -77,7 +76,7 @@ def critic_of(
     rest = dict(tensors)
     scaling = Scaling(mean=rest.pop("scaling.mean").to(device), deviation=rest.pop("scaling.deviation").to(device))
     lengthscale = float(rest.pop("lengthscale"))
-    network = new_classifier(_network(config), channels=channels, num_categories=num_classes)
+    network = new_critic(config, channels=channels, num_classes=num_classes)
     network.load_state_dict(rest)
     return Critic(network=_frozen(network, device), scaling=scaling, lengthscale=lengthscale)
 
@@ -169,7 +168,7 @@ def untrained_critic(
     config: MerfConfig, *, channels: int, resolution: int, num_classes: int, device: torch.device
 ) -> Critic:
     """One of the same size, to rehearse with."""
-    network = _frozen(new_classifier(_network(config), channels=channels, num_categories=num_classes), device)
+    network = _frozen(new_critic(config, channels=channels, num_classes=num_classes), device)
     seen = network.activations(torch.zeros(1, channels, resolution, resolution, device=device))[0]
     return Critic(network=network, scaling=Scaling(mean=seen, deviation=torch.ones_like(seen)), lengthscale=1.0)
 
@@ -178,16 +177,12 @@ def _frozen(network: ResNet, device: torch.device) -> ResNet:
     return network.to(device).eval().requires_grad_(False)
 
 
-def _network(config: MerfConfig) -> ClassifierConfig:
-    return ClassifierConfig(base_channels=config.critic_channels, blocks=(1,) * _LEVELS, seed=config.seed)
-
-
 def _config(config: RunConfig, num_images: int) -> ClassifierConfig:
     """Trained as the semantic classifier is, for about `critic_steps` steps."""
     shared = {name: getattr(config.classifier, name) for name in ("learning_rate", "weight_decay", "augment")}
     # Of few images all fit into one step, and some are held out.
     batch = min(BATCH, max(2, num_images // 2))
-    base = _network(config.merf).model_copy(
+    base = critic_network(config.merf).model_copy(
         update={**shared, "horizontal_flip": config.pretrain.horizontal_flip, "epochs": 1, "batch_size": batch}
     )
     each = max(1, num_training_steps(num_images, base))

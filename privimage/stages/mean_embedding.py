@@ -25,6 +25,7 @@ from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.errors import ConfigError, Uncharged
 from privimage.generators.features import Features, JointFeatures, median_distance, new_features
+from privimage.generators.judged import Judged
 from privimage.generators.merf import AT_ONCE, Embedded, Merf, class_means, match
 from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, Paid, StageContext
@@ -88,7 +89,8 @@ class _Released:
 
 
 def run_finetune(context: StageContext) -> Outcome:
-    """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran.
+    """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran. After two rounds the
+    second critic judges what is drawn.
 
     Noisy sums are saved below `private/` before they are trained on. An attempt that is killed while it draws them, or between
     two of them, has lost all; one that ends in any other way, or later, nothing.
@@ -129,12 +131,16 @@ def run_finetune(context: StageContext) -> Outcome:
             joint, target = _joined(first, means, seen, of_critic, config.critic_share)
             then = config.model_copy(update={"num_steps": config.num_steps - alone})
             weights = match(generator.train(), target, joint, then, on_step=lambda step: on_step(alone + step))
+    if critic is not None:
+        generator.load_state_dict(weights)
+        weights = Judged(generator, critic.network, attempts=config.critic_attempts).state_dict()
     save_weights(weights, context.folder / "denoiser.safetensors")
     # The votes that examples go back to may have no guarantee.
     query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
     guarantee = released.guarantee and (query is None or query["guarantee"] == "differential privacy")
     about = {
         **facts,
+        "judged": critic is not None,
         "guarantee": "differential privacy" if guarantee else "none",
         "mechanism": asdict(mechanism),
     }

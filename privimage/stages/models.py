@@ -14,11 +14,14 @@ from privimage.config import ClassifierConfig, DenoiserConfig, GanConfig, MerfCo
 from privimage.generators.denoiser import new_denoiser
 from privimage.generators.gan import new_gan
 from privimage.generators.interface import ImageSource
+from privimage.generators.judged import Judged
 from privimage.generators.merf import new_merf
 from privimage.semantics.classifier import ResNet, new_classifier
 from privimage.store.artifacts import Artifact
 
-__all__ = ["new_generator", "open_classifier", "open_generator", "save_weights"]
+__all__ = ["critic_network", "new_critic", "new_generator", "open_classifier", "open_generator", "save_weights"]
+
+_CRITIC_LEVELS = 3
 
 _SECTIONS: Mapping[str, type[DenoiserConfig | GanConfig | MerfConfig]] = {
     "diffusion": DenoiserConfig,
@@ -54,18 +57,27 @@ def new_generator(
     return new_denoiser(config, channels=channels, num_classes=num_classes, seed=seed)
 
 
+def critic_network(config: MerfConfig) -> ClassifierConfig:
+    """What a critic's network is made by."""
+    return ClassifierConfig(base_channels=config.critic_channels, blocks=(1,) * _CRITIC_LEVELS, seed=config.seed)
+
+
+def new_critic(config: MerfConfig, *, channels: int, num_classes: int) -> ResNet:
+    """An untrained classifier of the sensitive classes."""
+    return new_classifier(critic_network(config), channels=channels, num_categories=num_classes)
+
+
 def open_generator(artifact: Artifact, device: torch.device) -> tuple[ImageSource, dict[str, Any]]:
     """The generator of `pretrain` or `finetune`, with its averaged weights, and the facts written beside it.
 
-    Of every kind these lie in denoiser.safetensors and denoiser.json: paid artifacts keep the names that they have.
+    Of every kind these lie in denoiser.safetensors and denoiser.json: paid artifacts keep the names that they have. Those of a
+    generator that is `judged` hold its judge, too.
     """
     facts: dict[str, Any] = artifact.read_json("denoiser.json")
-    generator = new_generator(
-        _SECTIONS[facts.get("kind", "diffusion")].model_validate(facts["config"]),
-        channels=facts["channels"],
-        resolution=facts["resolution"],
-        num_classes=len(facts["class_names"]),
-        seed=0,
-    )
+    config = _SECTIONS[facts.get("kind", "diffusion")].model_validate(facts["config"])
+    size = {"channels": facts["channels"], "num_classes": len(facts["class_names"])}
+    generator = new_generator(config, **size, resolution=facts["resolution"], seed=0)
+    if facts.get("judged", False) and isinstance(config, MerfConfig):
+        generator = Judged(generator, new_critic(config, **size), attempts=config.critic_attempts)
     generator.load_state_dict(load_file(artifact.local("denoiser.safetensors")))
     return generator.to(device).eval(), facts

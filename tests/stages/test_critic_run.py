@@ -14,6 +14,7 @@ import yaml
 from privimage.config import MerfConfig
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
 from privimage.generators.features import JointFeatures
+from privimage.generators.judged import Judged
 from privimage.generators.merf import class_means
 from privimage.generators.pixels import from_pixels
 from privimage.pipeline import stage_named
@@ -24,6 +25,7 @@ from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
 from privimage.runner import run_all
 from privimage.stages import mean_embedding
 from privimage.stages.critic import critic_of, features_of, open_critic, open_examples, train_critic
+from privimage.stages.models import open_generator
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Answer, Place
 from tests.stages.test_merf_run import MERF, stop_in
@@ -148,6 +150,10 @@ def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_traine
     single, count = times(event_from_json(charged.body["event"]))
     assert [mechanism.event for mechanism, _ in watch.drawn] == [single] * count == [single] * 2
     assert [mechanism.dimension for mechanism, _ in watch.drawn] == [101, 41]
+    tuned = open_ref(place.run().store, run_all(place.run("merf.num_steps=10"), "finetune")["finetune"].ref)
+    generator, facts = open_generator(tuned, CPU)
+    assert isinstance(generator, Judged) and generator.attempts == 4 and not generator.judge.training
+    assert facts["judged"]
     (first, of_first), (then, of_both) = watch.matched
     assert (first, then) == (6, 4)
     torch.testing.assert_close(of_both[:, :100], of_first * 0.5**0.5)
