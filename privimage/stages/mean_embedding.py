@@ -135,17 +135,20 @@ def run_finetune(context: StageContext) -> Outcome:
         generator.load_state_dict(weights)
         weights = Judged(generator, critic.network, attempts=config.critic_attempts).state_dict()
     save_weights(weights, context.folder / "denoiser.safetensors")
-    # The votes that examples go back to may have no guarantee.
-    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
-    guarantee = released.guarantee and (query is None or query["guarantee"] == "differential privacy")
     about = {
         **facts,
         "judged": critic is not None,
-        "guarantee": "differential privacy" if guarantee else "none",
+        "guarantee": "differential privacy" if _has_guarantee(context, released) else "none",
         "mechanism": asdict(mechanism),
     }
     (context.folder / "denoiser.json").write_text(json.dumps(about))
     return Outcome(metrics={"noise_multiplier": mechanism.noise_multiplier, "num_steps": config.num_steps})
+
+
+def _has_guarantee(context: StageContext, released: _Released) -> bool:
+    """Whether all noise behind the generator carries one: that of the votes, too, which critics' public images go back to."""
+    query = context.inputs["query"].read_json("query.json") if "query" in context.inputs else None
+    return released.guarantee and (query is None or query["guarantee"] == "differential privacy")
 
 
 def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:

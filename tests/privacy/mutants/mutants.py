@@ -807,8 +807,8 @@ _MERF = (
         "stages/test_critic_run.py",
         (
             "Votes whose noise can be made again pass once an embedding was drawn",
-            'guarantee = released.guarantee and (query is None or query["guarantee"] == "differential privacy")',
-            "guarantee = released.guarantee",
+            'return released.guarantee and (query is None or query["guarantee"] == "differential privacy")',
+            "return released.guarantee",
             "test_votes_with_reproducible_noise_leave_no_guarantee[semantic]",
         ),
         (
