@@ -115,7 +115,7 @@ def semantic_query(
         kind="charged",
         paid_by=paid_by,
         intro="What the sensitive images of each class look like to the public classifier: the categories with most noisy "
-        "votes. Those with a tick were chosen, no category for two classes, and the generator was first trained on their "
+        "votes. Those with a tick were chosen, no category for two classes: the public part of the training is on their "
         f"images. Whiskers: standard deviation of the noise, {noise_stddev:.3g} votes. The examples are public images.{few}",
         blocks=[Cards(cards=cards)],
     )
