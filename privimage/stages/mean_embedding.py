@@ -53,7 +53,7 @@ __all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
 
 LENGTHSCALE = 0.4
 """Of the median distance of public images. The whole of it, as usual, lets images of a class be blurred into each other."""
-_ROUNDS = ("first", "second")
+_ROUNDS = ("pixels", "critic")  # names in saved files, from before the first had a critic too
 _SEEDS = 1 << 62  # of images that the critic learns from: far from those of released ones
 
 

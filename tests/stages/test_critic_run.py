@@ -213,7 +213,7 @@ def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
     real = mean_embedding.pack
 
     def pack(tensors: Any, about: Any) -> bytes:
-        if "second" in tensors:
+        if "critic" in tensors:
             raise KeyboardInterrupt
         return real(tensors, about)
 
