@@ -122,7 +122,7 @@ class GanConfig(Section):
 class MerfConfig(Section):
     """A generator that is trained to match noisy mean embeddings of the classes, and sees no image.
 
-    With `selection.strategy: none` it is DP-MERF. With a selection, half of the first embedding is of what a critic sees: a
+    With `selection.strategy: none` it is DP-MERF. With a selection, `critic_share` of the first embedding is of what a critic sees: a
     classifier that was trained on selected public images. A second embedding follows, of what another critic sees, which is
     trained on these and on images that were drawn after the first.
     """
@@ -186,7 +186,7 @@ class MerfConfig(Section):
         ge=1,
         le=1000,
         title="Critic attempts",
-        description="Images painted for each that is drawn, at most: the first whose class the second critic sees is taken.",
+        description="Images painted for each that is drawn: the first whose class the second critic sees is taken, else the last.",
     )
     base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
     channel_multipliers: tuple[int, ...] = Field(
