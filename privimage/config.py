@@ -173,8 +173,8 @@ class RunConfig(Section):
     selection: SelectionConfig = Field(default=SelectionConfig(), description="Selection of public images.")
     generator: Literal["diffusion", "gan", "merf"] = Field(
         default="diffusion",
-        description="Kind of the generator: its network is configured in `denoiser`, `gan` or `merf`. The last one is DP-MERF, "
-        "which is trained on noisy mean embeddings instead of by DP-SGD.",
+        description="Kind of the generator: its network is configured in `denoiser`, `gan` or `merf`. The last one "
+        "is trained on noisy mean embeddings instead of by DP-SGD.",
     )
     denoiser: DenoiserConfig = Field(default=DenoiserConfig(), description="The network of a generator by diffusion.")
     gan: GanConfig = Field(default=GanConfig(), description="The networks of a GAN.")

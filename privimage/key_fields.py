@@ -115,7 +115,8 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
 
 def finetune_fields(config: RunConfig) -> dict[str, Any]:
     return {
-        # Of DP-MERF all settings are in what `pretrain` writes, which it starts from.
+        # Of mean embeddings all settings are in what `pretrain` writes, which it starts from; those that critics learn by (of
+        # `classifier` and `pretrain`) are so through the bytes of the first critic.
         **({} if config.generator == "merf" else {"finetune": _finetune_section(config)}),
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,

@@ -31,7 +31,7 @@ def losses_of_images(
     """Of each image: `denoising_losses` of a denoiser; what a GAN's discriminator scores it, with the opposite sign.
 
     Raises:
-        DataError: for another kind of generator, none of whose networks looks at an image.
+        DataError: for another kind of generator, none of whose networks was trained on a sensitive image.
     """
     if isinstance(generator, Denoiser):
         return denoising_losses(generator, images, labels, config, device=device, batch_size=batch_size)

@@ -82,7 +82,7 @@ def synthesize_images(
 
     In one thread of a CPU row i is a function of labels[i] and seeds[i], to the bit, whatever the batch. Elsewhere the
     size of the batch, or the number of threads, may choose kernels that round otherwise: a pixel at the edge of rounding may
-    then differ by one level.
+    then differ by one level, and of a generator with a judge (`judged`) another of its attempts may be taken.
     """
     device = next(generator.parameters()).device
     padding = -len(labels) % _FEWEST_ROWS

@@ -43,7 +43,7 @@ def sample_in_order(
 
     Image i is of class i modulo their number, and made of seed (config.seed, i). Batches are cut without regard to the
     number of devices, which therefore changes nothing. On CPUs `rows` and the range that an image is asked for in change
-    nothing either, to the bit; on a GPU they may move a pixel by one level (`synthesize_images`). At most two batches for
+    nothing either, to the bit; on a GPU they may change it as `synthesize_images` says. At most two batches for
     each worker are held. Close the iterator if it is not used up: that waits for the batches under way.
 
     Each GPU is given batches by a thread of its own. CPUs share out the threads that torch may use, and each of them

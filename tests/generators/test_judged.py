@@ -11,6 +11,7 @@ from privimage.generators.interface import ImageSource
 from privimage.generators.judged import Judged
 from privimage.generators.merf import new_merf
 from privimage.generators.sampler import initial_noise, synthesize_images
+from privimage.stages.models import new_critic
 
 SHAPE = (1, 8, 8)
 
@@ -71,3 +72,13 @@ def test_more_of_what_is_drawn_is_seen_as_its_class_and_each_image_is_of_its_own
         assert torch.equal(few, images[rows])
     assert shares == sorted(shares) and shares[-1] > shares[0] + 0.2
     assert initial_noise(seeds[:2], judged.noise_shape(SHAPE)).shape == (2, 8, 16)
+
+
+def test_a_critic_as_judge_sees_an_image_the_same_whatever_stands_beside_it() -> None:
+    config = MerfConfig(channel_multipliers=(1, 1), critic_channels=8)
+    source = new_merf(config, channels=1, resolution=8, num_classes=4, seed=0)
+    judged = Judged(source, new_critic(config, channels=1, num_classes=4), attempts=4).eval()
+    labels, seeds = torch.arange(64) % 4, torch.arange(64)
+    images = synthesize_images(judged, labels, seeds, SHAPE, SynthesizeConfig())
+    rows = torch.tensor([5, 60, 17])
+    assert torch.equal(synthesize_images(judged, labels[rows], seeds[rows], SHAPE, SynthesizeConfig()), images[rows])
