@@ -90,7 +90,7 @@ class _Released:
 
 def run_finetune(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran. After two rounds the
-    second critic judges what is drawn.
+    second critic judges what is drawn, if it may be drawn more than once.
 
     Noisy sums are saved below `private/` before they are trained on. An attempt that is killed while it draws them, or between
     two of them, has lost all; one that ends in any other way, or later, nothing.
@@ -131,13 +131,14 @@ def run_finetune(context: StageContext) -> Outcome:
             joint, target = _joined(first, means, seen, of_critic, config.critic_share)
             then = config.model_copy(update={"num_steps": config.num_steps - alone})
             weights = match(generator.train(), target, joint, then, on_step=lambda step: on_step(alone + step))
-    if critic is not None:
+    judged = critic is not None and config.critic_attempts > 1
+    if critic is not None and judged:
         generator.load_state_dict(weights)
         weights = Judged(generator, critic.network, attempts=config.critic_attempts).state_dict()
     save_weights(weights, context.folder / "denoiser.safetensors")
     about = {
         **facts,
-        "judged": critic is not None,
+        "judged": judged,
         "guarantee": "differential privacy" if _has_guarantee(context, released) else "none",
         "mechanism": asdict(mechanism),
     }
@@ -157,12 +158,19 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
     generator, facts, features = _opened(config, inputs)
     own = MerfConfig.model_validate(facts["config"])
     size = {"channels": facts["channels"], "resolution": facts["resolution"]}
+    found = [features.size + 1]
     if config.selection.strategy != "none":
         open_examples(inputs["pretrain"])
         critic = untrained_critic(own, **size, num_classes=generator.num_classes, device=features.device)
         nothing = torch.zeros(generator.num_classes, 0, device=features.device)
         seen = features_of(critic, own, features.device, number=2)
+        found.append(seen.size + 1)
         features, _ = _joined(features, nothing, seen, nothing, own.critic_share)
+    charged = config.merf.dimensions(with_critic=config.selection.strategy != "none")
+    if charged != tuple(found):
+        raise ConfigError(
+            f"Sums of {charged} numbers would be charged, but what `pretrain` wrote gives {tuple(found)}: run `pretrain` again."
+        )
     means = torch.zeros(generator.num_classes, features.size, device=features.device)
     images = np.zeros((AT_ONCE, size["channels"], size["resolution"], size["resolution"]), dtype=np.uint8)
     try:

@@ -254,6 +254,7 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
         public_figure(
             "Parameters of the generator",
             f"{parameters:,}",
+            f"{'without the classifier that judges what is drawn; with it ' if generator.get('judged') else ''}"
             f"{weights / 1e6:.1f} MB; {generator['resolution']} x {generator['resolution']} pixels",
         ),
         public_figure(

@@ -15,9 +15,10 @@ from privimage.config import MerfConfig
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
 from privimage.generators.features import JointFeatures
 from privimage.generators.judged import Judged
-from privimage.generators.merf import class_means
+from privimage.generators.merf import Merf, class_means
 from privimage.generators.pixels import from_pixels
 from privimage.pipeline import stage_named
+from privimage.plan import look_up
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_from_json, times
@@ -241,6 +242,32 @@ def test_what_the_critic_learns_by_is_in_the_key_of_what_it_is_written_with(made
     assert fields(made.run().config) != fields(made.run(override).config)
     without = "selection.strategy=none"
     assert fields(made.run(without).config) == fields(made.run(without, override).config)
+
+
+@pytest.mark.parametrize("override", ["pretrain.horizontal_flip=true", "classifier.augment=false"])
+def test_what_the_critic_learns_by_reaches_the_key_of_what_is_charged(place: Place, override: str) -> None:
+    for overrides in ((), (override,)):
+        run_all(place.run(*overrides), "pretrain")
+    keys = [look_up(place.run(*overrides), "finetune")[1]["finetune"] for overrides in ((), (override,))]
+    assert None not in keys and keys[0] != keys[1]
+
+
+def test_with_one_attempt_nothing_judges(place: Place) -> None:
+    once = place.run("merf.critic_attempts=1")
+    generator, facts = open_generator(open_ref(once.store, run_all(once, "finetune")["finetune"].ref), CPU)
+    assert isinstance(generator, Merf) and not facts["judged"]
+
+
+def test_sums_of_another_size_than_is_charged_are_refused_before_the_charge(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ConfigError, match=r"Sums of \(101, 42\) numbers would be charged"),
+    ):
+        patch.setattr(MerfConfig, "dimensions", lambda self, with_critic: (101, 42))
+        run_all(place.run(), "finetune")
+    assert "reserve finetune" not in place.kinds
 
 
 def test_votes_with_reproducible_noise_leave_no_guarantee(made: Place, granted: Place, tmp_path: Path) -> None:
