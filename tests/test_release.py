@@ -68,6 +68,33 @@ def test_without_the_ledger_that_step_is_skipped_and_said_to_be(release: Path, v
     assert not (tmp_path / NO_STORE).exists()
 
 
+def test_a_certificate_alone_is_verified_but_for_the_files(
+    finished: Place, verify: Verify, privimage: Callable[..., Answer], tmp_path: Path
+) -> None:
+    alone = shutil.copy(finished.release / "certificate.json", tmp_path / "handed-out.json")
+    for store, open_steps in ((finished.folder, {"files"}), (None, {"files", "ledger"})):
+        code, steps = verify(alone, store)
+        assert code == 0
+        assert {step for step, outcome in steps.items() if outcome == "skipped"} == open_steps
+        assert {"promise", "epsilon", "second accountant", "code"} <= {s for s, o in steps.items() if o == "passed"}
+        assert "certified files" not in steps
+    told = privimage("verify", alone, "--store", finished.folder).out
+    assert "The certificate is verified; whether any images are those" in told and "\nVerified." not in told
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "no JSON", None])
+def test_a_certificate_alone_that_is_none_or_says_too_little_fails(
+    finished: Place, verify: Verify, tmp_path: Path, text: str | None
+) -> None:
+    if text is None:
+        certificate = json.loads((finished.release / "certificate.json").read_text())
+        text = json.dumps(certificate | {"epsilon": certificate["epsilon"] / 2})
+    (tmp_path / "other.json").write_text(text)
+    code, steps = verify(tmp_path / "other.json", finished.folder)
+    assert code == 1
+    assert "failed" in (steps.get("certificate"), steps.get("epsilon"))
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.99])
 def test_one_changed_byte_in_any_file_fails(release: Path, verify: Verify, name: str, place: float) -> None:

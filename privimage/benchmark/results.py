@@ -114,7 +114,8 @@ def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], 
         "",
         "± is the standard deviation over seeds. Accuracy: of the classifier that was chosen by synthetic images, on test ",
     ]
-    lines[-1] += f"images. Minutes: of {', '.join(OWN)}, mean of the runs; one that was interrupted shows too little."
+    lines[-1] += f"images. Minutes: of {', '.join(OWN)}, mean of the runs; one that was interrupted shows too little. "
+    lines[-1] += "`privimage verify CERTIFICATE` checks a certificate."
     missing = [row for row in rows if row.status != "done"]
     if missing:
         lines += ["", "Not in the figures:", ""]

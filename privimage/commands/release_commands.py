@@ -12,7 +12,7 @@ from privimage.commands.shared import Commands, add_json, add_store, print_json
 from privimage.config import load_config
 from privimage.errors import DataError, StoreError
 from privimage.release.formats import FORMATS, export_images
-from privimage.release.verify import check_files, read_release, verify_release
+from privimage.release.verify import check_files, read_release, verify_certificate, verify_release
 from privimage.store.files import Store
 
 __all__ = ["register"]
@@ -20,8 +20,8 @@ __all__ = ["register"]
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    verify = commands.add_parser("verify", help="check a release: files, epsilon, ledger")
-    _add_release(verify)
+    verify = commands.add_parser("verify", help="check a release, or a certificate alone: files, epsilon, ledger")
+    _add_release(verify, or_else="; or a certificate (a file NAME.json) without its release")
     verify.add_argument(
         "--config", metavar="CONFIG", help="YAML file of the run, to check the certificate's digest of it"
     )
@@ -47,13 +47,10 @@ def register(commands: Commands) -> None:
     export.set_defaults(command=_export)
 
 
-def _add_release(parser: argparse.ArgumentParser) -> None:
+def _add_release(parser: argparse.ArgumentParser, *, or_else: str = "") -> None:
     """RELEASE, --store."""
-    parser.add_argument(
-        "release",
-        metavar="RELEASE",
-        help="path or URL of the release folder, or the beginning of its name in the store",
-    )
+    told = f"path or URL of the release folder, or the beginning of its name in the store{or_else}"
+    parser.add_argument("release", metavar="RELEASE", help=told)
     add_store(parser)
 
 
@@ -77,10 +74,14 @@ def _open_release(options: argparse.Namespace) -> Store:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    files = read_release(_open_release(options))
     there = "://" in options.store or Path(options.store).is_dir()
+    ledgers = Store.open(options.store) if there else None
     config = load_config(options.config, options.set) if options.config else None
-    checks = verify_release(files, Store.open(options.store) if there else None, config)
+    alone = Path(options.release)
+    if alone.suffix == ".json" and alone.is_file():
+        checks = verify_certificate(alone.read_bytes(), ledgers, config)
+    else:
+        checks = verify_release(read_release(_open_release(options)), ledgers, config)
     failed = any(check.outcome == "failed" for check in checks)
     if options.json:
         complete = all(check.outcome == "passed" for check in checks)
@@ -89,11 +90,11 @@ def _verify(options: argparse.Namespace) -> int:
         for check in checks:
             print(f"{check.outcome:<8} {check.step}: {check.why}")
         skipped = {check.step for check in checks if check.outcome == "skipped"}
-        passed = (
-            "Consistent with itself, but not proven: without the ledger, a certificate that was made up as a whole passes."
-            if "ledger" in skipped
-            else "Verified."
-        )
+        passed = "Verified."
+        if "ledger" in skipped:
+            passed = "Consistent with itself, but not proven: without the ledger, a certificate that was made up as a whole passes."
+        elif "files" in skipped:
+            passed = "The certificate is verified; whether any images are those that it was made for is not known."
         print("\nNOT VERIFIED" if failed else f"\n{passed}")
     return 1 if failed else 0
 

@@ -45,7 +45,7 @@ from privimage.release.figures import INTERNAL
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
-__all__ = ["Check", "check_files", "read_release", "verify_release"]
+__all__ = ["Check", "check_files", "read_release", "verify_certificate", "verify_release"]
 
 # Other versions of the accountants may round otherwise; figures that were made up differ by more.
 _SAME_EPSILON, _SAME_BOUND = 1e-4, 2e-3
@@ -91,18 +91,36 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
         certificate = json.loads(files["certificate.json"])
         checks += [
             _check_listed(files, certificate),
-            _check_promise(certificate),
-            _check_epsilon(certificate),
-            _check_second_accountant(certificate),
             _check_datasheet(files, certificate),
             _check_nothing_private(files),
-            _check_ledger(certificate, ledgers),
-            _check_code(certificate),
-            *([_check_config(certificate, config)] if config else []),
+            *_check_certificate(certificate, ledgers, config),
         ]
     except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
     return checks
+
+
+def verify_certificate(data: bytes, ledgers: Store | None, config: RunConfig | None = None) -> list[Check]:
+    """What `verify_release` says of a certificate without its release: all but that any file is the one it was made for."""
+    checks = [
+        Check(step="files", outcome="skipped", why="a certificate alone was given, and no file that it was made for")
+    ]
+    try:
+        checks += _check_certificate(json.loads(data), ledgers, config)
+    except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
+        checks.append(Check(step="certificate", outcome="failed", why=f"the certificate cannot be used: {error!r}"))
+    return checks
+
+
+def _check_certificate(certificate: Mapping[str, Any], ledgers: Store | None, config: RunConfig | None) -> list[Check]:
+    return [
+        _check_promise(certificate),
+        _check_epsilon(certificate),
+        _check_second_accountant(certificate),
+        _check_ledger(certificate, ledgers),
+        _check_code(certificate),
+        *([_check_config(certificate, config)] if config else []),
+    ]
 
 
 def check_files(files: Mapping[str, bytes]) -> list[Check]:

@@ -214,6 +214,7 @@ def test_the_command_runs_a_suite_and_hands_its_table_out_with_the_certificates(
     linked = sorted((tmp_path / "out" / "certificates").iterdir())
     assert len(linked) == 4
     assert all(f"certificates/{certificate.name}" in table for certificate in linked)
+    assert all(privimage("verify", certificate, "--store", folder).code == 0 for certificate in linked)
     assert all(json.loads(certificate.read_text())["epsilon"] == 1.0 for certificate in linked)
 
 
