@@ -76,7 +76,9 @@ def test_a_certificate_alone_is_verified_but_for_the_files(
         code, steps = verify(alone, store)
         assert code == 0
         assert {step for step, outcome in steps.items() if outcome == "skipped"} == open_steps
-        assert {"promise", "epsilon", "second accountant", "code"} <= {s for s, o in steps.items() if o == "passed"}
+        assert {"promise", "epsilon", "second accountant", "code", "private side"} <= {
+            s for s, o in steps.items() if o == "passed"
+        }
         assert "certified files" not in steps
     told = privimage("verify", alone, "--store", finished.folder).out
     assert "The certificate is verified; whether any images are those" in told and "\nVerified." not in told

@@ -91,9 +91,9 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
         certificate = json.loads(files["certificate.json"])
         checks += [
             _check_listed(files, certificate),
+            *_check_certificate(certificate, ledgers, config),  # before what a broken file could end
             _check_datasheet(files, certificate),
             _check_nothing_private(files),
-            *_check_certificate(certificate, ledgers, config),
         ]
     except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
@@ -101,12 +101,13 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
 
 
 def verify_certificate(data: bytes, ledgers: Store | None, config: RunConfig | None = None) -> list[Check]:
-    """What `verify_release` says of a certificate without its release: all but that any file is the one it was made for."""
+    """What `verify_release` says of a certificate without its release; no file is known to be one that it was made for."""
     checks = [
         Check(step="files", outcome="skipped", why="a certificate alone was given, and no file that it was made for")
     ]
     try:
         checks += _check_certificate(json.loads(data), ledgers, config)
+        checks.append(_check_nothing_private({"the certificate": data}))
     except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"the certificate cannot be used: {error!r}"))
     return checks

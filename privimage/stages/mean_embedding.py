@@ -169,7 +169,8 @@ def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None
     charged = config.merf.dimensions(with_critic=config.selection.strategy != "none")
     if charged != tuple(found):
         raise ConfigError(
-            f"Sums of {charged} numbers would be charged, but what `pretrain` wrote gives {tuple(found)}: run `pretrain` again."
+            f"Sums of {charged} numbers would be charged, but what `pretrain` wrote gives {tuple(found)}: this is a fault of "
+            "privimage; please report it. Nothing was charged."
         )
     means = torch.zeros(generator.num_classes, features.size, device=features.device)
     images = np.zeros((AT_ONCE, size["channels"], size["resolution"], size["resolution"]), dtype=np.uint8)
