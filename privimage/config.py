@@ -242,6 +242,12 @@ class RunConfig(Section):
                 f"{self.selection.strategy}, and central.num_steps {self.central.num_steps}: set the first to semantic, random "
                 "or none, the second to 0"
             )
+        chosen = self.generator == "merf" and self.selection.strategy != "none" and self.merf.critic_chosen > 0
+        if self.synthesize.public_images and not chosen:
+            raise ValueError(
+                "synthesize.public_images is set, but only generator merf with a selection chooses images, and merf.critic_chosen "
+                "above 0 of them: set it to false"
+            )
         section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:

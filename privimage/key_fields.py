@@ -113,6 +113,11 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
     return config.finetune.model_dump(mode="json", exclude=excluded if config.generator == "diffusion" else set())
 
 
+def synthesize_fields(config: RunConfig) -> dict[str, Any]:
+    unsaid = set() if config.synthesize.public_images else {"public_images"}  # as before there was that setting
+    return {"synthesize": config.synthesize.model_dump(mode="json", exclude=unsaid)}
+
+
 def finetune_fields(config: RunConfig) -> dict[str, Any]:
     return {
         # Of mean embeddings all settings are in what `pretrain` writes, which it starts from; those that critics learn by (of

@@ -341,7 +341,7 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="synthetic images",
         inputs=("finetune",),
-        fields=key_fields.section("synthesize"),
+        fields=key_fields.synthesize_fields,
         run=_later("synthesize", "run"),
         make_part=_later("synthesize", "make_part"),
     ),

@@ -27,7 +27,8 @@ VERIFY = "privimage verify RELEASE_FOLDER"
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticFacts:
-    """What there is to say of synthetic.parquet: images of each class, in the order of their numbers; sizes in bytes."""
+    """What there is to say of synthetic.parquet: images of each class, in the order of their numbers; sizes in bytes; and how
+    many of the images are public ones, unchanged."""
 
     class_names: Sequence[str]
     images_per_class: Sequence[int]
@@ -35,6 +36,7 @@ class SyntheticFacts:
     resolution: int
     parquet_bytes: int
     arrow_bytes: int
+    num_public: int = 0
 
     @property
     def num_images(self) -> int:
@@ -62,7 +64,8 @@ def render_datasheet(
     parts = [
         f"# {_text(certificate['name'])}",
         *([_text(description)] if description else []),
-        _SYNTHETIC.format(num=f"{facts.num_images:,}", classes=len(facts.class_names)),
+        f"{_SYNTHETIC.format(num=f'{facts.num_images:,}', classes=len(facts.class_names))} "
+        f"{_PUBLIC.format(num=f'{facts.num_public:,}') if facts.num_public else _UNREAL}",
         "## Privacy",
         *_privacy(certificate),
         "## Content",
@@ -173,7 +176,13 @@ def _text(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", line)
 
 
-_SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
+_SYNTHETIC = "{num} synthetic images of {classes} classes."
+_UNREAL = "None of them is a photograph, or otherwise real."
+_PUBLIC = (
+    "{num} of them are images of the public set, unchanged (`synthesize.public_images`), under the class that the released numbers "
+    "give them, which need not be what they show: the licence of the public set, and the rights of the people in it, hold for these. "
+    "None is of the sensitive set."
+)
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
 _EMBEDDED = (
     "features of the sensitive images are added up for each class, with noise, once; a generator that sees no image is trained to "
@@ -183,7 +192,8 @@ _CRITIC = (
     "a classifier learns from the selection to tell the classes apart; random features of the sensitive images, and of what it sees in "
     "them, are added up for each class, with noise, once; a generator that sees no image is trained to draw images whose features have "
     "these means. Then another classifier learns from the selection and from what was drawn, and the same is done with what it sees. "
-    "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
+    "Of the images that are drawn then, those are kept that it sees as of their class; the first ones (`merf.critic_chosen`) are chosen "
+    "as those that together have these means best."
 )
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "

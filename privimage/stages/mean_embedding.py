@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privimage.config import MerfConfig, RunConfig, SynthesizeConfig
+from privimage.config import MerfConfig, RunConfig
 from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
 from privimage.device import choose_device
@@ -27,11 +27,11 @@ from privimage.errors import ConfigError, Uncharged
 from privimage.generators.features import Features, JointFeatures, median_distance, new_features
 from privimage.generators.judged import Judged
 from privimage.generators.merf import AT_ONCE, Embedded, Merf, class_means, match
-from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSumRounds
+from privimage.stages.choice import CHOSEN, choose, draw
 from privimage.stages.critic import (
     Critic,
     critic_of,
@@ -54,7 +54,6 @@ __all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
 LENGTHSCALE = 0.4
 """Of the median distance of public images. The whole of it, as usual, lets images of a class be blurred into each other."""
 _ROUNDS = ("pixels", "critic")  # names in saved files, from before the first had a critic too
-_SEEDS = 1 << 62  # of images that the critic learns from: far from those of released ones
 
 
 def run_pretrain(context: StageContext) -> Outcome:
@@ -90,7 +89,7 @@ class _Released:
 
 def run_finetune(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran. After two rounds the
-    second critic judges what is drawn, if it may be drawn more than once.
+    second critic judges what is drawn, if it may be drawn more than once, and the first images are chosen: chosen.safetensors.
 
     Noisy sums are saved below `private/` before they are trained on. An attempt that is killed while it draws them, or between
     two of them, has lost all; one that ends in any other way, or later, nothing.
@@ -113,7 +112,7 @@ def run_finetune(context: StageContext) -> Outcome:
         if not released.sums:
             _draw(context, paid, mechanism, first, released)
         means = _means(released.sums[0], mechanism, first.device)
-        critic = None
+        critic = choice = None
         with ExitStack() as not_drawn:
             if len(released.sums) < rounds:
                 # Whatever ends this attempt before it draws again has cost nothing; a kill alone says nothing.
@@ -131,14 +130,20 @@ def run_finetune(context: StageContext) -> Outcome:
             joint, target = _joined(first, means, seen, of_critic, config.critic_share)
             then = config.model_copy(update={"num_steps": config.num_steps - alone})
             weights = match(generator.train(), target, joint, then, on_step=lambda step: on_step(alone + step))
+            if config.critic_chosen:
+                generator.load_state_dict(weights)
+                choice = _choice(context, generator, facts, critic, joint, target)
     judged = critic is not None and config.critic_attempts > 1
     if critic is not None and judged:
         generator.load_state_dict(weights)
         weights = Judged(generator, critic.network, attempts=config.critic_attempts).state_dict()
     save_weights(weights, context.folder / "denoiser.safetensors")
+    if choice is not None:
+        save_weights(choice, context.folder / CHOSEN)
     about = {
         **facts,
         "judged": judged,
+        "chosen": 0 if choice is None else len(choice["images"]),
         "guarantee": "differential privacy" if _has_guarantee(context, released) else "none",
         "mechanism": asdict(mechanism),
     }
@@ -244,12 +249,27 @@ def _second_critic(context: StageContext, generator: Merf, facts: Mapping[str, A
         size = {"channels": facts["channels"], "num_classes": generator.num_classes}
         return critic_of(released.critic, own, **size, device=device)
     images, labels = open_examples(context.inputs["pretrain"])
-    drawn, classes = _drawn(generator, facts, len(images))
+    drawn, classes = draw(generator, facts, len(images))
     mixed = torch.randperm(2 * len(images), generator=torch.Generator().manual_seed(own.seed))
     images, labels = torch.cat([images, drawn])[mixed], torch.cat([labels, classes])[mixed]
     critic, _ = _trained(context, images, labels, generator.num_classes, seed=own.seed + 1)
     released.critic = critic.tensors()
     return critic
+
+
+def _choice(
+    context: StageContext, generator: Merf, facts: Mapping[str, Any], critic: Critic, features: Features, means: Tensor
+) -> dict[str, Tensor]:
+    """Images chosen by the whole embedding, and by the second critic."""
+    own = MerfConfig.model_validate(facts["config"])
+    public, _ = open_examples(context.inputs["pretrain"])
+    with context.progress.ticker("choose", generator.num_classes) as tick:
+
+        def on_class(number: int) -> None:
+            tick(number)
+            context.stop.check()
+
+        return choose(generator, facts, critic.network, features, means, own, public, on_class=on_class)
 
 
 def _trained(
@@ -265,21 +285,6 @@ def _trained(
             context.stop.check()
 
         return train_critic(images, labels, num_classes, context.config, seed=seed, device=device, on_step=on_step)
-
-
-def _drawn(generator: Merf, facts: Mapping[str, Any], count: int) -> tuple[Tensor, Tensor]:
-    """As many images of each class, uint8, and their classes; of other seeds than released ones."""
-    shape = (facts["channels"], facts["resolution"], facts["resolution"])
-    device = next(generator.parameters()).device
-    labels = torch.arange(count) % generator.num_classes
-    generator.eval()
-    images = [
-        synthesize_images(
-            generator, part.to(device), _SEEDS + torch.arange(start, start + len(part)), shape, SynthesizeConfig()
-        ).cpu()
-        for start, part in zip(range(0, count, AT_ONCE), labels.split(AT_ONCE), strict=True)
-    ]
-    return torch.cat(images), labels
 
 
 def _joined(
