@@ -242,11 +242,10 @@ class RunConfig(Section):
                 f"{self.selection.strategy}, and central.num_steps {self.central.num_steps}: set the first to semantic, random "
                 "or none, the second to 0"
             )
-        chosen = self.generator == "merf" and self.selection.strategy != "none" and self.merf.critic_chosen > 0
-        if self.synthesize.public_images and not chosen:
+        if self.synthesize.public_images and (self.generator != "merf" or self.selection.strategy == "none"):
             raise ValueError(
-                "synthesize.public_images is set, but only generator merf with a selection chooses images, and merf.critic_chosen "
-                "above 0 of them: set it to false"
+                f"synthesize.public_images is set, but generator is {self.generator}, and selection.strategy {self.selection.strategy}: "
+                "only merf with a selection chooses from public images; set it to false"
             )
         section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)

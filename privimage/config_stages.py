@@ -188,14 +188,6 @@ class MerfConfig(Section):
         title="Critic attempts",
         description="Images painted for each that is drawn: the first whose class the second critic sees is taken, else the last.",
     )
-    critic_chosen: int = Field(
-        default=2000,
-        ge=0,
-        le=1_000_000,
-        title="Chosen images",
-        description="The first images of a run: of critic_attempts times as many those that the second critic gives to their class, "
-        "and that together have the released embedding; later ones are drawn one by one. 0 = all are.",
-    )
     base_channels: int = Field(default=16, ge=8, le=512, multiple_of=8, description="Channels of the finest level.")
     channel_multipliers: tuple[int, ...] = Field(
         default=(1, 2, 2),
@@ -362,8 +354,8 @@ class SynthesizeConfig(Section):
     public_images: bool = Field(
         default=False,
         title="Public images among them",
-        description="Selected public images may be among the first ones, unchanged, where generator merf chooses them: see to their "
-        "licence, and to the people in them.",
+        description="With generator merf and a selection: selected public images may be among the released ones, unchanged, where these "
+        "are more like the sensitive ones that way. See to their licence, and to the people in them.",
     )
 
     @model_validator(mode="after")

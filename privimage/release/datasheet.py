@@ -192,8 +192,7 @@ _CRITIC = (
     "a classifier learns from the selection to tell the classes apart; random features of the sensitive images, and of what it sees in "
     "them, are added up for each class, with noise, once; a generator that sees no image is trained to draw images whose features have "
     "these means. Then another classifier learns from the selection and from what was drawn, and the same is done with what it sees. "
-    "Of the images that are drawn then, those are kept that it sees as of their class; the first ones (`merf.critic_chosen`) are chosen "
-    "as those that together have these means best."
+    "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
 )
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "

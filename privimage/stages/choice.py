@@ -1,6 +1,6 @@
-"""The first images of a run with critics: of many that are drawn, those that together have the released embedding.
+"""Synthetic images that are chosen together, public ones among them: those whose features have the released means.
 
-Post-processing: a function of the released sums, of the generator that was trained on them, and of public images.
+Post-processing: a function of what was released with noise, of the generator that was trained on it, and of public images.
 """
 
 from __future__ import annotations
@@ -11,87 +11,89 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privimage.config import MerfConfig, SynthesizeConfig
+from privimage.device import choose_device
 from privimage.generators.features import Features
 from privimage.generators.herding import herd
+from privimage.generators.judged import Judged
 from privimage.generators.merf import AT_ONCE, Merf
 from privimage.generators.pixels import from_pixels
-from privimage.generators.sampler import synthesize_images
+from privimage.pipeline import StageContext
+from privimage.stages.critic import open_examples
+from privimage.stages.mean_embedding import Embedding, draw, open_embedding
+from privimage.stages.models import open_generator
 
-__all__ = ["CHOSEN", "choose", "draw"]
-
-CHOSEN = "chosen.safetensors"
-"""Of `finetune`: what `choose` returns. Synthetic image i is row i, of class i modulo their number, as long as there are rows."""
-_SEEDS = 1 << 62  # of images that critics learn from, and that are chosen from: far from those of released ones
+__all__ = ["choose", "chosen_images"]
 
 
-def draw(generator: Merf, facts: Mapping[str, Any], count: int, *, first: int = 0) -> tuple[Tensor, Tensor]:
-    """As many images of each class, uint8, and their classes; of other seeds than released ones.
+def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
+    """All images of stage `synthesize`, uint8 NCHW, classes in turn, and which of them are public ones, bool."""
+    config = context.config
+    pretrained, tuned = context.inputs["pretrain"], context.inputs["finetune"]
+    device = choose_device(config.performance.device)
+    embedding = open_embedding(config, pretrained, tuned)
+    generator, facts = open_generator(tuned, device)
+    painter = generator.source if isinstance(generator, Judged) else generator
+    if not isinstance(painter, Merf):
+        raise TypeError(f"Public images are chosen beside those of a Merf, and {type(painter).__name__} is none.")
+    public, _ = open_examples(pretrained)
+    num_images, attempts = config.synthesize.num_images, config.merf.critic_attempts
+    with context.progress.ticker("choose (classes)", painter.num_classes) as tick:
 
-    Args:
-        first: number of the first seed.
-    """
-    shape = (facts["channels"], facts["resolution"], facts["resolution"])
-    device = next(generator.parameters()).device
-    labels = torch.arange(count) % generator.num_classes
-    generator.eval()
-    images = [
-        synthesize_images(
-            generator,
-            part.to(device),
-            _SEEDS + first + torch.arange(start, start + len(part)),
-            shape,
-            SynthesizeConfig(),
-        ).cpu()
-        for start, part in zip(range(0, count, AT_ONCE), labels.split(AT_ONCE), strict=True)
-    ]
-    return torch.cat(images), labels
+        def on_class(number: int) -> None:
+            tick(number)
+            context.stop.check()
+
+        images, is_public = choose(
+            painter,
+            facts,
+            embedding,
+            public,
+            num_images,
+            attempts,
+            first=len(public) + (config.synthesize.seed << 32),
+            on_class=on_class,
+        )
+    return images[:num_images], is_public[:num_images]
 
 
 def choose(
-    generator: Merf,
+    painter: Merf,
     facts: Mapping[str, Any],
-    judge: nn.Module,
-    features: Features,
-    means: Tensor,
-    config: MerfConfig,
+    embedding: Embedding,
     public: Tensor,
+    count: int,
+    attempts: int,
     *,
+    first: int,
     on_class: Callable[[int], None] = lambda number: None,
-) -> dict[str, Tensor]:
-    """`critic_chosen` images, rounded up to as many of each class, classes in turn; by two choices.
+) -> tuple[Tensor, Tensor]:
+    """`count` images, rounded up to as many of each class, uint8 NCHW, classes in turn; and which of them are public ones.
 
-    Candidates of a class are images that are drawn for it and that the judge gives to it; of the second choice public ones, too,
-    that the judge gives to it. Where these are too few, drawn ones of which it says otherwise go behind them.
+    Candidates of a class are images that are painted for it, `attempts` times as many as are chosen, and that the second critic
+    gives to it, and public ones that the critic gives to it. Where these are too few, painted ones of which it says otherwise go
+    behind them.
 
     Args:
-        judge: images in [-1, 1] => logits (batch, classes).
-        means: (classes, features), the released embedding.
-        public: uint8 NCHW. The judge may have learned from the first so many images of `draw`, too: others are candidates.
+        facts: beside the painter: `channels` and `resolution`.
+        public: uint8 NCHW.
+        first: number of the first seed that is painted from: the critic may have learned from images of those before.
         on_class: called with the number of classes that are done.
-
-    Returns:
-        `images`, uint8 NCHW, drawn ones alone; `mixed`, of the second choice; and `public`, (number,) bool: which of these are
-        public images, as they were.
     """
-    each = -(-config.critic_chosen // generator.num_classes)
-    count = config.critic_attempts * each * generator.num_classes
-    drawn, labels = draw(generator, facts, count, first=len(public))
-    agreed = _judged(judge, drawn, features.device) == labels
+    features, judge = embedding.features, embedding.critic.network
+    each = -(-count // painter.num_classes)
+    painted, labels = draw(painter, facts, attempts * each * painter.num_classes, first=first)
+    agreed = _judged(judge, painted, features.device) == labels
     seen = _judged(judge, public, features.device)
-    choices: dict[str, list[Tensor]] = {"images": [], "mixed": [], "public": []}
-    for label in range(generator.num_classes):
-        own, rest = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
+    images, is_public = [], []
+    for label in range(painter.num_classes):
+        own, others = painted[(labels == label) & agreed], painted[(labels == label) & ~agreed]
         candidates = torch.cat([own, public[seen == label]])
-        vectors = _embedded(features, candidates)
-        for name, number in (("images", len(own)), ("mixed", len(candidates))):
-            rows = herd(vectors[:number], means[label], min(each, number)).cpu()
-            choices[name].append(torch.cat([candidates[rows], rest[: each - len(rows)]]))
-        is_public = torch.zeros(each, dtype=torch.bool)
-        is_public[: len(rows)] = rows >= len(own)
-        choices["public"].append(is_public)
+        rows = herd(_embedded(features, candidates), embedding.means[label], min(each, len(candidates))).cpu()
+        rest = others[: each - len(rows)]
+        images.append(torch.cat([candidates[rows], rest]))
+        is_public.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)]))
         on_class(label + 1)
-    return {name: torch.stack(of_classes, dim=1).flatten(0, 1) for name, of_classes in choices.items()}
+    return torch.stack(images, dim=1).flatten(0, 1), torch.stack(is_public, dim=1).flatten()
 
 
 @torch.no_grad()
@@ -101,5 +103,6 @@ def _judged(judge: nn.Module, images: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _embedded(features: Features, images: Tensor) -> Tensor:
-    parts = [features(from_pixels(part.to(features.device))) for part in images.split(AT_ONCE)]
-    return torch.cat(parts) if parts else torch.empty(0, features.size, device=features.device)
+    if not len(images):
+        return torch.empty(0, features.size, device=features.device)
+    return torch.cat([features(from_pixels(part.to(features.device))) for part in images.split(AT_ONCE)])

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
-from privimage.config import MerfConfig, RunConfig
+from privimage.config import MerfConfig, RunConfig, SynthesizeConfig
 from privimage.data.facts import TableFacts
 from privimage.data.table import read_images
 from privimage.device import choose_device
@@ -27,11 +28,11 @@ from privimage.errors import ConfigError, Uncharged
 from privimage.generators.features import Features, JointFeatures, median_distance, new_features
 from privimage.generators.judged import Judged
 from privimage.generators.merf import AT_ONCE, Embedded, Merf, class_means, match
+from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSumRounds
-from privimage.stages.choice import CHOSEN, choose, draw
 from privimage.stages.critic import (
     Critic,
     critic_of,
@@ -49,11 +50,15 @@ from privimage.store.artifacts import JSON, Artifact
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.tensors import pack, unpack
 
-__all__ = ["rehearse_finetune", "run_finetune", "run_pretrain"]
+__all__ = ["Embedding", "draw", "open_embedding", "rehearse_finetune", "run_finetune", "run_pretrain"]
 
 LENGTHSCALE = 0.4
 """Of the median distance of public images. The whole of it, as usual, lets images of a class be blurred into each other."""
 _ROUNDS = ("pixels", "critic")  # names in saved files, from before the first had a critic too
+EMBEDDING = "embedding.safetensors"
+"""Of `finetune` after two rounds: `means`, (classes, features of both), and the second critic, below `critic.`."""
+_CRITIC = "critic."
+_SEEDS = 1 << 62  # of images that the critic learns from: far from those of released ones
 
 
 def run_pretrain(context: StageContext) -> Outcome:
@@ -89,7 +94,8 @@ class _Released:
 
 def run_finetune(context: StageContext) -> Outcome:
     """Writes denoiser.safetensors and denoiser.json, as of the other kinds, with the mechanism that ran. After two rounds the
-    second critic judges what is drawn, if it may be drawn more than once, and the first images are chosen: chosen.safetensors.
+    second critic judges what is drawn, if it may be drawn more than once, and the whole embedding is written, for who chooses
+    by it (`stages.choice`).
 
     Noisy sums are saved below `private/` before they are trained on. An attempt that is killed while it draws them, or between
     two of them, has lost all; one that ends in any other way, or later, nothing.
@@ -112,7 +118,7 @@ def run_finetune(context: StageContext) -> Outcome:
         if not released.sums:
             _draw(context, paid, mechanism, first, released)
         means = _means(released.sums[0], mechanism, first.device)
-        critic = choice = None
+        critic = None
         with ExitStack() as not_drawn:
             if len(released.sums) < rounds:
                 # Whatever ends this attempt before it draws again has cost nothing; a kill alone says nothing.
@@ -126,24 +132,20 @@ def run_finetune(context: StageContext) -> Outcome:
             seen = features_of(critic, config, first.device, number=2)
             if len(released.sums) < rounds:
                 _draw(context, paid, mechanism, seen, released)
-            of_critic = _means(released.sums[1], mechanism, first.device)
-            joint, target = _joined(first, means, seen, of_critic, config.critic_share)
+            its_means = _means(released.sums[1], mechanism, first.device)
+            joint, target = _joined(first, means, seen, its_means, config.critic_share)
             then = config.model_copy(update={"num_steps": config.num_steps - alone})
             weights = match(generator.train(), target, joint, then, on_step=lambda step: on_step(alone + step))
-            if config.critic_chosen:
-                generator.load_state_dict(weights)
-                choice = _choice(context, generator, facts, critic, joint, target)
+            of_critic = {f"{_CRITIC}{name}": tensor for name, tensor in critic.tensors().items()}
+            save_weights({"means": target, **of_critic}, context.folder / EMBEDDING)
     judged = critic is not None and config.critic_attempts > 1
     if critic is not None and judged:
         generator.load_state_dict(weights)
         weights = Judged(generator, critic.network, attempts=config.critic_attempts).state_dict()
     save_weights(weights, context.folder / "denoiser.safetensors")
-    if choice is not None:
-        save_weights(choice, context.folder / CHOSEN)
     about = {
         **facts,
         "judged": judged,
-        "chosen": 0 if choice is None else len(choice["images"]),
         "guarantee": "differential privacy" if _has_guarantee(context, released) else "none",
         "mechanism": asdict(mechanism),
     }
@@ -249,27 +251,12 @@ def _second_critic(context: StageContext, generator: Merf, facts: Mapping[str, A
         size = {"channels": facts["channels"], "num_classes": generator.num_classes}
         return critic_of(released.critic, own, **size, device=device)
     images, labels = open_examples(context.inputs["pretrain"])
-    drawn, classes = draw(generator, facts, len(images))
+    drawn, classes = draw(generator, facts, _SEEDS + torch.arange(len(images)))
     mixed = torch.randperm(2 * len(images), generator=torch.Generator().manual_seed(own.seed))
     images, labels = torch.cat([images, drawn])[mixed], torch.cat([labels, classes])[mixed]
     critic, _ = _trained(context, images, labels, generator.num_classes, seed=own.seed + 1)
     released.critic = critic.tensors()
     return critic
-
-
-def _choice(
-    context: StageContext, generator: Merf, facts: Mapping[str, Any], critic: Critic, features: Features, means: Tensor
-) -> dict[str, Tensor]:
-    """Images chosen by the whole embedding, and by the second critic."""
-    own = MerfConfig.model_validate(facts["config"])
-    public, _ = open_examples(context.inputs["pretrain"])
-    with context.progress.ticker("choose", generator.num_classes) as tick:
-
-        def on_class(number: int) -> None:
-            tick(number)
-            context.stop.check()
-
-        return choose(generator, facts, critic.network, features, means, own, public, on_class=on_class)
 
 
 def _trained(
@@ -285,6 +272,58 @@ def _trained(
             context.stop.check()
 
         return train_critic(images, labels, num_classes, context.config, seed=seed, device=device, on_step=on_step)
+
+
+def draw(generator: Merf, facts: Mapping[str, Any], seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """An image of each seed, uint8, classes in turn, and their classes."""
+    shape = (facts["channels"], facts["resolution"], facts["resolution"])
+    device = next(generator.parameters()).device
+    labels = torch.arange(len(seeds)) % generator.num_classes
+    generator.eval()
+    images = [
+        synthesize_images(generator, of_images.to(device), part, shape, SynthesizeConfig()).cpu()
+        for of_images, part in zip(labels.split(AT_ONCE), seeds.split(AT_ONCE), strict=True)
+    ]
+    return torch.cat(images), labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """What both rounds released, for choosing by it.
+
+    Attributes:
+        means: (classes, features).
+        features: of both rounds side by side.
+        critic: the second one.
+    """
+
+    means: Tensor
+    features: Features
+    critic: Critic
+
+
+def open_embedding(config: RunConfig, pretrained: Artifact, tuned: Artifact) -> Embedding:
+    """Read back what `run_finetune` wrote after two rounds.
+
+    Raises:
+        ConfigError: an earlier version of privimage fine-tuned, and did not write it.
+    """
+    if EMBEDDING not in tuned.names:
+        raise ConfigError(
+            "This fine-tuning is of an earlier version of privimage, which did not keep the embedding that public images are chosen by: "
+            "set synthesize.public_images to false, or fine-tune again with another merf.seed, which is charged again."
+        )
+    generator, facts, first = _opened(config, {"pretrain": pretrained})
+    own = MerfConfig.model_validate(facts["config"])
+    tensors = load_file(tuned.local(EMBEDDING))
+    means = tensors.pop("means").to(first.device)
+    size = {"channels": facts["channels"], "num_classes": generator.num_classes}
+    critic = critic_of(
+        {name.removeprefix(_CRITIC): tensor for name, tensor in tensors.items()}, own, **size, device=first.device
+    )
+    seen = features_of(critic, own, first.device, number=2)
+    joint = JointFeatures(parts=(first, seen), shares=(1 - own.critic_share, own.critic_share))
+    return Embedding(means=means, features=joint, critic=critic)
 
 
 def _joined(

@@ -257,7 +257,7 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
             f"{'without the classifier that judges what is drawn; with it ' if generator.get('judged') else ''}"
             f"{weights / 1e6:.1f} MB; {generator['resolution']} x {generator['resolution']} pixels",
         ),
-        *_choice(inputs["synthesize"]),
+        *_public_images(inputs["synthesize"], num_images),
         public_figure(
             "Time per synthetic image",
             f"{1000 * seconds:.3g} ms",
@@ -266,13 +266,11 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
     ]
 
 
-def _choice(synthesize: Artifact) -> list[Figure]:
-    """How many of the synthetic images were chosen together, and how many of these are public ones."""
-    about = synthesize.read_json("synthesis.json")
-    if not about.get("num_chosen", 0):
-        return []
-    told = f"of them {about['num_public']:,} public ones, unchanged" if about["num_public"] else "all of them drawn"
-    return [Figure(name="Images that were chosen together", value=f"{about['num_chosen']:,}", note=told, kind="public")]
+def _public_images(synthesize: Artifact, num_images: int) -> list[Figure]:
+    """How many of the released images are public ones, if they may be."""
+    number = synthesize.read_json("synthesis.json").get("num_public")
+    told = f"of {num_images:,}, unchanged, chosen together with painted ones so that their features have the released means"
+    return [] if number is None else [Figure(name="Public images", value=f"{number:,}", note=told, kind="public")]
 
 
 def _validation(validate: Artifact) -> list[Figure]:
