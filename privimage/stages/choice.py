@@ -5,8 +5,7 @@ Post-processing: a function of what was released with noise, of the generator th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,59 +35,46 @@ def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
     if not isinstance(painter, Merf):
         raise TypeError(f"Public images are chosen beside those of a Merf, and {type(painter).__name__} is none.")
     public, _ = open_examples(pretrained)
-    num_images, attempts = config.synthesize.num_images, config.merf.critic_attempts
+    num_images = config.synthesize.num_images
+    each = -(-num_images // painter.num_classes)
+    seeds = torch.arange(config.merf.critic_attempts * each * painter.num_classes) + (config.synthesize.seed << 32)
     with context.progress.ticker("choose (classes)", painter.num_classes) as tick:
 
         def on_class(number: int) -> None:
             tick(number)
             context.stop.check()
 
-        images, is_public = choose(
-            painter,
-            facts,
-            embedding,
-            public,
-            num_images,
-            attempts,
-            first=len(public) + (config.synthesize.seed << 32),
-            on_class=on_class,
-        )
+        images, is_public = choose(draw(painter, facts, seeds), public, embedding, each, on_class=on_class)
     return images[:num_images], is_public[:num_images]
 
 
 def choose(
-    painter: Merf,
-    facts: Mapping[str, Any],
-    embedding: Embedding,
+    painted: tuple[Tensor, Tensor],
     public: Tensor,
-    count: int,
-    attempts: int,
+    embedding: Embedding,
+    each: int,
     *,
-    first: int,
     on_class: Callable[[int], None] = lambda number: None,
 ) -> tuple[Tensor, Tensor]:
-    """`count` images, rounded up to as many of each class, uint8 NCHW, classes in turn; and which of them are public ones.
+    """`each` images of each class, uint8 NCHW, classes in turn; and which of them are public ones.
 
-    Candidates of a class are images that are painted for it, `attempts` times as many as are chosen, and that the second critic
-    gives to it, and public ones that the critic gives to it. Where these are too few, painted ones of which it says otherwise go
-    behind them.
+    Candidates of a class are images that were painted for it and that the second critic gives to it, and public ones that the critic
+    gives to it. Where these are too few, painted ones of which it says otherwise go behind them.
 
     Args:
-        facts: beside the painter: `channels` and `resolution`.
+        painted: images, uint8 NCHW, and their classes; `each` of each class at least.
         public: uint8 NCHW.
-        first: number of the first seed that is painted from: the critic may have learned from images of those before.
         on_class: called with the number of classes that are done.
     """
-    features, judge = embedding.features, embedding.critic.network
-    each = -(-count // painter.num_classes)
-    painted, labels = draw(painter, facts, attempts * each * painter.num_classes, first=first)
-    agreed = _judged(judge, painted, features.device) == labels
+    features, judge, means = embedding.features, embedding.critic.network, embedding.means
+    drawn, labels = painted
+    agreed = _judged(judge, drawn, features.device) == labels
     seen = _judged(judge, public, features.device)
     images, is_public = [], []
-    for label in range(painter.num_classes):
-        own, others = painted[(labels == label) & agreed], painted[(labels == label) & ~agreed]
+    for label in range(len(means)):
+        own, others = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
         candidates = torch.cat([own, public[seen == label]])
-        rows = herd(_embedded(features, candidates), embedding.means[label], min(each, len(candidates))).cpu()
+        rows = herd(_embedded(features, candidates), means[label], min(each, len(candidates))).cpu()
         rest = others[: each - len(rows)]
         images.append(torch.cat([candidates[rows], rest]))
         is_public.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)]))

@@ -1,19 +1,22 @@
-"""Images that are chosen together: whose they are, how near their mean embedding comes, and what becomes of them in a run."""
+"""Images that are chosen together: whose they are, and how near their mean embedding comes."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from privimage.config import MerfConfig
-from privimage.generators.features import RandomFeatures, new_features
-from privimage.generators.merf import Merf, new_merf
+from privimage.generators.features import RandomFeatures, Scaling, new_features
+from privimage.generators.merf import new_merf
 from privimage.generators.pixels import from_pixels
-from privimage.stages.choice import choose, draw
+from privimage.stages.choice import choose
+from privimage.stages.critic import Critic
+from privimage.stages.mean_embedding import Embedding, draw
 
-CONFIG = MerfConfig(channel_multipliers=(1, 1), critic_chosen=20, critic_attempts=5)
-FACTS = {"channels": 1, "resolution": 8}
+EACH = 7
 
 
 class Bright(nn.Module):
@@ -25,8 +28,10 @@ class Bright(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def generator() -> Merf:
-    return new_merf(CONFIG, channels=1, resolution=8, num_classes=3, seed=0).eval()
+def painted() -> tuple[Tensor, Tensor]:
+    config = MerfConfig(channel_multipliers=(1, 1))
+    painter = new_merf(config, channels=1, resolution=8, num_classes=3, seed=0)
+    return draw(painter, {"channels": 1, "resolution": 8}, torch.arange(5 * EACH * 3))
 
 
 @pytest.fixture(scope="module")
@@ -40,64 +45,71 @@ def public() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def chosen(generator: Merf, features: RandomFeatures, public: Tensor) -> dict[str, Tensor]:
-    return choose(generator, FACTS, Bright(), features, means(features, public), CONFIG, public)
+def embedding(features: RandomFeatures, public: Tensor, painted: tuple[Tensor, Tensor]) -> Embedding:
+    """Half-way between the public images and the painted ones of each class, so that both are needed."""
+    seen, of_painted = seen_as(public), seen_as(painted[0])
+
+    def mean(images: Tensor) -> Tensor:
+        return features(from_pixels(images)).mean(0)
+
+    rows = [(mean(public[seen == label]) + mean(painted[0][of_painted == label])) / 2 for label in (0, 1)]
+    nothing = Scaling(mean=torch.zeros(0), deviation=torch.zeros(0))
+    critic = Critic(network=cast(Any, Bright()), scaling=nothing, lengthscale=1.0)
+    return Embedding(means=torch.stack([*rows, rows[0]]), features=features, critic=critic)
 
 
-def means(features: RandomFeatures, public: Tensor) -> Tensor:
-    """Of some public images for each class: those that the second choice should take."""
-    seen = Bright()(from_pixels(public)).argmax(1)
-    rows = [features(from_pixels(public[seen == label])).mean(0) for label in (0, 1)]
-    return torch.stack([*rows, rows[0]])
+@pytest.fixture(scope="module")
+def chosen(painted: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding) -> tuple[Tensor, Tensor]:
+    return choose(painted, public, embedding, EACH)
+
+
+def seen_as(images: Tensor) -> Tensor:
+    return Bright()(from_pixels(images)).argmax(1)
 
 
 def rows_of(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_as_many_of_each_class_in_turn_and_nothing_twice(chosen: dict[str, Tensor]) -> None:
-    for name in ("images", "mixed"):
-        assert chosen[name].shape == (21, 1, 8, 8) and chosen[name].dtype == torch.uint8  # 20, rounded up
-        assert len(rows_of(chosen[name])) == 21
-    assert chosen["public"].shape == (21,)
+def test_as_many_of_each_class_in_turn_and_nothing_twice(chosen: tuple[Tensor, Tensor]) -> None:
+    images, is_public = chosen
+    assert images.shape == (3 * EACH, 1, 8, 8) and images.dtype == torch.uint8 and is_public.shape == (3 * EACH,)
+    assert len(rows_of(images)) == 3 * EACH
 
 
-def test_what_is_chosen_is_of_its_class_unless_there_is_too_little(generator: Merf, chosen: dict[str, Tensor]) -> None:
-    for name in ("images", "mixed"):
-        seen = Bright()(from_pixels(chosen[name])).argmax(1)
-        assert torch.equal(seen.view(7, 3)[:, :2], torch.tensor([0, 1]).expand(7, 2))
-    # Of the last class the judge sees nothing: what was drawn for it is taken as it comes.
-    drawn, _ = draw(generator, FACTS, 105, first=50)
-    assert torch.equal(chosen["images"][2::3], drawn[2::3][:7])
-    assert torch.equal(chosen["mixed"][2::3], drawn[2::3][:7])
-
-
-def test_the_first_choice_is_of_drawn_images_that_the_judge_did_not_learn_from(
-    generator: Merf, chosen: dict[str, Tensor], public: Tensor
+def test_what_is_chosen_is_of_its_class_unless_there_is_too_little(
+    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]
 ) -> None:
-    learned_from, _ = draw(generator, FACTS, len(public))
-    candidates, _ = draw(generator, FACTS, 105, first=len(public))
-    assert rows_of(chosen["images"]) <= rows_of(candidates)
-    assert not rows_of(chosen["images"]) & rows_of(learned_from)
+    assert torch.equal(seen_as(chosen[0]).view(EACH, 3)[:, :2], torch.tensor([0, 1]).expand(EACH, 2))
+    # Of the last class the judge sees nothing: what was painted for it is taken as it comes.
+    assert torch.equal(chosen[0][2::3], painted[0][painted[1] == 2][:EACH])
 
 
-def test_public_images_of_the_second_choice_are_told_from_drawn_ones(chosen: dict[str, Tensor], public: Tensor) -> None:
-    assert chosen["public"].any() and not chosen["public"][2::3].any()
-    for image, is_public in zip(chosen["mixed"], chosen["public"].tolist(), strict=True):
-        assert (image.numpy().tobytes() in rows_of(public)) == is_public
-
-
-def test_the_choice_has_nearly_the_mean_embedding_and_more_candidates_bring_it_nearer(
-    generator: Merf, features: RandomFeatures, chosen: dict[str, Tensor], public: Tensor
+def test_public_images_are_told_from_painted_ones(
+    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], public: Tensor
 ) -> None:
-    goal = means(features, public)
-    drawn, labels = draw(generator, FACTS, 105, first=50)
-    agreed = Bright()(from_pixels(drawn)).argmax(1) == labels
+    images, is_public = chosen
+    assert 0 < is_public.sum() < 2 * EACH and not is_public[2::3].any()
+    assert rows_of(images[is_public]) <= rows_of(public)
+    for label in range(3):
+        assert rows_of(images[~is_public & (torch.arange(3 * EACH) % 3 == label)]) <= rows_of(painted[0][label::3])
 
+
+def test_without_public_images_all_are_painted(painted: tuple[Tensor, Tensor], embedding: Embedding) -> None:
+    images, is_public = choose(painted, torch.empty(0, 1, 8, 8, dtype=torch.uint8), embedding, EACH)
+    assert len(rows_of(images)) == 3 * EACH and rows_of(images) <= rows_of(painted[0]) and not is_public.any()
+
+
+def test_the_choice_is_nearer_to_the_released_means_than_either_kind_alone(
+    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding
+) -> None:
     def distance(images: Tensor, label: int) -> float:
-        return float((features(from_pixels(images)).mean(0) - goal[label]).norm())
+        return float((embedding.features(from_pixels(images)).mean(0) - embedding.means[label]).norm())
 
+    drawn, labels = painted
+    alone, _ = choose(painted, public[:0], embedding, EACH)
     for label in (0, 1):
-        first_ones = distance(drawn[(labels == label) & agreed][:7], label)
-        alone, mixed = (distance(chosen[name][label::3], label) for name in ("images", "mixed"))
-        assert mixed < alone < first_ones
+        found = distance(chosen[0][label::3], label)
+        assert found < distance(alone[label::3], label)
+        assert found < distance(drawn[(labels == label) & (seen_as(drawn) == label)][:EACH], label)
+        assert found < distance(public[seen_as(public) == label][:EACH], label)

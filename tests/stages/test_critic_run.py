@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from privimage.config import MerfConfig
 from privimage.data.table import read_images
@@ -22,7 +21,6 @@ from privimage.generators.features import JointFeatures
 from privimage.generators.judged import Judged
 from privimage.generators.merf import Merf, class_means
 from privimage.generators.pixels import from_pixels
-from privimage.generators.sampler import synthesize_images
 from privimage.pipeline import stage_named
 from privimage.plan import look_up
 from privimage.privacy.accounting import epsilon_of
@@ -32,12 +30,13 @@ from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
 from privimage.runner import run_all
 from privimage.stages import mean_embedding
 from privimage.stages.critic import critic_of, features_of, open_critic, open_examples, train_critic
+from privimage.stages.mean_embedding import open_embedding
 from privimage.stages.models import open_generator
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import Answer, Place
 from tests.stages.test_merf_run import MERF, stop_in
 
-CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6, "critic_images": 60, "critic_chosen": 20}
+CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6, "critic_images": 60}
 CPU = torch.device("cpu")
 
 
@@ -264,7 +263,7 @@ def test_with_one_attempt_nothing_judges(place: Place) -> None:
     assert isinstance(generator, Merf) and not facts["judged"]
 
 
-# ------------------------------------------------------------------ the first images
+# ------------------------------------------------------------------ public images among the released ones
 
 
 @pytest.fixture
@@ -273,62 +272,75 @@ def again(made: Place, tmp_path: Path) -> Place:
     return Place(config=made.config, folder=made.copy_to(tmp_path / "store").folder)
 
 
-def released(place: Place) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    return read_images([place.release / "synthetic.parquet"])
-
-
-def chosen_of(place: Place) -> dict[str, torch.Tensor]:
-    return load_file(place.payload("finetune", "chosen.safetensors"))
-
-
-def test_the_first_images_were_chosen_and_the_others_are_drawn(made: Place) -> None:
-    images, labels = released(made)
-    chosen = chosen_of(made)
-    number, classes = len(chosen["images"]), labels.max() + 1
-    assert number == -(-20 // classes) * classes < len(images) == 40
-    assert np.array_equal(images[:number], chosen["images"].numpy())
-    assert np.array_equal(labels, np.arange(40) % classes)
-    generator, _ = open_generator(opened(made, "finetune"), CPU)
-    config = made.run().config.synthesize
-    drawn = synthesize_images(generator, torch.from_numpy(labels), torch.arange(40), images.shape[1:], config).numpy()
-    assert np.array_equal(images[number:], drawn[number:])
-    assert not any(np.array_equal(image, other) for image, other in zip(images[:number], drawn, strict=False))
-
-
-def test_fewer_images_than_were_chosen_are_the_first_of_them(again: Place) -> None:
-    images, _ = released(again)
-    shutil.rmtree(again.release)
-    run_all(again.run("synthesize.num_images=9"))
-    assert np.array_equal(released(again)[0], images[:9])
-
-
-def test_public_images_are_among_them_on_request_alone_and_it_costs_and_says_so(again: Place) -> None:
-    examples = {image.numpy().tobytes() for image in open_examples(opened(again, "pretrain"))[0]}
-
-    def num_public() -> int:
-        return sum(image.tobytes() in examples for image in released(again)[0])
-
-    assert num_public() == 0 and "None of them is a photograph" in (again.release / "README.md").read_text()
-    before = again.kinds
-    shutil.rmtree(again.release)
-    run_all(again.run("synthesize.public_images=true"))
-    assert again.kinds == before  # nothing was charged
-    found = num_public()
-    assert found == int(chosen_of(again)["public"].sum()) > 0
-    card = (again.release / "README.md").read_text()
-    assert f"{found} of them are images of the public set, unchanged" in card and "None of them" not in card
-    assert f"of them {found} public ones, unchanged" in (again.release / "report.html").read_text()
-
-
-def test_nothing_is_chosen_on_request(place: Place) -> None:
-    run_all(place.run("merf.critic_chosen=0"), "synthesize")
-    tuned = opened(place, "finetune", "merf.critic_chosen=0")
-    assert "chosen.safetensors" not in tuned.names and tuned.read_json("denoiser.json")["chosen"] == 0
+def released(place: Place) -> NDArray[np.uint8]:
+    images, labels = read_images([place.release / "synthetic.parquet"])
+    assert np.array_equal(labels, np.arange(len(images)) % (labels.max() + 1))
+    return images
 
 
 def opened(place: Place, stage: str, *overrides: str) -> Artifact:
     run = place.run(*overrides)
     return open_ref(run.store, run_all(run, stage)[stage].ref)
+
+
+def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
+    again: Place, privimage: Callable[..., Answer]
+) -> None:
+    examples = {image.numpy().tobytes() for image in open_examples(opened(again, "pretrain"))[0]}
+
+    def num_public() -> int:
+        return sum(image.tobytes() in examples for image in released(again))
+
+    assert num_public() == 0 and "None of them is a photograph" in (again.release / "README.md").read_text()
+    assert "Public images" not in (again.release / "report.html").read_text()
+    before, drawn = again.kinds, released(again)
+    shutil.rmtree(again.release)
+    run_all(again.run("synthesize.public_images=true"))
+    assert again.kinds == before  # nothing was charged
+    found = num_public()
+    assert 0 < found < len(released(again)) == len(drawn) == 40
+    assert (
+        found == opened(again, "synthesize", "synthesize.public_images=true").read_json("synthesis.json")["num_public"]
+    )
+    card = (again.release / "README.md").read_text()
+    assert f"{found} of them are images of the public set, unchanged" in card and "None of them" not in card
+    assert "Public images" in (again.release / "report.html").read_text()
+    verified = privimage("verify", again.release, "--store", again.folder)
+    assert verified.code == 0, verified.out
+
+
+def test_the_embedding_that_images_are_chosen_by_is_the_one_that_was_trained_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    tuned = opened(place, "finetune")
+    found = open_embedding(place.run().config, opened(place, "pretrain"), tuned)
+    assert torch.equal(found.means, watch.matched[-1][1])
+    generator, _ = open_generator(tuned, CPU)
+    assert isinstance(generator, Judged)
+    judge, network = generator.judge.state_dict(), found.critic.network.state_dict()
+    assert all(torch.equal(judge[name], network[name]) for name in judge) and not found.critic.network.training
+    assert found.features.size == found.means.shape[1] == 140
+
+
+def test_public_images_with_a_fine_tuning_that_kept_no_embedding_are_refused(
+    again: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="of an earlier version of privimage"):
+        patch.setattr("privimage.stages.mean_embedding.EMBEDDING", "missing.safetensors")
+        run_all(again.run("synthesize.public_images=true"), "synthesize")
+
+
+def test_the_switch_is_in_the_key_of_synthesis_only_where_it_is_on(made: Place) -> None:
+    fields = stage_named("synthesize").fields
+    assert "public_images" not in fields(made.run().config)["synthesize"]
+    assert fields(made.run("synthesize.public_images=true").config)["synthesize"]["public_images"] is True
+
+
+@pytest.mark.parametrize("override", ["generator=diffusion", "selection.strategy=none"])
+def test_public_images_where_nothing_chooses_from_them_are_refused(made: Place, override: str) -> None:
+    with pytest.raises(ConfigError, match="only merf with a selection chooses from public images; set it to false"):
+        made.run("synthesize.public_images=true", override)
 
 
 def test_sums_of_another_size_than_is_charged_are_refused_before_the_charge(
