@@ -181,7 +181,7 @@ _UNREAL = "None of them is a photograph, or otherwise real."
 _PUBLIC = (
     "{num} of them are images of the public set, unchanged (`synthesize.public_images`), under the class that the released numbers "
     "give them, which need not be what they show: the licence of the public set, and the rights of the people in it, hold for these. "
-    "None is of the sensitive set."
+    "None was taken from the sensitive set."
 )
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
 _EMBEDDED = (

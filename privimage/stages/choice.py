@@ -23,6 +23,8 @@ from privimage.stages.models import open_generator
 
 __all__ = ["choose", "chosen_images"]
 
+_AT_ONCE = 500  # images of a class that are chosen together: for more, the time would grow with the square
+
 
 def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
     """All images of stage `synthesize`, uint8 NCHW, classes in turn, and which of them are public ones, bool."""
@@ -74,12 +76,24 @@ def choose(
     for label in range(len(means)):
         own, others = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
         candidates = torch.cat([own, public[seen == label]])
-        rows = herd(_embedded(features, candidates), means[label], min(each, len(candidates))).cpu()
+        rows = _herded(features, candidates, means[label], each)
         rest = others[: each - len(rows)]
         images.append(torch.cat([candidates[rows], rest]))
         is_public.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)]))
         on_class(label + 1)
     return torch.stack(images, dim=1).flatten(0, 1), torch.stack(is_public, dim=1).flatten()
+
+
+def _herded(features: Features, candidates: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Numbers of at most so many candidates. A part of them after the other, so that time and memory grow no faster than the count."""
+    parts = -(-count // _AT_ONCE)
+    taken = [torch.empty(0, dtype=torch.int64)]
+    for part in range(parts):
+        rows = torch.arange(len(candidates))[part::parts]
+        wanted = len(range(part, count, parts))
+        vectors = _embedded(features, candidates[rows])
+        taken.append(rows[herd(vectors, mean, min(wanted, len(rows))).cpu()])
+    return torch.cat(taken)
 
 
 @torch.no_grad()

@@ -95,6 +95,19 @@ def test_public_images_are_told_from_painted_ones(
         assert rows_of(images[~is_public & (torch.arange(3 * EACH) % 3 == label)]) <= rows_of(painted[0][label::3])
 
 
+def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
+    painted: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privimage.stages.choice._AT_ONCE", 3)
+    for each in (EACH, 5 * EACH):  # the last: all that were painted, or public ones in their place
+        images, is_public = choose(painted, public, embedding, each)
+        assert len(rows_of(images)) == 3 * each and rows_of(images[is_public]) <= rows_of(public)
+        assert rows_of(images[~is_public]) <= rows_of(painted[0])
+        assert images.shape == (3 * each, 1, 8, 8) and is_public.any()
+        seen = seen_as(images[is_public])
+        assert torch.equal(seen, torch.arange(3 * each)[is_public] % 3)
+
+
 def test_without_public_images_all_are_painted(painted: tuple[Tensor, Tensor], embedding: Embedding) -> None:
     images, is_public = choose(painted, torch.empty(0, 1, 8, 8, dtype=torch.uint8), embedding, EACH)
     assert len(rows_of(images)) == 3 * EACH and rows_of(images) <= rows_of(painted[0]) and not is_public.any()
