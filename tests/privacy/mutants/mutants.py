@@ -841,6 +841,16 @@ _MERF = (
         ),
     )
     + _of(
+        "release/datasheet.py",
+        "stages/test_critic_run.py",
+        (
+            "Public images are released, and the datasheet says that no image is real",
+            " if facts.num_public else _UNREAL",
+            " if not facts.num_public else _UNREAL",
+            "test_public_images_are_released_on_request_alone_for_free_and_it_is_said[semantic]",
+        ),
+    )
+    + _of(
         "stages/critic.py",
         "stages/test_critic_run.py",
         (
