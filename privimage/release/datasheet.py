@@ -179,9 +179,9 @@ def _text(text: str) -> str:
 _SYNTHETIC = "{num} synthetic images of {classes} classes."
 _UNREAL = "None of them is a photograph, or otherwise real."
 _PUBLIC = (
-    "{num} of them are images of the public set, unchanged (`synthesize.public_images`), under the class that the released numbers "
-    "give them, which need not be what they show: the licence of the public set, and the rights of the people in it, hold for these. "
-    "None was taken from the sensitive set."
+    "{num} of them are images of the public set, unchanged (`synthesize.public_images`; their `image.path` is `public`), under the class "
+    "that the released numbers give them, which need not be what they show: the licence of the public set, and the rights of the people "
+    "in it, hold for these. None was taken from the sensitive set."
 )
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
 _EMBEDDED = (

@@ -17,6 +17,8 @@ from privimage.stages.models import open_generator
 
 __all__ = ["make_part", "run"]
 
+PUBLIC = "public"
+"""The `path` of public images among the synthetic ones; that of others is empty."""
 PART_IMAGES = 10_000
 """Images of one part: few minutes of work, so that little is lost and machines share out evenly."""
 
@@ -39,8 +41,8 @@ def _run_chosen(context: StageContext) -> Outcome:
     facts = context.inputs["finetune"].read_json("denoiser.json")
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     with TableWriter(context.folder, "images", facts["class_names"], image) as table:
-        for number, pixels in enumerate(images.numpy()):
-            table.add(pixels, number % len(facts["class_names"]))
+        for number, (pixels, public) in enumerate(zip(images.numpy(), is_public.tolist(), strict=True)):
+            table.add(pixels, number % len(facts["class_names"]), path=PUBLIC if public else None)
     _write_about(context, num_public=int(is_public.sum()))
     return Outcome(metrics={"num_images": len(images)})
 

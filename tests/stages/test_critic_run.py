@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -302,6 +303,9 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert (
         found == opened(again, "synthesize", "synthesize.public_images=true").read_json("synthesis.json")["num_public"]
     )
+    table = pq.read_table(again.release / "synthetic.parquet")["image"].to_pylist()
+    marked = [row["path"] == "public" for row in table]
+    assert marked == [image.tobytes() in examples for image in released(again)]
     card = (again.release / "README.md").read_text()
     assert f"{found} of them are images of the public set, unchanged" in card and "None of them" not in card
     assert "Public images" in (again.release / "report.html").read_text()
