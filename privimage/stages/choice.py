@@ -23,7 +23,7 @@ from privimage.stages.models import open_generator
 
 __all__ = ["choose", "chosen_images"]
 
-_AT_ONCE = 500  # images of a class that are chosen together: for more, the time would grow with the square
+_TOGETHER = 500  # images of a class that are chosen together: for more, the time would grow with the square
 
 
 def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
@@ -41,12 +41,7 @@ def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
     each = -(-num_images // painter.num_classes)
     seeds = torch.arange(config.merf.critic_attempts * each * painter.num_classes) + (config.synthesize.seed << 32)
     with context.progress.ticker("choose (classes)", painter.num_classes) as tick:
-
-        def on_class(number: int) -> None:
-            tick(number)
-            context.stop.check()
-
-        images, is_public = choose(draw(painter, facts, seeds), public, embedding, each, on_class=on_class)
+        images, is_public = choose(draw(painter, facts, seeds), public, embedding, each, on_class=tick)
     return images[:num_images], is_public[:num_images]
 
 
@@ -86,7 +81,7 @@ def choose(
 
 def _herded(features: Features, candidates: Tensor, mean: Tensor, count: int) -> Tensor:
     """Numbers of at most so many candidates. A part of them after the other, so that time and memory grow no faster than the count."""
-    parts = -(-count // _AT_ONCE)
+    parts = -(-count // _TOGETHER)
     taken = [torch.empty(0, dtype=torch.int64)]
     for part in range(parts):
         rows = torch.arange(len(candidates))[part::parts]

@@ -98,7 +98,7 @@ def test_public_images_are_told_from_painted_ones(
 def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
     painted: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("privimage.stages.choice._AT_ONCE", 3)
+    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
     for each in (EACH, 5 * EACH):  # the last: all that were painted, or public ones in their place
         images, is_public = choose(painted, public, embedding, each)
         assert len(rows_of(images)) == 3 * each and rows_of(images[is_public]) <= rows_of(public)
