@@ -23,6 +23,7 @@ __all__ = [
     "query_fields",
     "section",
     "selection_fields",
+    "synthesize_fields",
     "validate_fields",
     "warmup_fields",
 ]
