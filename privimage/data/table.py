@@ -62,6 +62,10 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+PUBLIC = "public"
+"""The `path` of a public image in a table of synthetic ones; that of a generated one is empty."""
+
+
 class TableWriter:
     """Writes a table into a folder, replacing an earlier one of the same prefix; its rows are numbered from `first_id`.
 

@@ -43,18 +43,20 @@ class StageCost:
     seconds: float | None
 
 
-def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int) -> Section:
+def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int, *, num_public: int = 0) -> Section:
     """The first synthetic images of each class; fewer of each where there are many classes.
 
     Args:
         synthetic: uint8 images, shape (images, 1 or 3, height, width), and class numbers, shape (images,).
+        num_public: how many of all images are public ones, unchanged.
     """
     columns = columns_that_fit(len(class_names), synthetic[0], per_class)
     rows = [_strip(synthetic, number, name, columns, "synthetic", name) for number, name in enumerate(class_names)]
     return Section(
         title="Synthetic images",
         kind="public",
-        intro="One row for each class; every image is generated.",
+        intro="One row for each class; "
+        + (f"{num_public:,} of all images are public ones, unchanged." if num_public else "every image is generated."),
         blocks=[Pictures(pictures=rows)],
     )
 

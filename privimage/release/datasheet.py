@@ -28,7 +28,7 @@ VERIFY = "privimage verify RELEASE_FOLDER"
 @dataclass(frozen=True, kw_only=True)
 class SyntheticFacts:
     """What there is to say of synthetic.parquet: images of each class, in the order of their numbers; sizes in bytes; and how
-    many of the images are public ones, unchanged."""
+    many of the images are public ones, unchanged (None: there can be none)."""
 
     class_names: Sequence[str]
     images_per_class: Sequence[int]
@@ -36,7 +36,7 @@ class SyntheticFacts:
     resolution: int
     parquet_bytes: int
     arrow_bytes: int
-    num_public: int = 0
+    num_public: int | None = None
 
     @property
     def num_images(self) -> int:
@@ -64,20 +64,26 @@ def render_datasheet(
     parts = [
         f"# {_text(certificate['name'])}",
         *([_text(description)] if description else []),
-        f"{_SYNTHETIC.format(num=f'{facts.num_images:,}', classes=len(facts.class_names))} "
-        f"{_PUBLIC.format(num=f'{facts.num_public:,}') if facts.num_public else _UNREAL}",
+        (_PUBLIC if facts.num_public else _SYNTHETIC).format(
+            num=f"{facts.num_images:,}", classes=len(facts.class_names), public=f"{facts.num_public or 0:,}"
+        ),
         "## Privacy",
         *_privacy(certificate),
         "## Content",
         *_content(facts),
         "## How it was made",
-        *_making(certificate),
+        *_making(certificate, chosen=facts.num_public is not None),
         "## What it is not",
         _LIMITS,
         "## How to verify",
         _VERIFICATION.format(command=VERIFY),
         "## Licence",
         f"`{licence}`" if licence else "The publisher has named none.",
+        *(
+            ["It does not hold for the public images among these: theirs is that of the public set."]
+            if facts.num_public
+            else []
+        ),
     ]
     return f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -157,11 +163,13 @@ def _content(facts: SyntheticFacts) -> list[str]:
     ]
 
 
-def _making(certificate: Mapping[str, Any]) -> list[str]:
+def _making(certificate: Mapping[str, Any], *, chosen: bool) -> list[str]:
+    """`chosen`: the images were chosen together, and public ones could be."""
     rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
     selection = certificate["selection"]
     method = f"merf-{selection}" if certificate["generator"] == "merf" else selection
-    told = " ".join([_METHODS[method], *([_WARMED_UP] if certificate.get("central_images") else [])])
+    closing = [_CHOSEN if chosen else _JUDGED] if certificate["generator"] == "merf" and selection != "none" else []
+    told = " ".join([_METHODS[method], *closing, *([_WARMED_UP] if certificate.get("central_images") else [])])
     return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
@@ -176,12 +184,12 @@ def _text(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", line)
 
 
-_SYNTHETIC = "{num} synthetic images of {classes} classes."
-_UNREAL = "None of them is a photograph, or otherwise real."
+_SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
 _PUBLIC = (
-    "{num} of them are images of the public set, unchanged (`synthesize.public_images`; their `image.path` is `public`), under the class "
-    "that the released numbers give them, which need not be what they show: the licence of the public set, and the rights of the people "
-    "in it, hold for these. None was taken from the sensitive set."
+    "{num} images of {classes} classes, of which {public} are images of the public set, unchanged (`synthesize.public_images`), and all "
+    "others synthetic. The `image.path` of public ones is `public` (in `datasets`, with `Image(decode=False)`). They stand under the "
+    "class that the released numbers give them, which need not be what they show: the licence of the public set, and the rights of the "
+    "people in it, hold for them. None was taken from the sensitive set; that no image is in both sets is an assumption."
 )
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
 _EMBEDDED = (
@@ -191,8 +199,12 @@ _EMBEDDED = (
 _CRITIC = (
     "a classifier learns from the selection to tell the classes apart; random features of the sensitive images, and of what it sees in "
     "them, are added up for each class, with noise, once; a generator that sees no image is trained to draw images whose features have "
-    "these means. Then another classifier learns from the selection and from what was drawn, and the same is done with what it sees. "
-    "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
+    "these means. Then another classifier learns from the selection and from what was drawn, and the same is done with what it sees."
+)
+_JUDGED = "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
+_CHOSEN = (
+    "Of drawn images, and of public ones of the selection, that this one sees as of a class, those are released whose features together "
+    "come nearest to these means."
 )
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from privimage.data.table import PUBLIC
 from privimage.errors import DataError, InputError
 
 __all__ = ["FORMATS", "export_images", "folder_names"]
@@ -30,6 +31,7 @@ class _Sample:
     key: str
     label: int
     png: bytes
+    public: bool
 
 
 def export_images(files: Mapping[str, bytes], layout: str, to: Path) -> int:
@@ -124,9 +126,12 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _explain(files: Mapping[str, bytes], class_names: Sequence[str], folder: Path) -> None:
-    """What the images do not say: the promise that they come with, and what the classes are called."""
+    """What the images do not say: the promise that they come with, what the classes are called, and which of them, if any, are
+    public ones and not synthetic."""
     (folder / "certificate.json").write_bytes(files["certificate.json"])
     (folder / "class_names.json").write_text(json.dumps(list(class_names), indent=1))
+    if public := [sample.key for sample in _samples(files["synthetic.parquet"], len(class_names)) if sample.public]:
+        (folder / "public_images.json").write_text(json.dumps(public, indent=1))
 
 
 def _facts(table: bytes) -> tuple[list[str], int]:
@@ -147,4 +152,9 @@ def _samples(table: bytes, num_classes: int) -> Iterator[_Sample]:
             for row in batch.to_pylist():
                 if not 0 <= row["label"] < num_classes:
                     raise DataError(f"Image {row['id']} has label {row['label']}, but there are {num_classes} classes.")
-                yield _Sample(key=f"{row['id']:0{digits}}", label=row["label"], png=row["image"]["bytes"])
+                yield _Sample(
+                    key=f"{row['id']:0{digits}}",
+                    label=row["label"],
+                    png=row["image"]["bytes"],
+                    public=row["image"]["path"] == PUBLIC,
+                )

@@ -23,6 +23,7 @@ from privimage.stages.models import open_generator
 
 __all__ = ["choose", "chosen_images"]
 
+_COMPARED = 20_000  # candidates whose features are held
 _TOGETHER = 500  # images of a class that are chosen together: for more, the time would grow with the square
 
 
@@ -73,15 +74,18 @@ def choose(
         candidates = torch.cat([own, public[seen == label]])
         rows = _herded(features, candidates, means[label], each)
         rest = others[: each - len(rows)]
-        images.append(torch.cat([candidates[rows], rest]))
-        is_public.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)]))
+        # The order in which images were taken says how well they fit: the first ones would be a favourable sample.
+        mixed = torch.randperm(each, generator=torch.Generator().manual_seed(label))
+        images.append(torch.cat([candidates[rows], rest])[mixed])
+        is_public.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)])[mixed])
         on_class(label + 1)
     return torch.stack(images, dim=1).flatten(0, 1), torch.stack(is_public, dim=1).flatten()
 
 
 def _herded(features: Features, candidates: Tensor, mean: Tensor, count: int) -> Tensor:
-    """Numbers of at most so many candidates. A part of them after the other, so that time and memory grow no faster than the count."""
-    parts = -(-count // _TOGETHER)
+    """Numbers of at most so many candidates. A part of them after the other, so that the time grows no faster than their number,
+    and memory does not grow with it."""
+    parts = min(count, max(-(-count // _TOGETHER), -(-len(candidates) // _COMPARED)))
     taken = [torch.empty(0, dtype=torch.int64)]
     for part in range(parts):
         rows = torch.arange(len(candidates))[part::parts]

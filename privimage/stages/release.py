@@ -62,7 +62,7 @@ def run(context: StageContext) -> Outcome:
         resolution=images.shape[2],
         parquet_bytes=len(written["synthetic.parquet"]),
         arrow_bytes=table.nbytes,
-        num_public=inputs["synthesize"].read_json("synthesis.json").get("num_public", 0),
+        num_public=inputs["synthesize"].read_json("synthesis.json").get("num_public"),
     )
     config = context.config
     extractor = classifier_extractor(context, choose_device(config.performance.device))

@@ -72,7 +72,9 @@ def tell(
             for agreement in alignment[:1]
         ],
         sections=[
-            contents.samples((images, labels), class_names, GRID_IMAGES),
+            contents.samples(
+                (images, labels), class_names, GRID_IMAGES, num_public=_num_public(inputs["synthesize"]) or 0
+            ),
             *([contents.figures(alignment, "Semantic alignment"), _query(inputs)] if alignment else []),
             contents.figures(public),
             _curves(inputs),
@@ -268,9 +270,15 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
 
 def _public_images(synthesize: Artifact, num_images: int) -> list[Figure]:
     """How many of the released images are public ones, if they may be."""
-    number = synthesize.read_json("synthesis.json").get("num_public")
+    number = _num_public(synthesize)
     told = f"of {num_images:,}, unchanged, chosen together with painted ones so that their features have the released means"
     return [] if number is None else [Figure(name="Public images", value=f"{number:,}", note=told, kind="public")]
+
+
+def _num_public(synthesize: Artifact) -> int | None:
+    """None: there can be none."""
+    number: int | None = synthesize.read_json("synthesis.json").get("num_public")
+    return number
 
 
 def _validation(validate: Artifact) -> list[Figure]:

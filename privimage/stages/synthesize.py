@@ -8,7 +8,7 @@ from contextlib import closing
 import torch
 
 from privimage.config import ImageConfig
-from privimage.data.table import TableWriter
+from privimage.data.table import PUBLIC, TableWriter
 from privimage.device import choose_devices, rows_without_gradients
 from privimage.generators.shards import num_batches, sample_in_order
 from privimage.pipeline import Outcome, PartContext, StageContext
@@ -17,14 +17,12 @@ from privimage.stages.models import open_generator
 
 __all__ = ["make_part", "run"]
 
-PUBLIC = "public"
-"""The `path` of public images among the synthetic ones; that of others is empty."""
 PART_IMAGES = 10_000
 """Images of one part: few minutes of work, so that little is lost and machines share out evenly."""
 
 
 def run(context: StageContext) -> Outcome:
-    """Writes images-*.parquet: synthetic images, classes in turn, one seed an image; and synthesis.json."""
+    """Writes images-*.parquet: synthetic images, classes in turn, one seed an image if none may be public; and synthesis.json."""
     if context.config.synthesize.public_images:
         return _run_chosen(context)
     num_images = context.config.synthesize.num_images

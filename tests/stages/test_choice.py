@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 
 import pytest
@@ -82,7 +83,7 @@ def test_what_is_chosen_is_of_its_class_unless_there_is_too_little(
 ) -> None:
     assert torch.equal(seen_as(chosen[0]).view(EACH, 3)[:, :2], torch.tensor([0, 1]).expand(EACH, 2))
     # Of the last class the judge sees nothing: what was painted for it is taken as it comes.
-    assert torch.equal(chosen[0][2::3], painted[0][painted[1] == 2][:EACH])
+    assert rows_of(chosen[0][2::3]) == rows_of(painted[0][painted[1] == 2][:EACH])
 
 
 def test_public_images_are_told_from_painted_ones(
@@ -98,8 +99,11 @@ def test_public_images_are_told_from_painted_ones(
 def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
     painted: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
-    for each in (EACH, 5 * EACH):  # the last: all that were painted, or public ones in their place
+    for setting, each in itertools.product(
+        ("_TOGETHER", "_COMPARED"), (EACH, 5 * EACH)
+    ):  # the last: all that were painted
+        monkeypatch.undo()
+        monkeypatch.setattr(f"privimage.stages.choice.{setting}", 3)
         images, is_public = choose(painted, public, embedding, each)
         assert len(rows_of(images)) == 3 * each and rows_of(images[is_public]) <= rows_of(public)
         assert rows_of(images[~is_public]) <= rows_of(painted[0])

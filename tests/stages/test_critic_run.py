@@ -284,6 +284,15 @@ def opened(place: Place, stage: str, *overrides: str) -> Artifact:
     return open_ref(run.store, run_all(run, stage)[stage].ref)
 
 
+def export_to_folder(place: Place, privimage: Callable[..., Answer]) -> set[str]:
+    """Names of the images that an export says are public."""
+    to = place.folder.parent / "exported"
+    shutil.rmtree(to, ignore_errors=True)
+    assert privimage("export", place.release, "--format", "folder", "--to", to).code == 0
+    listed = to / "public_images.json"
+    return set(json.loads(listed.read_text())) if listed.exists() else set()
+
+
 def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     again: Place, privimage: Callable[..., Answer]
 ) -> None:
@@ -293,7 +302,8 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
         return sum(image.tobytes() in examples for image in released(again))
 
     assert num_public() == 0 and "None of them is a photograph" in (again.release / "README.md").read_text()
-    assert "Public images" not in (again.release / "report.html").read_text()
+    assert "every image is generated" in (again.release / "report.html").read_text()
+    assert export_to_folder(again, privimage) == set()
     before, drawn = again.kinds, released(again)
     shutil.rmtree(again.release)
     run_all(again.run("synthesize.public_images=true"))
@@ -307,8 +317,12 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     marked = [row["path"] == "public" for row in table]
     assert marked == [image.tobytes() in examples for image in released(again)]
     card = (again.release / "README.md").read_text()
-    assert f"{found} of them are images of the public set, unchanged" in card and "None of them" not in card
-    assert "Public images" in (again.release / "report.html").read_text()
+    assert f"of which {found} are images of the public set, unchanged" in card and "None of them is" not in card
+    assert "are released whose features together come nearest" in card and "may be drawn again" not in card
+    assert "It does not hold for the public images" in card
+    report = (again.release / "report.html").read_text()
+    assert f"{found:,} of all images are public ones, unchanged" in report and "every image is generated" not in report
+    assert export_to_folder(again, privimage) == {f"{row:06d}" for row, public in enumerate(marked) if public}
     verified = privimage("verify", again.release, "--store", again.folder)
     assert verified.code == 0, verified.out
 

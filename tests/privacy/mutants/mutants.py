@@ -845,8 +845,18 @@ _MERF = (
         "stages/test_critic_run.py",
         (
             "Public images are released, and the datasheet says that no image is real",
-            " if facts.num_public else _UNREAL",
-            " if not facts.num_public else _UNREAL",
+            "(_PUBLIC if facts.num_public else _SYNTHETIC)",
+            "(_SYNTHETIC if facts.num_public else _SYNTHETIC)",
+            "test_public_images_are_released_on_request_alone_for_free_and_it_is_said[semantic]",
+        ),
+    )
+    + _of(
+        "release/contents.py",
+        "stages/test_critic_run.py",
+        (
+            "Public images are released, and the report says that every image is generated",
+            'unchanged." if num_public else "every image',
+            'unchanged." if False else "every image',
             "test_public_images_are_released_on_request_alone_for_free_and_it_is_said[semantic]",
         ),
     )
