@@ -19,6 +19,7 @@ from privimage.pipeline import stages_of
 from privimage.plan import look_up
 from privimage.release.export import release_name
 from privimage.runner import Run
+from privimage.store.artifacts import Artifact
 
 __all__ = ["OWN", "Row", "empty_row", "plots", "row_of", "table"]
 
@@ -31,7 +32,10 @@ Status = Literal["done", "not run", "skipped", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run. `accuracy` and `fidelity` (extractor -> measure -> value) compare with sensitive test images."""
+    """One run. `accuracy` and `fidelity` (extractor -> measure -> value) compare with sensitive test images.
+
+    `public_share`: of the released images, those that are public ones, unchanged; None where there can be none.
+    """
 
     dataset: str
     method: str
@@ -45,6 +49,7 @@ class Row:
     seconds: Mapping[str, float] | None = None
     epsilon_spent: float | None = None
     num_parameters: int | None = None
+    public_share: float | None = None
     release: str | None = None
 
     @property
@@ -81,8 +86,14 @@ def row_of(cell: Cell, run: Run, status: Status = "not run", why: str = "") -> R
         seconds={name: float(str(artifact.manifest.provenance["seconds"])) for name, artifact in there.items()},
         epsilon_spent=there["release"].read_json("certificate.json")["epsilon_computed"],
         num_parameters=int(str(there["pretrain"].manifest.metrics["num_parameters"])),
+        public_share=_public_share(there["synthesize"], run.config.synthesize.num_images),
         release=release_name(run.config.name, there["release"]),
     )
+
+
+def _public_share(synthesize: Artifact, num_images: int) -> float | None:
+    number: int | None = synthesize.read_json("synthesis.json").get("num_public")
+    return None if number is None else number / num_images
 
 
 def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], str]) -> str:
@@ -94,7 +105,8 @@ def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], 
     extractors = sorted({extractor for row in rows for extractor in row.fidelity or {}})
     head = ["data set", "epsilon", "method", "runs", "accuracy"]
     head += [f"{name} ({extractor})" for extractor in extractors for name in MEASURES]
-    head += ["minutes", "epsilon spent", "certificates"]
+    some_public = any(row.public_share is not None for row in rows)
+    head += ["public images"] * some_public + ["minutes", "epsilon spent", "certificates"]
     lines = [f"# {suite.name}", "", f"**{notice}**", "", *([suite.description, ""] if suite.description else [])]
     lines += [_line(head), _line(["---"] * len(head))]
     for group in _groups(rows):
@@ -106,6 +118,8 @@ def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], 
             for extractor in extractors
             for name in MEASURES
         ]
+        if some_public:
+            cells.append(_spread([row.public_share for row in done], 100, "%"))
         cells.append(f"{mean(row.own_seconds for row in done) / 60:.1f}" if done else "–")
         cells.append(f"{max(row.epsilon_spent or 0 for row in done):.4g}" if done else "–")
         cells.append(", ".join(f"[{row.seed}]({link(row)})" for row in done) or "–")
@@ -115,6 +129,8 @@ def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], 
         "± is the standard deviation over seeds. Accuracy: of the classifier that was chosen by synthetic images, on test ",
     ]
     lines[-1] += f"images. Minutes: of {', '.join(OWN)}, mean of the runs; one that was interrupted shows too little. "
+    if some_public:
+        lines[-1] += "Public images: share of the released ones that are public ones, unchanged. "
     lines[-1] += "`privimage verify CERTIFICATE` checks a certificate."
     missing = [row for row in rows if row.status != "done"]
     if missing:

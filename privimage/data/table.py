@@ -36,6 +36,7 @@ __all__ = [
     "encode_png",
     "iterate_images",
     "read_images",
+    "read_is_public",
 ]
 
 ROW_GROUP_ROWS = 1000
@@ -195,6 +196,16 @@ def read_images(
         encoded = table.column("image").combine_chunks().field("bytes").take(pa.array(local))
         images[places] = _decode_all(encoded.to_pylist(), images.shape[1:])
     return images, labels
+
+
+def read_is_public(files: Sequence[Path]) -> NDArray[np.bool_]:
+    """Which rows of a table of released images are public ones, unchanged: bool (N,)."""
+    found = []
+    for file in files:
+        with _open_table(file) as parquet:
+            paths = parquet.read(columns=["image.path"])["image"].combine_chunks().field("path")
+        found.append(paths.fill_null("").to_numpy(zero_copy_only=False) == PUBLIC)
+    return np.concatenate(found)
 
 
 def iterate_images(

@@ -16,6 +16,7 @@ from privimage.release.pictures import bar_svg, columns_that_fit, curve_svg, hea
 __all__ = [
     "StageCost",
     "accounting",
+    "by_origin",
     "confusion",
     "costs",
     "curves",
@@ -43,20 +44,33 @@ class StageCost:
     seconds: float | None
 
 
-def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int, *, num_public: int = 0) -> Section:
-    """The first synthetic images of each class; fewer of each where there are many classes.
+def by_origin(
+    labels: np.ndarray, class_names: Sequence[str], is_public: np.ndarray
+) -> tuple[np.ndarray, Sequence[str]]:
+    """Row numbers, (images,), and row names of a grid that keeps public images apart: two rows a class, if there are any."""
+    if not is_public.any():
+        return labels, class_names
+    return 2 * labels + is_public, [row for name in class_names for row in (name, f"{name}, public")]
+
+
+def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int, *, is_public: np.ndarray) -> Section:
+    """The first synthetic images of each class, and, if there are any, public ones below them; fewer where there are many rows.
 
     Args:
         synthetic: uint8 images, shape (images, 1 or 3, height, width), and class numbers, shape (images,).
-        num_public: how many of all images are public ones, unchanged.
+        is_public: which of them are public ones, unchanged, bool (images,).
     """
-    columns = columns_that_fit(len(class_names), synthetic[0], per_class)
-    rows = [_strip(synthetic, number, name, columns, "synthetic", name) for number, name in enumerate(class_names)]
+    images, labels = synthetic
+    numbers, names = by_origin(labels, class_names, is_public)
+    columns = columns_that_fit(len(names), images, per_class)
+    rows = [_strip((images, numbers), number, name, columns, "released", name) for number, name in enumerate(names)]
+    some = is_public.any()
     return Section(
-        title="Synthetic images",
+        title="Released images" if some else "Synthetic images",
         kind="public",
-        intro="One row for each class; "
-        + (f"{num_public:,} of all images are public ones, unchanged." if num_public else "every image is generated."),
+        intro=f"{is_public.sum():,} of all images are public ones, unchanged: those in rows that say so; the others are generated."
+        if some
+        else "One row for each class; every image is generated.",
         blocks=[Pictures(pictures=rows)],
     )
 

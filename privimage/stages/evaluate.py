@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from privimage.data.table import read_images
+from privimage.data.table import read_images, read_is_public
 from privimage.device import choose_device
 from privimage.errors import DataError, Uncharged
 from privimage.evaluation.comparable import check_comparable
@@ -97,8 +98,12 @@ def run(context: StageContext) -> Outcome:
     }
     (context.folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     told = tell(context.inputs, images, labels, extractors[0], features_by[extractors[0].name])
+    # Public images are of no class here: real ones are compared with what was generated.
+    generated = np.where(read_is_public(context.inputs["synthesize"].files("images-")), -1, labels)
     sections = [
-        contents.real_beside_synthetic((images, labels), (private_images, private_labels), facts.class_names, IMAGES),
+        contents.real_beside_synthetic(
+            (images, generated), (private_images, private_labels), facts.class_names, IMAGES
+        ),
         contents.figures(utility.figures, "Utility"),
         contents.figures(_figures(fidelity, absent), "Fidelity"),
         contents.confusion(utility.confusion, facts.class_names),

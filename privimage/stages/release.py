@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from privimage.data.table import read_images
+from privimage.data.table import read_images, read_is_public
 from privimage.device import choose_device
 from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext, stage_named
@@ -43,7 +43,8 @@ def run(context: StageContext) -> Outcome:
     class_names = facts.class_names
     files = inputs["synthesize"].files("images-")
     images, labels = read_images(files)
-    grid = sample_grid(images, labels, class_names, per_class=GRID_IMAGES)
+    rows, row_names = contents.by_origin(labels, class_names, read_is_public(files))
+    grid = sample_grid(images, rows, row_names, per_class=GRID_IMAGES)
     (context.folder / "samples.png").write_bytes(grid)
     table = pa.concat_tables([pq.read_table(file) for file in files])
     pq.write_table(table, context.folder / "synthetic.parquet")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from privimage.data.table import read_images
+from privimage.data.table import read_images, read_is_public
 from privimage.device import rows_without_gradients
 from privimage.evaluation.estimate import LEVEL
 from privimage.evaluation.features import FeatureExtractor, network_extractor
@@ -59,10 +59,11 @@ def tell(
     """The sections of a run that may leave, in reading order.
 
     Args:
-        images: synthetic ones, with their class numbers.
+        images: the released ones, all of `synthesize`, with their class numbers.
         extractor: the public classifier, and the features of the images by it.
     """
     class_names = inputs["pretrain"].read_json("denoiser.json")["class_names"]
+    is_public = read_is_public(inputs["synthesize"].files("images-"))
     alignment = _alignment(inputs, extractor, features, labels) if "query" in inputs else []
     validated = _validation(inputs["validate"]) if "validate" in inputs else []
     public = [*validated, *_score(extractor, features), *_facts(inputs, len(images))]
@@ -72,9 +73,7 @@ def tell(
             for agreement in alignment[:1]
         ],
         sections=[
-            contents.samples(
-                (images, labels), class_names, GRID_IMAGES, num_public=_num_public(inputs["synthesize"]) or 0
-            ),
+            contents.samples((images, labels), class_names, GRID_IMAGES, is_public=is_public),
             *([contents.figures(alignment, "Semantic alignment"), _query(inputs)] if alignment else []),
             contents.figures(public),
             _curves(inputs),

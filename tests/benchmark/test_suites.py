@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from privimage.benchmark.results import empty_row, table
 from privimage.benchmark.running import prepare, results_folder, run_of, run_suite
 from privimage.benchmark.suite import METHODS, Cell, Suite, cells_of, load_suite, parse_suite, restricted
 from privimage.config import ParquetSource
@@ -115,6 +117,18 @@ def test_the_table_has_mean_and_deviation_over_seeds_and_plots_beside_it(finishe
         assert (place / name).read_bytes().startswith(b"\x89PNG")
     rows = json.loads((place / "table.json").read_text())["rows"]
     assert all(0 <= row["accuracy"] <= 1 and row["seconds"]["finetune"] > 0 for row in rows)
+
+
+def test_the_table_says_which_share_of_the_images_is_public(portraits: Path) -> None:
+    """Whoever compares accuracies sees what was released to get them; where nothing can be public there is no column."""
+    suite = parse_suite(suite_data(portraits))
+    rows = [replace(empty_row(cell, "done"), epsilon_spent=1.0) for cell in cells_of(suite)]
+    assert "public images" not in table(suite, rows, INTERNAL, lambda row: "")
+    rows = [replace(row, public_share=0.25 + row.seed / 2) if row.method == "privimage" else row for row in rows]
+    lines = table(suite, rows, INTERNAL, lambda row: "").splitlines()
+    column = next(line for line in lines if line.startswith("| data set")).split(" | ").index("public images")
+    shares = {line.split(" | ")[2]: line.split(" | ")[column] for line in lines if line.startswith("| portraits")}
+    assert shares == {"dpdm": "–", "privimage": "50.0 ± 35.4 %"}
 
 
 def test_seeds_differ_in_public_training_and_in_private_draws(portraits: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from privimage.errors import DataError, PrivacyRefused, Uncharged
 from privimage.release import contents, report
@@ -41,7 +43,7 @@ def everything(name: str, counts: tuple[tuple[int, ...], ...] = ((8, 2), (1, 9))
     plot = bar_svg([name, name], [3, -1], name, chosen={0})
     figure = Figure(name=name, value=name, note=name, kind="public")
     return [
-        contents.samples((IMAGES, LABELS), (name, name), 2),
+        contents.samples((IMAGES, LABELS), (name, name), 2, is_public=LABELS > 9),
         Section(
             title=name,
             kind="charged",
@@ -210,9 +212,24 @@ def test_the_confusion_matrix_shows_its_counts_and_many_classes_without_them() -
 
 
 def test_a_class_without_images_is_named_and_has_no_picture() -> None:
-    document = render_report(replace(DATA, sections=(contents.samples((IMAGES, LABELS * 0), ("zero", "one"), 2),)))
+    shown = contents.samples((IMAGES, LABELS * 0), ("zero", "one"), 2, is_public=LABELS > 9)
+    document = render_report(replace(DATA, sections=(shown,)))
     assert document.count("<img ") == 1
     assert "one: none" in document
+
+
+def test_public_images_have_rows_of_their_own() -> None:
+    """They are never shown as if they were generated."""
+    few, kinds = np.stack([np.full((1, 8, 8), grey, dtype=np.uint8) for grey in (10, 20, 30)]), np.array([0, 0, 1])
+    shown = contents.samples((few, kinds), ("cat", "dog"), 2, is_public=np.array([False, True, False]))
+    assert shown.title == "Released images" and "1 of all images are public ones" in shown.intro
+    (block,) = shown.blocks
+    assert isinstance(block, Pictures)
+    colours = {
+        row.caption: row.png and set(np.asarray(Image.open(io.BytesIO(row.png)).convert("L")).flat)
+        for row in block.pictures
+    }
+    assert colours == {"cat": {10}, "cat, public": {20}, "dog": {30}, "dog, public: none": None}
 
 
 def test_an_internal_report_carries_its_banner_at_both_ends_and_a_release_none() -> None:

@@ -15,6 +15,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from privimage.benchmark.results import row_of
+from privimage.benchmark.suite import Cell
 from privimage.config import MerfConfig
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
@@ -313,6 +315,9 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert (
         found == opened(again, "synthesize", "synthesize.public_images=true").read_json("synthesis.json")["num_public"]
     )
+    run = again.run("synthesize.public_images=true")
+    cell = Cell(dataset="", method="", epsilon=1, seed=0, config=run.config, draws={})
+    assert row_of(cell, run).public_share == found / 40
     table = pq.read_table(again.release / "synthetic.parquet")["image"].to_pylist()
     marked = [row["path"] == "public" for row in table]
     assert marked == [image.tobytes() in examples for image in released(again)]

@@ -855,8 +855,8 @@ _MERF = (
         "stages/test_critic_run.py",
         (
             "Public images are released, and the report says that every image is generated",
-            'unchanged." if num_public else "every image',
-            'unchanged." if False else "every image',
+            "    some = is_public.any()",
+            "    some = False",
             "test_public_images_are_released_on_request_alone_for_free_and_it_is_said[semantic]",
         ),
     )
