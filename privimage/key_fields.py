@@ -115,8 +115,10 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
 
 
 def synthesize_fields(config: RunConfig) -> dict[str, Any]:
-    unsaid = set() if config.synthesize.public_images else {"public_images"}  # as before there was that setting
-    return {"synthesize": config.synthesize.model_dump(mode="json", exclude=unsaid)}
+    if not config.synthesize.public_images:  # as before there was that setting
+        return {"synthesize": config.synthesize.model_dump(mode="json", exclude={"public_images"})}
+    # At first public images were also released under classes that their category was not selected for.
+    return {"synthesize": config.synthesize.model_dump(mode="json"), "public_images": "of the class selected for"}
 
 
 def finetune_fields(config: RunConfig) -> dict[str, Any]:

@@ -188,7 +188,7 @@ _SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a pho
 _PUBLIC = (
     "{num} images of {classes} classes, of which {public} are images of the public set, unchanged (`synthesize.public_images`), and all "
     "others synthetic. The `image.path` of public ones is `public` (in `datasets`, with `Image(decode=False)`). They stand under the "
-    "class that the released numbers give them, which need not be what they show: the licence of the public set, and the rights of the "
+    "class for which their category was selected, which need not be what they show: the licence of the public set, and the rights of the "
     "people in it, hold for them. None was taken from the sensitive set; that no image is in both sets is an assumption."
 )
 _TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
@@ -203,8 +203,8 @@ _CRITIC = (
 )
 _JUDGED = "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
 _CHOSEN = (
-    "Of drawn images, and of public ones of the selection, that this one sees as of a class, those are released whose features together "
-    "come nearest to these means."
+    "Of images that were drawn for a class, and of public ones that were selected for it, in which this one sees it, too, those are "
+    "released whose features together come nearest to these means."
 )
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "

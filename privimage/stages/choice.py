@@ -37,7 +37,7 @@ def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
     painter = generator.source if isinstance(generator, Judged) else generator
     if not isinstance(painter, Merf):
         raise TypeError(f"Public images are chosen beside those of a Merf, and {type(painter).__name__} is none.")
-    public, _ = open_examples(pretrained)
+    public = open_examples(pretrained)
     num_images = config.synthesize.num_images
     each = -(-num_images // painter.num_classes)
     seeds = torch.arange(config.merf.critic_attempts * each * painter.num_classes) + (config.synthesize.seed << 32)
@@ -48,7 +48,7 @@ def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
 
 def choose(
     painted: tuple[Tensor, Tensor],
-    public: Tensor,
+    public: tuple[Tensor, Tensor],
     embedding: Embedding,
     each: int,
     *,
@@ -56,22 +56,22 @@ def choose(
 ) -> tuple[Tensor, Tensor]:
     """`each` images of each class, uint8 NCHW, classes in turn; and which of them are public ones.
 
-    Candidates of a class are images that were painted for it and that the second critic gives to it, and public ones that the critic
-    gives to it. Where these are too few, painted ones of which it says otherwise go behind them.
+    Candidates of a class are images that were painted for it, and public ones whose category was selected for it, where the second
+    critic sees it in them, too. Where these are too few, painted ones of which it says otherwise go behind them.
 
     Args:
         painted: images, uint8 NCHW, and their classes; `each` of each class at least.
-        public: uint8 NCHW.
+        public: images, uint8 NCHW, and the classes for which their categories were selected.
         on_class: called with the number of classes that are done.
     """
     features, judge, means = embedding.features, embedding.critic.network, embedding.means
-    drawn, labels = painted
+    (drawn, labels), (selected, of_class) = painted, public
     agreed = _judged(judge, drawn, features.device) == labels
-    seen = _judged(judge, public, features.device)
+    seen = _judged(judge, selected, features.device) == of_class
     images, is_public = [], []
     for label in range(len(means)):
         own, others = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
-        candidates = torch.cat([own, public[seen == label]])
+        candidates = torch.cat([own, selected[(of_class == label) & seen]])
         rows = _herded(features, candidates, means[label], each)
         rest = others[: each - len(rows)]
         # The order in which images were taken says how well they fit: the first ones would be a favourable sample.

@@ -41,31 +41,39 @@ def features() -> RandomFeatures:
 
 
 @pytest.fixture(scope="module")
-def public() -> Tensor:
-    return torch.randint(0, 256, (50, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+def public() -> tuple[Tensor, Tensor]:
+    """Every fifth was selected for a class in which the judge does not see it."""
+    images = torch.randint(0, 256, (50, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return images, torch.where(torch.arange(50) % 5 == 0, 1 - seen_as(images), seen_as(images))
 
 
 @pytest.fixture(scope="module")
-def embedding(features: RandomFeatures, public: Tensor, painted: tuple[Tensor, Tensor]) -> Embedding:
+def embedding(features: RandomFeatures, public: tuple[Tensor, Tensor], painted: tuple[Tensor, Tensor]) -> Embedding:
     """Half-way between the public images and the painted ones of each class, so that both are needed."""
-    seen, of_painted = seen_as(public), seen_as(painted[0])
+    images, seen, of_painted = public[0], seen_as(public[0]), seen_as(painted[0])
 
     def mean(images: Tensor) -> Tensor:
         return features(from_pixels(images)).mean(0)
 
-    rows = [(mean(public[seen == label]) + mean(painted[0][of_painted == label])) / 2 for label in (0, 1)]
+    rows = [(mean(images[seen == label]) + mean(painted[0][of_painted == label])) / 2 for label in (0, 1)]
     nothing = Scaling(mean=torch.zeros(0), deviation=torch.zeros(0))
     critic = Critic(network=cast(Any, Bright()), scaling=nothing, lengthscale=1.0)
     return Embedding(means=torch.stack([*rows, rows[0]]), features=features, critic=critic)
 
 
 @pytest.fixture(scope="module")
-def chosen(painted: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding) -> tuple[Tensor, Tensor]:
+def chosen(
+    painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
+) -> tuple[Tensor, Tensor]:
     return choose(painted, public, embedding, EACH)
 
 
 def seen_as(images: Tensor) -> Tensor:
     return Bright()(from_pixels(images)).argmax(1)
+
+
+def none() -> tuple[Tensor, Tensor]:
+    return torch.empty(0, 1, 8, 8, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
 def rows_of(images: Tensor) -> set[bytes]:
@@ -87,17 +95,19 @@ def test_what_is_chosen_is_of_its_class_unless_there_is_too_little(
 
 
 def test_public_images_are_told_from_painted_ones(
-    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], public: Tensor
+    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor]
 ) -> None:
     images, is_public = chosen
     assert 0 < is_public.sum() < 2 * EACH and not is_public[2::3].any()
-    assert rows_of(images[is_public]) <= rows_of(public)
     for label in range(3):
+        # Selected for this class, and seen in it: neither alone is enough.
+        fitting = public[0][(public[1] == label) & (seen_as(public[0]) == label)]
+        assert rows_of(images[label::3][is_public[label::3]]) <= rows_of(fitting)
         assert rows_of(images[~is_public & (torch.arange(3 * EACH) % 3 == label)]) <= rows_of(painted[0][label::3])
 
 
 def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
-    painted: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
+    painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for setting, each in itertools.product(
         ("_TOGETHER", "_COMPARED"), (EACH, 5 * EACH)
@@ -105,7 +115,7 @@ def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
         monkeypatch.undo()
         monkeypatch.setattr(f"privimage.stages.choice.{setting}", 3)
         images, is_public = choose(painted, public, embedding, each)
-        assert len(rows_of(images)) == 3 * each and rows_of(images[is_public]) <= rows_of(public)
+        assert len(rows_of(images)) == 3 * each and rows_of(images[is_public]) <= rows_of(public[0])
         assert rows_of(images[~is_public]) <= rows_of(painted[0])
         assert images.shape == (3 * each, 1, 8, 8) and is_public.any()
         seen = seen_as(images[is_public])
@@ -113,20 +123,20 @@ def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
 
 
 def test_without_public_images_all_are_painted(painted: tuple[Tensor, Tensor], embedding: Embedding) -> None:
-    images, is_public = choose(painted, torch.empty(0, 1, 8, 8, dtype=torch.uint8), embedding, EACH)
+    images, is_public = choose(painted, none(), embedding, EACH)
     assert len(rows_of(images)) == 3 * EACH and rows_of(images) <= rows_of(painted[0]) and not is_public.any()
 
 
 def test_the_choice_is_nearer_to_the_released_means_than_either_kind_alone(
-    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], public: Tensor, embedding: Embedding
+    painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
 ) -> None:
     def distance(images: Tensor, label: int) -> float:
         return float((embedding.features(from_pixels(images)).mean(0) - embedding.means[label]).norm())
 
     drawn, labels = painted
-    alone, _ = choose(painted, public[:0], embedding, EACH)
+    alone, _ = choose(painted, none(), embedding, EACH)
     for label in (0, 1):
         found = distance(chosen[0][label::3], label)
         assert found < distance(alone[label::3], label)
         assert found < distance(drawn[(labels == label) & (seen_as(drawn) == label)][:EACH], label)
-        assert found < distance(public[seen_as(public) == label][:EACH], label)
+        assert found < distance(public[0][seen_as(public[0]) == label][:EACH], label)

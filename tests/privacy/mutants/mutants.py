@@ -861,6 +861,16 @@ _MERF = (
         ),
     )
     + _of(
+        "stages/choice.py",
+        "stages/test_choice.py",
+        (
+            "Public images are released under classes that they were not selected for",
+            "    seen = _judged(judge, selected, features.device) == of_class",
+            "    of_class = _judged(judge, selected, features.device)\n    seen = of_class >= 0",
+            "test_public_images_are_told_from_painted_ones",
+        ),
+    )
+    + _of(
         "stages/critic.py",
         "stages/test_critic_run.py",
         (
