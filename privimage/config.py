@@ -196,6 +196,15 @@ class RunConfig(Section):
         sections = {"diffusion": self.denoiser, "gan": self.gan, "merf": self.merf}
         return sections[self.generator]
 
+    @property
+    def public_images(self) -> Literal["none", "mixed", "unchanged"]:
+        """What comes of public images in sampling, where the configuration says nothing of it, too."""
+        return self.synthesize.public_images or ("mixed" if self._chooses else "none")
+
+    @property
+    def _chooses(self) -> bool:
+        return self.generator == "merf" and self.selection.strategy != "none"
+
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         if self.sensitive.train == self.public.source:
@@ -242,10 +251,10 @@ class RunConfig(Section):
                 f"{self.selection.strategy}, and central.num_steps {self.central.num_steps}: set the first to semantic, random "
                 "or none, the second to 0"
             )
-        if self.synthesize.public_images and (self.generator != "merf" or self.selection.strategy == "none"):
+        if self.public_images != "none" and not self._chooses:
             raise ValueError(
-                f"synthesize.public_images is set, but generator is {self.generator}, and selection.strategy {self.selection.strategy}: "
-                "only merf with a selection chooses from public images; set it to false"
+                f"synthesize.public_images is {self.public_images}, but generator is {self.generator}, and selection.strategy "
+                f"{self.selection.strategy}: only merf with a selection chooses from public images; leave it out, or set it to none"
             )
         section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)

@@ -351,11 +351,15 @@ class SynthesizeConfig(Section):
         default=0.0, ge=0, le=20, description="Classifier-free guidance weight; 0 = none, which is twice as fast."
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="First of the per-image seeds (sampling is reproducible).")
-    public_images: bool = Field(
-        default=False,
-        title="Public images among them",
-        description="With generator merf and a selection: selected public images may be among the released ones, unchanged, where these "
-        "are more like the sensitive ones that way. See to their licence, and to the people in them.",
+    public_images: Literal["none", "mixed", "unchanged"] | None = Field(
+        default=None,
+        title="What comes of public images",
+        description="With generator merf and a selection, images are chosen together, among drawn ones and mixtures of two selected public "
+        "images each (mixed, the default there), or these unchanged: then see to their licence, and to the people in them. With none, and "
+        "by default elsewhere, all are drawn.",
+    )
+    mixer_steps: int = Field(
+        default=800, ge=1, le=10_000_000, description="Optimizer steps of the autoencoder that mixes public images."
     )
 
     @model_validator(mode="after")

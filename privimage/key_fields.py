@@ -115,10 +115,18 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
 
 
 def synthesize_fields(config: RunConfig) -> dict[str, Any]:
-    if not config.synthesize.public_images:  # as before there was that setting
-        return {"synthesize": config.synthesize.model_dump(mode="json", exclude={"public_images"})}
-    # At first public images were also released under classes that their category was not selected for.
-    return {"synthesize": config.synthesize.model_dump(mode="json"), "public_images": "of the class selected for"}
+    fields = config.synthesize.model_dump(mode="json", exclude={"public_images", "mixer_steps"})
+    if config.public_images == "none":  # as before there was anything else
+        return {"synthesize": fields}
+    mixer = {
+        "mixer_steps": config.synthesize.mixer_steps,
+        "pretrain": config.pretrain.model_dump(mode="json", include={"horizontal_flip"}),
+    }
+    return {
+        "synthesize": fields,
+        "public_images": config.public_images,
+        **(mixer if config.public_images == "mixed" else {}),
+    }
 
 
 def finetune_fields(config: RunConfig) -> dict[str, Any]:

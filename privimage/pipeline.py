@@ -341,7 +341,7 @@ STAGES: tuple[Stage, ...] = (
         version=3,
         about="synthetic images",
         inputs=("pretrain", "finetune"),
-        reads=lambda config: (*(["pretrain"] if config.synthesize.public_images else []), "finetune"),
+        reads=lambda config: (*(["pretrain"] if config.public_images != "none" else []), "finetune"),
         fields=key_fields.synthesize_fields,
         run=_later("synthesize", "run"),
         make_part=_later("synthesize", "make_part"),

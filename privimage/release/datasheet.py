@@ -28,7 +28,7 @@ VERIFY = "privimage verify RELEASE_FOLDER"
 @dataclass(frozen=True, kw_only=True)
 class SyntheticFacts:
     """What there is to say of synthetic.parquet: images of each class, in the order of their numbers; sizes in bytes; and how
-    many of the images are public ones, unchanged (None: there can be none)."""
+    many of the images are public ones, unchanged, or mixtures of two of them (None: there can be none)."""
 
     class_names: Sequence[str]
     images_per_class: Sequence[int]
@@ -37,6 +37,7 @@ class SyntheticFacts:
     parquet_bytes: int
     arrow_bytes: int
     num_public: int | None = None
+    num_mixed: int | None = None
 
     @property
     def num_images(self) -> int:
@@ -72,7 +73,7 @@ def render_datasheet(
         "## Content",
         *_content(facts),
         "## How it was made",
-        *_making(certificate, chosen=facts.num_public is not None),
+        *_making(certificate, _choice(facts)),
         "## What it is not",
         _LIMITS,
         "## How to verify",
@@ -163,12 +164,20 @@ def _content(facts: SyntheticFacts) -> list[str]:
     ]
 
 
-def _making(certificate: Mapping[str, Any], *, chosen: bool) -> list[str]:
-    """`chosen`: the images were chosen together, and public ones could be."""
+def _choice(facts: SyntheticFacts) -> str:
+    """How images were chosen, where there was something to choose by."""
+    if facts.num_public is not None:
+        return _CHOSEN.format(others="public ones that were selected for it")
+    if facts.num_mixed is not None:
+        return f"{_CHOSEN.format(others=_MIXTURES)} {facts.num_mixed:,} of them are mixtures."
+    return _JUDGED
+
+
+def _making(certificate: Mapping[str, Any], choice: str) -> list[str]:
     rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
     selection = certificate["selection"]
     method = f"merf-{selection}" if certificate["generator"] == "merf" else selection
-    closing = [_CHOSEN if chosen else _JUDGED] if certificate["generator"] == "merf" and selection != "none" else []
+    closing = [choice] if certificate["generator"] == "merf" and selection != "none" else []
     told = " ".join([_METHODS[method], *closing, *([_WARMED_UP] if certificate.get("central_images") else [])])
     return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
@@ -203,8 +212,11 @@ _CRITIC = (
 )
 _JUDGED = "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
 _CHOSEN = (
-    "Of images that were drawn for a class, and of public ones that were selected for it, in which this one sees it, too, those are "
-    "released whose features together come nearest to these means."
+    "Of images that were drawn for a class, and of {others}, those in which this one sees the class, too, and whose features together "
+    "come nearest to these means, are released."
+)
+_MIXTURES = (
+    "mixtures of two public images each that were selected for it, by an autoencoder which learned from the selection"
 )
 _METHODS = {
     "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "

@@ -1,11 +1,12 @@
-"""Synthetic images that are chosen together, public ones among them: those whose features have the released means.
+"""Synthetic images that are chosen together, so that their features have the released means.
 
+Chosen from are images that were drawn, and mixtures of selected public ones (`generators.mixing`), or these as they are.
 Post-processing: a function of what was released with noise, of the generator that was trained on it, and of public images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from privimage.generators.features import Features
 from privimage.generators.herding import herd
 from privimage.generators.judged import Judged
 from privimage.generators.merf import AT_ONCE, Merf
+from privimage.generators.mixing import mixtures, train_mixer
 from privimage.generators.pixels import from_pixels
 from privimage.pipeline import StageContext
 from privimage.stages.critic import open_examples
@@ -23,76 +25,88 @@ from privimage.stages.models import open_generator
 
 __all__ = ["choose", "chosen_images"]
 
-_COMPARED = 20_000  # candidates whose features are held
-_TOGETHER = 500  # images of a class that are chosen together: for more, the time would grow with the square
+_TOGETHER = 500
+"""Images of a class that are chosen together: for more, the time would grow with the square, and memory as well."""
+
+Labelled = tuple[Tensor, Tensor]
 
 
-def chosen_images(context: StageContext) -> tuple[Tensor, Tensor]:
-    """All images of stage `synthesize`, uint8 NCHW, classes in turn, and which of them are public ones, bool."""
+def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of stage `synthesize`, some hundred of each class at a time: uint8 NCHW, classes in turn; and which of them are not
+    drawn, but come from public images, bool.
+    """
     config = context.config
     pretrained, tuned = context.inputs["pretrain"], context.inputs["finetune"]
-    device = choose_device(config.performance.device)
     embedding = open_embedding(config, pretrained, tuned)
-    generator, facts = open_generator(tuned, device)
+    generator, facts = open_generator(tuned, choose_device(config.performance.device))
     painter = generator.source if isinstance(generator, Judged) else generator
     if not isinstance(painter, Merf):
-        raise TypeError(f"Public images are chosen beside those of a Merf, and {type(painter).__name__} is none.")
-    public = open_examples(pretrained)
-    num_images = config.synthesize.num_images
-    each = -(-num_images // painter.num_classes)
-    seeds = torch.arange(config.merf.critic_attempts * each * painter.num_classes) + (config.synthesize.seed << 32)
-    with context.progress.ticker("choose (classes)", painter.num_classes) as tick:
-        images, is_public = choose(draw(painter, facts, seeds), public, embedding, each, on_class=tick)
-    return images[:num_images], is_public[:num_images]
+        raise TypeError(f"Images are chosen among those of a Merf, and {type(painter).__name__} is none.")
+    examples = open_examples(pretrained)
+    num_images, num_classes = config.synthesize.num_images, painter.num_classes
+    each = -(-num_images // num_classes)
+    parts = -(-each // _TOGETHER)
+    first_seed, left = config.synthesize.seed << 32, num_images
+    candidates = _from_public(context, examples, parts)
+    for part in context.progress.track(range(parts), "choose", parts):
+        wanted = len(range(part, each, parts))
+        seeds = first_seed + torch.arange(config.merf.critic_attempts * wanted * num_classes)
+        first_seed += len(seeds)
+        images, from_public = choose(draw(painter, facts, seeds), candidates(part, wanted), embedding, wanted)
+        yield images[:left], from_public[:left]
+        left -= len(images)
 
 
-def choose(
-    painted: tuple[Tensor, Tensor],
-    public: tuple[Tensor, Tensor],
-    embedding: Embedding,
-    each: int,
-    *,
-    on_class: Callable[[int], None] = lambda number: None,
-) -> tuple[Tensor, Tensor]:
-    """`each` images of each class, uint8 NCHW, classes in turn; and which of them are public ones.
+def _from_public(context: StageContext, examples: Labelled, parts: int) -> Callable[[int, int], Labelled]:
+    """For a part, and so many images of each class, what comes from public images: no image for two parts."""
+    config = context.config
+    if config.public_images == "unchanged":
+        return lambda part, wanted: (examples[0][part::parts], examples[1][part::parts])
+    with context.progress.ticker("mixer", config.synthesize.mixer_steps) as tick:
 
-    Candidates of a class are images that were painted for it, and public ones whose category was selected for it, where the second
-    critic sees it in them, too. Where these are too few, painted ones of which it says otherwise go behind them.
+        def on_step(step: int) -> None:
+            tick(step)
+            context.stop.check()
+
+        mixer = train_mixer(
+            examples[0],
+            num_steps=config.synthesize.mixer_steps,
+            seed=config.synthesize.seed,
+            horizontal_flip=config.pretrain.horizontal_flip,
+            device=choose_device(config.performance.device),
+            on_step=on_step,
+        )
+    attempts = config.merf.critic_attempts
+    return lambda part, wanted: mixtures(
+        mixer, *examples, attempts * wanted, seed=(config.synthesize.seed << 20) + part
+    )
+
+
+def choose(painted: Labelled, others: Labelled, embedding: Embedding, each: int) -> tuple[Tensor, Tensor]:
+    """`each` images of each class, uint8 NCHW, classes in turn; and which of them are of the others, bool.
+
+    Candidates of a class are its images, of both kinds, in which the second critic sees it, too. Where these are too few, painted
+    ones of which it says otherwise go behind them.
 
     Args:
         painted: images, uint8 NCHW, and their classes; `each` of each class at least.
-        public: images, uint8 NCHW, and the classes for which their categories were selected.
-        on_class: called with the number of classes that are done.
+        others: likewise, any number.
     """
     features, judge, means = embedding.features, embedding.critic.network, embedding.means
-    (drawn, labels), (selected, of_class) = painted, public
+    (drawn, labels), (further, of_class) = painted, others
     agreed = _judged(judge, drawn, features.device) == labels
-    seen = _judged(judge, selected, features.device) == of_class
-    images, is_public = [], []
+    agreed_too = _judged(judge, further, features.device) == of_class
+    images, is_other = [], []
     for label in range(len(means)):
-        own, others = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
-        candidates = torch.cat([own, selected[(of_class == label) & seen]])
-        rows = _herded(features, candidates, means[label], each)
-        rest = others[: each - len(rows)]
+        own, rejected = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
+        candidates = torch.cat([own, further[(of_class == label) & agreed_too]])
+        rows = herd(_embedded(features, candidates), means[label], min(each, len(candidates))).cpu()
+        rest = rejected[: each - len(rows)]
         # The order in which images were taken says how well they fit: the first ones would be a favourable sample.
         mixed = torch.randperm(each, generator=torch.Generator().manual_seed(label))
         images.append(torch.cat([candidates[rows], rest])[mixed])
-        is_public.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)])[mixed])
-        on_class(label + 1)
-    return torch.stack(images, dim=1).flatten(0, 1), torch.stack(is_public, dim=1).flatten()
-
-
-def _herded(features: Features, candidates: Tensor, mean: Tensor, count: int) -> Tensor:
-    """Numbers of at most so many candidates. A part of them after the other, so that the time grows no faster than their number,
-    and memory does not grow with it."""
-    parts = min(count, max(-(-count // _TOGETHER), -(-len(candidates) // _COMPARED)))
-    taken = [torch.empty(0, dtype=torch.int64)]
-    for part in range(parts):
-        rows = torch.arange(len(candidates))[part::parts]
-        wanted = len(range(part, count, parts))
-        vectors = _embedded(features, candidates[rows])
-        taken.append(rows[herd(vectors, mean, min(wanted, len(rows))).cpu()])
-    return torch.cat(taken)
+        is_other.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)])[mixed])
+    return torch.stack(images, dim=1).flatten(0, 1), torch.stack(is_other, dim=1).flatten()
 
 
 @torch.no_grad()

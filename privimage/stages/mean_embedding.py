@@ -310,8 +310,8 @@ def open_embedding(config: RunConfig, pretrained: Artifact, tuned: Artifact) -> 
     """
     if EMBEDDING not in tuned.names:
         raise ConfigError(
-            "This fine-tuning is of an earlier version of privimage, which did not keep the embedding that public images are chosen by: "
-            "set synthesize.public_images to false, or fine-tune again with another merf.seed, which is charged again."
+            "This fine-tuning is of an earlier version of privimage, which did not keep the embedding that images are chosen by: "
+            "set synthesize.public_images to none, or fine-tune again with another merf.seed, which is charged again."
         )
     generator, facts, first = _opened(config, {"pretrain": pretrained})
     own = MerfConfig.model_validate(facts["config"])

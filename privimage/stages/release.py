@@ -56,6 +56,7 @@ def run(context: StageContext) -> Outcome:
 
     written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
     so_far = certified(written)
+    about = inputs["synthesize"].read_json("synthesis.json")
     synthetic = SyntheticFacts(
         class_names=class_names,
         images_per_class=np.bincount(labels, minlength=len(class_names)).tolist(),
@@ -63,7 +64,8 @@ def run(context: StageContext) -> Outcome:
         resolution=images.shape[2],
         parquet_bytes=len(written["synthetic.parquet"]),
         arrow_bytes=table.nbytes,
-        num_public=inputs["synthesize"].read_json("synthesis.json").get("num_public"),
+        num_public=about.get("num_public"),
+        num_mixed=about.get("num_mixed"),
     )
     config = context.config
     extractor = classifier_extractor(context, choose_device(config.performance.device))

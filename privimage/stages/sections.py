@@ -268,16 +268,22 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
 
 
 def _public_images(synthesize: Artifact, num_images: int) -> list[Figure]:
-    """How many of the released images are public ones, if they may be."""
-    number = _num_public(synthesize)
-    told = f"of {num_images:,}, unchanged, chosen together with painted ones so that their features have the released means"
-    return [] if number is None else [Figure(name="Public images", value=f"{number:,}", note=told, kind="public")]
-
-
-def _num_public(synthesize: Artifact) -> int | None:
-    """None: there can be none."""
-    number: int | None = synthesize.read_json("synthesis.json").get("num_public")
-    return number
+    """How many of the released images are public ones, or mixtures of them, if they may be."""
+    about = synthesize.read_json("synthesis.json")
+    told = {
+        "num_public": ("Public images", "unchanged"),
+        "num_mixed": ("Mixtures of two public images", "by an autoencoder"),
+    }
+    return [
+        Figure(
+            name=name,
+            value=f"{about[number]:,}",
+            note=f"of {num_images:,}; {how}; chosen together with drawn ones so that their features have the released means",
+            kind="public",
+        )
+        for number, (name, how) in told.items()
+        if number in about
+    ]
 
 
 def _validation(validate: Artifact) -> list[Figure]:

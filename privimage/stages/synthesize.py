@@ -22,8 +22,8 @@ PART_IMAGES = 10_000
 
 
 def run(context: StageContext) -> Outcome:
-    """Writes images-*.parquet: synthetic images, classes in turn, one seed an image if none may be public; and synthesis.json."""
-    if context.config.synthesize.public_images:
+    """Writes images-*.parquet, synthetic images, classes in turn; and synthesis.json. Each has a seed if they are not chosen together."""
+    if context.config.public_images != "none":
         return _run_chosen(context)
     num_images = context.config.synthesize.num_images
     parts = [range(first, min(first + PART_IMAGES, num_images)) for first in range(0, num_images, PART_IMAGES)]
@@ -34,15 +34,20 @@ def run(context: StageContext) -> Outcome:
 
 
 def _run_chosen(context: StageContext) -> Outcome:
-    """As `run`, where public images are among them: these are chosen as a whole, and so in one place."""
-    images, is_public = chosen_images(context)
+    """As `run`, where images are chosen together, and so in one place."""
+    unchanged = context.config.public_images == "unchanged"
+    from_public, num_images = 0, 0
     facts = context.inputs["finetune"].read_json("denoiser.json")
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     with TableWriter(context.folder, "images", facts["class_names"], image) as table:
-        for number, (pixels, public) in enumerate(zip(images.numpy(), is_public.tolist(), strict=True)):
-            table.add(pixels, number % len(facts["class_names"]), path=PUBLIC if public else None)
-    _write_about(context, num_public=int(is_public.sum()))
-    return Outcome(metrics={"num_images": len(images)})
+        for images, is_other in chosen_images(context):
+            for pixels, other in zip(images.numpy(), is_other.tolist(), strict=True):
+                label = num_images % len(facts["class_names"])
+                table.add(pixels, label, path=PUBLIC if other and unchanged else None)
+                num_images += 1
+            from_public += int(is_other.sum())
+    _write_about(context, **{"num_public" if unchanged else "num_mixed": from_public})
+    return Outcome(metrics={"num_images": num_images})
 
 
 def _write_about(context: StageContext, **more: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, cast
 
 import pytest
@@ -104,22 +103,6 @@ def test_public_images_are_told_from_painted_ones(
         fitting = public[0][(public[1] == label) & (seen_as(public[0]) == label)]
         assert rows_of(images[label::3][is_public[label::3]]) <= rows_of(fitting)
         assert rows_of(images[~is_public & (torch.arange(3 * EACH) % 3 == label)]) <= rows_of(painted[0][label::3])
-
-
-def test_of_many_a_part_after_the_other_is_chosen_and_still_all_that_are_needed(
-    painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for setting, each in itertools.product(
-        ("_TOGETHER", "_COMPARED"), (EACH, 5 * EACH)
-    ):  # the last: all that were painted
-        monkeypatch.undo()
-        monkeypatch.setattr(f"privimage.stages.choice.{setting}", 3)
-        images, is_public = choose(painted, public, embedding, each)
-        assert len(rows_of(images)) == 3 * each and rows_of(images[is_public]) <= rows_of(public[0])
-        assert rows_of(images[~is_public]) <= rows_of(painted[0])
-        assert images.shape == (3 * each, 1, 8, 8) and is_public.any()
-        seen = seen_as(images[is_public])
-        assert torch.equal(seen, torch.arange(3 * each)[is_public] % 3)
 
 
 def test_without_public_images_all_are_painted(painted: tuple[Tensor, Tensor], embedding: Embedding) -> None:

@@ -49,6 +49,7 @@ def made(request: pytest.FixtureRequest, granted: Place, tmp_path_factory: pytes
     settings = yaml.safe_load(granted.config.read_text())
     settings |= {"generator": "merf", "merf": MERF | CRITIC}
     settings["selection"] = settings.get("selection", {}) | {"strategy": request.param}
+    settings["synthesize"] = settings["synthesize"] | {"mixer_steps": 5}
     folder = tmp_path_factory.mktemp(request.param)
     config = folder / "critic.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -308,14 +309,15 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert export_to_folder(again, privimage) == set()
     before, drawn = again.kinds, released(again)
     shutil.rmtree(again.release)
-    run_all(again.run("synthesize.public_images=true"))
+    run_all(again.run("synthesize.public_images=unchanged"))
     assert again.kinds == before  # nothing was charged
     found = num_public()
     assert 0 < found < len(released(again)) == len(drawn) == 40
     assert (
-        found == opened(again, "synthesize", "synthesize.public_images=true").read_json("synthesis.json")["num_public"]
+        found
+        == opened(again, "synthesize", "synthesize.public_images=unchanged").read_json("synthesis.json")["num_public"]
     )
-    run = again.run("synthesize.public_images=true")
+    run = again.run("synthesize.public_images=unchanged")
     cell = Cell(dataset="", method="", epsilon=1, seed=0, config=run.config, draws={})
     assert row_of(cell, run).public_share == found / 40
     table = pq.read_table(again.release / "synthetic.parquet")["image"].to_pylist()
@@ -323,13 +325,45 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert marked == [image.tobytes() in examples for image in released(again)]
     card = (again.release / "README.md").read_text()
     assert f"of which {found} are images of the public set, unchanged" in card and "None of them is" not in card
-    assert "are released whose features together come nearest" in card and "may be drawn again" not in card
+    assert "public ones that were selected for it, those in which" in card and "may be drawn again" not in card
     assert "It does not hold for the public images" in card
     report = (again.release / "report.html").read_text()
     assert f"{found:,} of all images are public ones, unchanged" in report and "every image is generated" not in report
     assert export_to_folder(again, privimage) == {f"{row:06d}" for row, public in enumerate(marked) if public}
     verified = privimage("verify", again.release, "--store", again.folder)
     assert verified.code == 0, verified.out
+
+
+def test_mixtures_of_public_images_are_among_the_released_ones_by_default_and_none_is_a_public_image(
+    made: Place,
+) -> None:
+    mixed = json.loads(made.payload("synthesize", "synthesis.json").read_text())["num_mixed"]
+    card, report = ((made.release / name).read_text() for name in ("README.md", "report.html"))
+    assert f"{mixed:,} of them are mixtures" in card and "None of them is a photograph" in card
+    assert "Mixtures of two public images" in report and "every image is generated" in report
+    images, _ = open_examples(opened(made, "pretrain"))
+    assert {image.tobytes() for image in released(made)}.isdisjoint(image.numpy().tobytes() for image in images)
+
+
+def test_all_are_drawn_and_judged_where_nothing_is_to_come_of_public_images(again: Place) -> None:
+    shutil.rmtree(again.release)
+    run_all(again.run("synthesize.public_images=none"))
+    card = (again.release / "README.md").read_text()
+    assert "may be drawn again" in card and "mixtures" not in card
+
+
+@pytest.mark.parametrize("kind", ["mixed", "unchanged"])
+def test_of_many_some_are_chosen_after_others_and_nothing_twice(
+    again: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
+    made = opened(
+        again, "synthesize", f"synthesize.public_images={kind}", "synthesize.num_images=39", "synthesize.seed=1"
+    )
+    images, labels = read_images(made.files("images-"))
+    names = made.read_json("synthesis.json")["class_names"]
+    assert labels.tolist() == [row % len(names) for row in range(39)]
+    assert len({image.tobytes() for image in images}) == 39
 
 
 def test_the_embedding_that_images_are_chosen_by_is_the_one_that_was_trained_on(
@@ -351,19 +385,30 @@ def test_public_images_with_a_fine_tuning_that_kept_no_embedding_are_refused(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="of an earlier version of privimage"):
         patch.setattr("privimage.stages.mean_embedding.EMBEDDING", "missing.safetensors")
-        run_all(again.run("synthesize.public_images=true"), "synthesize")
+        run_all(again.run("synthesize.public_images=unchanged"), "synthesize")
 
 
-def test_the_switch_is_in_the_key_of_synthesis_only_where_it_is_on(made: Place) -> None:
-    fields = stage_named("synthesize").fields
-    assert "public_images" not in fields(made.run().config)["synthesize"]
-    assert fields(made.run("synthesize.public_images=true").config)["synthesize"]["public_images"] is True
+def test_what_images_are_chosen_from_is_in_the_key_of_synthesis_and_in_none_that_is_charged(made: Place) -> None:
+    def of(stage: str, *overrides: str) -> dict[str, Any]:
+        return stage_named(stage).fields(made.run(*overrides).config)
+
+    kinds = {kind: of("synthesize", f"synthesize.public_images={kind}") for kind in ("none", "mixed", "unchanged")}
+    assert set(kinds["none"]) == {"synthesize"} and "mixer_steps" not in kinds["none"]["synthesize"]
+    assert kinds["mixed"]["public_images"] == "mixed" and kinds["unchanged"]["public_images"] == "unchanged"
+    steps = of("synthesize", "synthesize.public_images=mixed", "synthesize.mixer_steps=7")
+    assert (
+        steps != kinds["mixed"]
+        and of("synthesize", "synthesize.public_images=unchanged", "synthesize.mixer_steps=7") == kinds["unchanged"]
+    )
+    assert of("finetune", "synthesize.public_images=unchanged") == of("finetune", "synthesize.public_images=none")
 
 
 @pytest.mark.parametrize("override", ["generator=diffusion", "selection.strategy=none"])
 def test_public_images_where_nothing_chooses_from_them_are_refused(made: Place, override: str) -> None:
-    with pytest.raises(ConfigError, match="only merf with a selection chooses from public images; set it to false"):
-        made.run("synthesize.public_images=true", override)
+    with pytest.raises(
+        ConfigError, match="only merf with a selection chooses from public images; leave it out, or set it to none"
+    ):
+        made.run("synthesize.public_images=unchanged", override)
 
 
 def test_sums_of_another_size_than_is_charged_are_refused_before_the_charge(
