@@ -865,9 +865,19 @@ _MERF = (
         "stages/test_choice.py",
         (
             "Public images are released under classes that they were not selected for",
-            "    seen = _judged(judge, selected, features.device) == of_class",
-            "    of_class = _judged(judge, selected, features.device)\n    seen = of_class >= 0",
+            "    agreed_too = _judged(judge, further, features.device) == of_class",
+            "    of_class = _judged(judge, further, features.device)\n    agreed_too = of_class >= 0",
             "test_public_images_are_told_from_painted_ones",
+        ),
+    )
+    + _of(
+        "generators/mixing.py",
+        "generators/test_mixing.py",
+        (
+            "What is released as a mixture is one public image, decoded",
+            "second = (first + torch.randint(1, len(rows), (each,), generator=random)) % len(rows)",
+            "second = first",
+            "test_each_mixture_is_of_two_images_of_its_class",
         ),
     )
     + _of(
