@@ -126,7 +126,7 @@ def _await_approval(
     config: RunConfig, store: str, draws: Mapping[str, int], stage: Stage, last: str | None
 ) -> State[Any] | None:
     """Ask the data steward, if `stage` would be the first to take something from the grant; the state of a refusal."""
-    planned = plan_run(Run(config=config, store=Store.open(store), draws=draws), last)
+    planned = plan_run(Run(config=config, store=Store.open(store, known=True), draws=draws), last)
     # Not by its epsilon: that of much noise is 0, and yet the first charge sets all of the run's aside.
     reused = {row.stage for row in planned.stages if row.action == "reused"}
     if stage.name in reused or not planned.share_asked:

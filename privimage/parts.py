@@ -96,7 +96,7 @@ def make_part(job: Job, progress: Progress) -> None:
             f"A part of stage {job.stage} was sent to a machine with another version of privimage (code "
             f"{code_digest()[:12]}, expected {job.code[:12]}): install the same one on all machines of the cluster."
         )
-    stage, store = stage_named(job.stage), Store.open(job.store)
+    stage, store = stage_named(job.stage), Store.open(job.store, known=True)
     if stage.make_part is None:
         raise ValueError(f"Stage {job.stage} is not made in parts.")
     with _ONE_AT_A_TIME, tempfile.TemporaryDirectory(prefix="privimage-") as folder:

@@ -35,7 +35,12 @@ STOP: ContextVar[StopRequest | None] = ContextVar("STOP", default=None)
 
 
 def request_for(config: RunConfig, store: str, draws: Mapping[str, int]) -> Request:
-    """What a flow hands to its tasks."""
+    """What a flow hands to its tasks; the store is looked at here, and by none of them once more.
+
+    Raises:
+        StoreError: as `Store.open`.
+    """
+    Store.open(store)
     return {
         "config": config.model_dump(mode="json"),
         "store": store,
@@ -83,7 +88,7 @@ def _run(request: Request, stage: str = "") -> Run:
     config = RunConfig.model_validate(request["config"])
     return Run(
         config=config,
-        store=Store.open(request["store"]),
+        store=Store.open(request["store"], known=True),
         progress=PrefectProgress(config.name, stage),
         draws=request["draws"],
         map_jobs=map_on(config.performance),

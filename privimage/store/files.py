@@ -57,11 +57,16 @@ class Store:
     backend: Backend
 
     @staticmethod
-    def open(url: str) -> Store:
+    def open(url: str, *, known: bool = False) -> Store:
         """Open the store at `file:///folder`, a plain path, `memory://name`, or `s3://bucket/prefix`.
 
         A local folder is created; a bucket has to exist. S3 endpoint and credentials come from AWS_ENDPOINT_URL,
         AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and the like.
+
+        Args:
+            known: this run has opened it before, perhaps in another process, so the bucket is not looked at once more. That look
+                tells a wrong URL or key at once, and therefore does not wait for a server that is away for a minute, as all
+                operations do.
 
         Raises:
             StoreError: unknown kind of URL; no such bucket; access denied; no connection; no folder can be made.
@@ -76,7 +81,7 @@ class Store:
             return Store(url=f"memory://{root}", backend=MemoryBackend(root))
         if scheme == "s3" and _is_name(root):
             bucket, _, prefix = root.partition("/")
-            return _open_bucket(bucket, prefix)
+            return _open_bucket(bucket, prefix, check=not known)
         raise StoreError(f"{url!r} is no store: expected a path, file:///folder, memory://name or s3://bucket/prefix.")
 
     def read(self, name: str) -> bytes:
@@ -233,14 +238,15 @@ def _open_folder(folder: Path) -> Store:
         raise StoreError(f"Cannot make the store's folder {root} ({error}); name one that can be written.") from error
 
 
-def _open_bucket(bucket: str, prefix: str) -> Store:
+def _open_bucket(bucket: str, prefix: str, *, check: bool) -> Store:
     from privimage.store.s3 import S3Backend, endpoint  # takes a fifth of a second, which a folder need not
 
     url = f"s3://{bucket}/{prefix}".rstrip("/")
     backend = S3Backend(bucket, prefix)
     server = endpoint() or "AWS S3"
     try:
-        backend.check()
+        if check:
+            backend.check()
     except FileNotFoundError as error:
         raise StoreError(f"There is no bucket {bucket!r} at {server}: create it or correct the URL.") from error
     except PermissionError as error:

@@ -160,6 +160,17 @@ def test_a_server_that_is_gone_for_a_minute_is_waited_for(
     assert any(f"{faulty.endpoint} fails" in line and "for up to 4 s" in line for line in told)
 
 
+def test_a_store_that_is_known_is_opened_in_an_outage_and_one_that_is_new_is_refused(
+    s3_bucket: str, store: Store, faulty: FaultyS3
+) -> None:
+    store.create("a", b"1")
+    with faulty.gone():
+        with pytest.raises(StoreError, match="Cannot connect to"):
+            Store.open(store.url)
+        again = Store.open(store.url, known=True)
+    assert again.url == store.url and again.read("a") == b"1"
+
+
 def test_a_server_that_stays_away_ends_in_one_sentence_that_names_it(
     s3_bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:
