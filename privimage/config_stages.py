@@ -361,6 +361,13 @@ class SynthesizeConfig(Section):
     mixer_steps: int = Field(
         default=800, ge=1, le=10_000_000, description="Optimizer steps of the autoencoder that mixes public images."
     )
+    judge_below: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Where images are chosen together, drawn ones in which the second critic does not see their class are left out "
+        "if it sees it in less than this share of all drawn ones; 1 = always, 0 = never. Others are judged always.",
+    )
 
     @model_validator(mode="after")
     def _sigmas_ordered(self) -> SynthesizeConfig:

@@ -115,7 +115,7 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
 
 
 def synthesize_fields(config: RunConfig) -> dict[str, Any]:
-    fields = config.synthesize.model_dump(mode="json", exclude={"public_images", "mixer_steps"})
+    fields = config.synthesize.model_dump(mode="json", exclude={"public_images", "mixer_steps", "judge_below"})
     if config.public_images == "none":  # as before there was anything else
         return {"synthesize": fields}
     mixer = {
@@ -125,6 +125,7 @@ def synthesize_fields(config: RunConfig) -> dict[str, Any]:
     return {
         "synthesize": fields,
         "public_images": config.public_images,
+        "judge_below": config.synthesize.judge_below,
         **(mixer if config.public_images == "mixed" else {}),
     }
 

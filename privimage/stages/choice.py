@@ -52,7 +52,13 @@ def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor]]:
         wanted = len(range(part, each, parts))
         seeds = first_seed + torch.arange(config.merf.critic_attempts * wanted * num_classes)
         first_seed += len(seeds)
-        images, from_public = choose(draw(painter, facts, seeds), candidates(part, wanted), embedding, wanted)
+        images, from_public = choose(
+            draw(painter, facts, seeds),
+            candidates(part, wanted),
+            embedding,
+            wanted,
+            judge_below=config.synthesize.judge_below,
+        )
         yield images[:left], from_public[:left]
         left -= len(images)
 
@@ -82,19 +88,25 @@ def _from_public(context: StageContext, examples: Labelled, parts: int) -> Calla
     )
 
 
-def choose(painted: Labelled, others: Labelled, embedding: Embedding, each: int) -> tuple[Tensor, Tensor]:
+def choose(
+    painted: Labelled, others: Labelled, embedding: Embedding, each: int, *, judge_below: float
+) -> tuple[Tensor, Tensor]:
     """`each` images of each class, uint8 NCHW, classes in turn; and which of them are of the others, bool.
 
     Candidates of a class are its images, of both kinds, in which the second critic sees it, too. Where these are too few, painted
-    ones of which it says otherwise go behind them.
+    ones of which it says otherwise go behind them. A painter of whose images the critic sees most as they were meant is
+    believed: then all painted ones are candidates, as those that the critic would reject are what lies between classes.
 
     Args:
         painted: images, uint8 NCHW, and their classes; `each` of each class at least.
         others: likewise, any number.
+        judge_below: the share of the painted ones, of all classes, from which on these are not judged; 0 = never are.
     """
     features, judge, means = embedding.features, embedding.critic.network, embedding.means
     (drawn, labels), (further, of_class) = painted, others
     agreed = _judged(judge, drawn, features.device) == labels
+    if agreed.float().mean() >= judge_below:
+        agreed = torch.ones_like(agreed)
     agreed_too = _judged(judge, further, features.device) == of_class
     images, is_other = [], []
     for label in range(len(means)):

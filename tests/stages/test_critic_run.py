@@ -400,6 +400,9 @@ def test_what_images_are_chosen_from_is_in_the_key_of_synthesis_and_in_none_that
         steps != kinds["mixed"]
         and of("synthesize", "synthesize.public_images=unchanged", "synthesize.mixer_steps=7") == kinds["unchanged"]
     )
+    below = {kind: of("synthesize", f"synthesize.public_images={kind}", "synthesize.judge_below=1") for kind in kinds}
+    assert [below[kind] == kinds[kind] for kind in kinds] == [True, False, False]
+    assert of("finetune", "synthesize.judge_below=1") == of("finetune")
     assert of("finetune", "synthesize.public_images=unchanged") == of("finetune", "synthesize.public_images=none")
 
 
