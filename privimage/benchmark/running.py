@@ -77,7 +77,7 @@ def run_of(cell: Cell, store: Store, progress: Progress | None = None, stop: Sto
 
 
 def prepare(suite: Suite, store: Store, progress: Progress | None = None, *, dry: bool = False) -> Prepared:
-    """Admit all images, and see to it that each data set has a grant that holds all of the suite's runs.
+    """Admit all images, and see to it that each data set has a grant that holds all of the suite's generators.
 
     Nothing is charged. A data set whose images are missing, or cannot be used, is skipped. `dry`: nothing is admitted or
     granted either; only of sets that were admitted before the budget is looked at.
@@ -128,7 +128,7 @@ def _admitted(run: Run, dry: bool) -> tuple[SensitiveFacts, TableFacts] | None:
 def _fitting(
     suite: Suite, store: Store, cells: Sequence[Cell], facts: SensitiveFacts, public: TableFacts
 ) -> tuple[Cell, Ledger]:
-    """One of the runs, and the ledger, if its grant holds all that were not opened yet, each as a plan of its own."""
+    """One of the runs, and the ledger, if its grant holds all that were not opened yet, each generator as a plan of its own."""
     dataset, config = cells[0].dataset, cells[0].config
     ledger = ledger_of(store, facts, config.sensitive.shared_ledger)
     delta = config.privacy.delta
@@ -148,7 +148,8 @@ def _fitting(
         return query_plan(config, "", facts, len(public.class_names))[0]
 
     opened = {plan.id for plan in ledger.spent().plans}
-    ahead = [intended(cell.method, cell.epsilon) for cell in cells if _plan_of(cell, store) not in opened]
+    generators = {cell.draws["finetune"]: cell for cell in cells}.values()
+    ahead = [intended(cell.method, cell.epsilon) for cell in generators if _plan_of(cell, store) not in opened]
     grant = ledger.grant_entry.body if ledger.grant_entry else _granted(suite.budget, delta)
     spent = ledger.spent().share
 

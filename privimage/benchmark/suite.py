@@ -73,10 +73,14 @@ class Suite(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a suite."""
+    """One run of a suite.
+
+    `trained_as` is the method whose generator it samples from: its own, or one that differs from it in sampling alone.
+    """
 
     dataset: str
     method: str
+    trained_as: str
     epsilon: float
     seed: int
     config: RunConfig
@@ -140,7 +144,7 @@ def cells_of(suite: Suite) -> list[Cell]:
     """All runs, those of one data set together; cheap methods do not wait for dear ones of another data set.
 
     Raises:
-        ConfigError: a configuration is not valid, or two runs would share a private draw.
+        ConfigError: a configuration is not valid, or two generators would share a private draw.
     """
     cells = [
         _cell(suite, dataset, method, epsilon, seed)
@@ -149,20 +153,20 @@ def cells_of(suite: Suite) -> list[Cell]:
         for epsilon in suite.epsilons
         for method in suite.methods
     ]
-    drawn: dict[tuple[str, int], str] = {}
+    drawn: dict[tuple[str, int], Cell] = {}
     for cell in cells:
-        at = (cell.dataset, cell.draws["finetune"])
-        if at in drawn:
-            raise ConfigError(f"Two runs are the same draw ({drawn[at]}; {cell.label}): rename a method.")
-        drawn[at] = cell.label
+        first = drawn.setdefault((cell.dataset, cell.draws["finetune"]), cell)
+        if (first.trained_as, first.epsilon, first.seed) != (cell.trained_as, cell.epsilon, cell.seed):
+            raise ConfigError(f"Two runs are the same draw ({first.label}; {cell.label}): rename a method.")
     return cells
 
 
 def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) -> Cell:
     """A run: what the suite, the data set and the method say, in this order; then epsilon, and seeds of all but the classifier.
 
-    Noise is never seeded: another seed is another draw of query and fine-tuning. Each run has draws of its own, so that each
-    is a plan of its own in the ledger, accounted as tightly as a first run.
+    Noise is never seeded: another seed is another draw of query and fine-tuning. Each generator has draws of its own, so that each
+    is a plan of its own in the ledger, accounted as tightly as a first run. Methods that differ in sampling alone have one
+    generator, which is paid for once.
     """
     settings: dict[str, Any] = {}
     for change in (suite.settings, suite.datasets[dataset].settings, {**METHODS, **suite.variants}[method]):
@@ -178,16 +182,29 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
     }
     name = f"{suite.name}-{dataset}-{method}-eps{epsilon:g}-{seed}".replace(".", "-")
     config = parse_config(_merged(settings, {**seeds, "name": name}), f"suite {suite.name}, {dataset}, {method}")
-    digest = hashlib.sha256(f"{suite.name}/{method}/{epsilon!r}/{seed}".encode()).hexdigest()
+    # A validation that is charged is a part of the plan, and each plan intends one.
+    trained_as = method if config.evaluate.validation == "private" else _trained_as(suite, method)
+    digest = hashlib.sha256(f"{suite.name}/{trained_as}/{epsilon!r}/{seed}".encode()).hexdigest()
     draw = 1 + int(digest, 16) % _DRAWS
     return Cell(
         dataset=dataset,
         method=method,
+        trained_as=trained_as,
         epsilon=epsilon,
         seed=seed,
         config=config,
         draws={first_charged(config): draw, "finetune": draw},
     )
+
+
+def _trained_as(suite: Suite, method: str) -> str:
+    """The first of all methods that differs from this one in `synthesize` alone, whether the suite runs it or not."""
+    known = {**METHODS, **suite.variants}
+
+    def training(name: str) -> dict[str, Any]:
+        return {section: change for section, change in known[name].items() if section != "synthesize"}
+
+    return next(name for name in known if training(name) == training(method))
 
 
 def first_charged(config: RunConfig) -> str:

@@ -147,6 +147,34 @@ def test_a_run_keeps_its_draw_when_others_join_the_suite(portraits: Path) -> Non
     assert few.items() <= many.items()
 
 
+def test_methods_that_differ_in_sampling_alone_are_of_one_generator_which_is_paid_for_once(
+    portraits: Path, tmp_path: Path
+) -> None:
+    methods, store = ["privimage", "guided"], Store.open(str(tmp_path / "store"))
+    variants = {"guided": {"synthesize": {"guidance": 1.0}}, "longer": {"finetune": {"num_steps": 3}}}
+    data = suite_data(portraits, methods=methods, variants=variants, seeds=[0])
+    suite = parse_suite(data)
+    rows = run_here(suite, store)
+    assert [row.status for row in rows] == ["done", "done"] and rows[0].release != rows[1].release
+    assert len(ledger_of(tmp_path / "store").spent().plans) == 1
+    assert rows[0].seconds["finetune"] == rows[1].seconds["finetune"]
+    for row in rows:
+        files = read_release(Store.open(str(tmp_path / "store" / row.release)))
+        assert {check.outcome for check in verify_release(files, store)} == {"passed"}
+    # Whether or not a suite runs the one whose generator it is; and never if more than sampling differs.
+    draws = {cell.method: cell.draws for cell in cells_of(parse_suite({**data, "methods": ["guided", "longer"]}))}
+    assert draws["guided"] == cells_of(suite)[0].draws != draws["longer"]
+    # Each plan intends one validation.
+    private = {
+        **SHARED,
+        "evaluate": {**SHARED["evaluate"], "validation": "private"},
+        "privacy": {**SHARED.get("privacy", {}), "validation_error": 0.1},
+    }
+    data["datasets"]["portraits"]["settings"]["sensitive"]["validation_fraction"] = 0.1
+    charged = cells_of(parse_suite({**data, "settings": private}))
+    assert charged[0].draws != charged[1].draws
+
+
 def test_what_is_there_is_in_the_table_though_nothing_is_run(finished: Finished) -> None:
     suite, folder = finished
     rows = run_suite(suite, Store.open(str(folder)), lambda cell: None)
