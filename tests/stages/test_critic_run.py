@@ -318,7 +318,7 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
         == opened(again, "synthesize", "synthesize.public_images=unchanged").read_json("synthesis.json")["num_public"]
     )
     run = again.run("synthesize.public_images=unchanged")
-    cell = Cell(dataset="", method="", epsilon=1, seed=0, config=run.config, draws={})
+    cell = Cell(dataset="", method="", trained_as="", epsilon=1, seed=0, config=run.config, draws={})
     assert row_of(cell, run).public_share == found / 40
     table = pq.read_table(again.release / "synthetic.parquet")["image"].to_pylist()
     marked = [row["path"] == "public" for row in table]
