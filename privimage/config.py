@@ -7,11 +7,13 @@ section that can change no result, and is left out of every artifact key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from privimage.config_form import Section
 from privimage.config_sources import (
@@ -330,10 +332,22 @@ def parse_config(data: dict[str, Any], origin: str = "the configuration") -> Run
 def _problem(item: Any) -> str:
     """What is wrong, in words that do not need pydantic to be known."""
     if item["type"] == "extra_forbidden":
-        return "this key is unknown"
+        near = get_close_matches(str(item["loc"][-1]), _keys_beside(item["loc"]), n=1)
+        return f"this key is unknown{f', did you mean {near[0]}?' if near else ''}"
     if item["type"] == "missing":
         return "this key is missing"
     return str(item["msg"]).removeprefix("Value error, ")
+
+
+def _keys_beside(place: Sequence[int | str]) -> list[str]:
+    """The keys that the section of this key may have; none where it is one of several kinds."""
+    section: type[BaseModel] = RunConfig
+    for name in place[:-1]:
+        field = section.model_fields.get(str(name))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        section = field.annotation
+    return list(section.model_fields)
 
 
 def _found(item: Any) -> str:

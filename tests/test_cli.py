@@ -125,6 +125,12 @@ def test_ledger_show_tells_every_entry_and_what_is_left(privimage: Command, fini
     assert re.search(r"query 0\.\d+, finetune 0\.\d+", answer.out)
 
 
+def test_a_ledger_whose_grant_is_taken_says_that_no_run_fits(privimage: Command, granted_copy: Place) -> None:
+    run_all(granted_copy.run("privacy.epsilon=3"), "query")
+    answer = privimage("ledger", "show", *granted_copy.options())
+    assert "0.0% is left: no other run fits." in answer.out
+
+
 def test_looking_at_a_ledger_admits_no_images_and_writes_nothing(
     privimage: Command, tiny_config: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,12 @@ def test_an_unknown_key_is_refused_and_named_wherever_it_is(place: str) -> None:
     assert place.split(".")[0] in str(caught.value)
 
 
+@pytest.mark.parametrize(("wrong", "meant"), [("sensitiv", "sensitive"), ("synthesize.num_image", "num_images")])
+def test_a_key_that_is_nearly_right_is_answered_with_the_right_one(wrong: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{wrong}: this key is unknown, did you mean {meant}\?"):
+        parse_config(changed(wrong, 1))
+
+
 @pytest.mark.parametrize("epsilon", [0, -1, float("inf"), float("nan"), "much"])
 def test_an_epsilon_that_is_no_positive_number_is_refused(epsilon: Any) -> None:
     with pytest.raises(ConfigError, match=r"privacy\.epsilon"):

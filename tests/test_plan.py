@@ -135,6 +135,13 @@ def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
     assert "It would be refused: What this run builds on" in shown.out
 
 
+def test_a_run_whose_part_is_set_aside_asks_for_no_more(pretrained_copy: Place) -> None:
+    """It is still to be charged for fine-tuning, out of what its query set aside: 0 % alone would read as free of charge."""
+    assert grant_in_words(plan_run(pretrained_copy.run())).endswith(
+        "part is set aside already, so it asks for no more."
+    )
+
+
 def test_a_finished_run_foresees_no_refusal(privimage: Callable[..., Answer], finished: Place) -> None:
     assert json.loads(privimage("plan", *finished.options(), "--json").out)["refusal"] is None
 

@@ -161,10 +161,11 @@ def _print(ledger: Ledger, store: str) -> None:
         ],
     )
     body: Any = grant.body
+    left = left_of_grant(body, spent)
     print(
         f"\nGranted: epsilon {body['epsilon']:g}, delta {body['delta']:g} for all runs together, as a Rényi filter of order "
         f"{body['order']}.\nOf it, {spent.share:.1%} is spent or set aside for the runs above; {max(1 - spent.share, 0):.1%} is left"
-        f": one more run of epsilon {left_of_grant(body, spent):.3g}, about.\n"
+        f": {f'one more run of epsilon {left:.3g}, about' if left >= 0.01 else 'no other run fits'}.\n"
         f"Added up, the runs spent at most epsilon {spent.epsilon:.4g}, delta {spent.delta:g}.\n"
         f"Relation: zero-out ({body['adjacency']}); unit: {body['unit']}.\n"
     )

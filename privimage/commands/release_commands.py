@@ -66,9 +66,10 @@ def _open_release(options: argparse.Namespace) -> Store:
         known = sorted({name.split("/")[1] for name in Store.open(options.store).list("releases")})
     matching = [name for name in known if name.startswith(given.removeprefix("releases/"))]
     if len(matching) != 1:
+        begins = f"begins the names of {len(matching)} releases" if matching else "begins no release's name"
         raise StoreError(
-            f"{given} is no folder, and begins the names of {len(matching)} releases in {options.store} (there are: "
-            f"{', '.join(known) or 'none'}); give one of them, or the folder that holds certificate.json."
+            f"{given} is no folder, and {begins} in {options.store} (there are: {', '.join(known) or 'none'}); give one of "
+            "them, or the folder that holds certificate.json."
         )
     return Store.open(f"{options.store.rstrip('/')}/releases/{matching[0]}")
 
