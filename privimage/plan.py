@@ -112,7 +112,7 @@ def grant_in_words(plan: RunPlan) -> str:
     if plan.share_taken is None or plan.share_asked is None:
         return f"Granted: epsilon {plan.granted:g}. What this run takes of it is known once the public images are admitted, too."
     asked = f"this run still asks for {plan.share_asked:.1%}."
-    if plan.share_asked == 0 and any(row.epsilon for row in plan.stages if row.action != "reused"):
+    if not plan.refusal and plan.share_asked == 0 and any(row.epsilon for row in plan.stages if row.action != "reused"):
         asked = "this run's part is set aside already, so it asks for no more."
     if plan.share_asked > WHOLE_GRANT:
         asked = "this run takes the whole grant, and no other run will fit."

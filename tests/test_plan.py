@@ -11,7 +11,7 @@ import pytest
 
 from privimage.errors import ArtifactDamaged, ConfigError
 from privimage.plan import grant_in_words, plan_run
-from privimage.runner import run_all
+from privimage.runner import Run, run_all
 from tests.pipeline_fixtures import GRANT, USUAL, Answer, Place
 
 
@@ -140,6 +140,12 @@ def test_a_run_whose_part_is_set_aside_asks_for_no_more(pretrained_copy: Place) 
     assert grant_in_words(plan_run(pretrained_copy.run())).endswith(
         "part is set aside already, so it asks for no more."
     )
+
+
+def test_a_run_that_would_be_refused_is_not_said_to_be_paid_for(pretrained_copy: Place) -> None:
+    other = pretrained_copy.run("privacy.epsilon=3")
+    words = grant_in_words(plan_run(Run(config=other.config, store=other.store, draws={"query": 2, "finetune": 2})))
+    assert "It would be refused" in words and "set aside already" not in words
 
 
 def test_a_finished_run_foresees_no_refusal(privimage: Callable[..., Answer], finished: Place) -> None:

@@ -162,7 +162,7 @@ def _fitting(
             enough *= 1.05
         advice = "the grant is for good: use another store" if ledger.grant_entry else f"set budget to {enough:.3g}"
         raise BudgetExceeded(
-            f"The {len(ahead)} runs on {dataset} that are left would spend {taken(grant):.0%} of the grant of epsilon "
+            f"The {len(ahead)} generators on {dataset} that are left would spend {taken(grant):.0%} of the grant of epsilon "
             f"{grant['epsilon']:g}, delta {grant['delta']:g}, of which {max(1 - spent, 0):.0%} is left ({found:.0%} in all): "
             f"{advice}, or run fewer. Nothing was charged."
         )

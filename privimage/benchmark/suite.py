@@ -1,4 +1,4 @@
-"""A suite: methods x data sets x epsilons x seeds, from one YAML file. Each combination is one run, with a draw of its own."""
+"""A suite: methods x data sets x epsilons x seeds, from one YAML file. Each combination is a run, each generator a draw of its own."""
 
 from __future__ import annotations
 
@@ -198,13 +198,17 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
 
 
 def _trained_as(suite: Suite, method: str) -> str:
-    """The first of all methods that differs from this one in `synthesize` alone, whether the suite runs it or not."""
+    """Of the methods that differ from this one in `synthesize` alone, itself included, the one that names the generator.
+
+    That is one that says nothing of sampling, a built-in one first: so it stays the same when others join, in whatever order.
+    """
     known = {**METHODS, **suite.variants}
 
     def training(name: str) -> dict[str, Any]:
         return {section: change for section, change in known[name].items() if section != "synthesize"}
 
-    return next(name for name in known if training(name) == training(method))
+    alike = [name for name in known if training(name) == training(method)]
+    return min(alike, key=lambda name: ("synthesize" in known[name], name not in METHODS, name))
 
 
 def first_charged(config: RunConfig) -> str:

@@ -165,7 +165,7 @@ def _print(ledger: Ledger, store: str) -> None:
     print(
         f"\nGranted: epsilon {body['epsilon']:g}, delta {body['delta']:g} for all runs together, as a Rényi filter of order "
         f"{body['order']}.\nOf it, {spent.share:.1%} is spent or set aside for the runs above; {max(1 - spent.share, 0):.1%} is left"
-        f": {f'one more run of epsilon {left:.3g}, about' if left >= 0.01 else 'no other run fits'}.\n"
+        f": {f'one more run of epsilon {left:.3g}, about' if left > body['epsilon'] / 1000 else 'no other run fits'}.\n"
         f"Added up, the runs spent at most epsilon {spent.epsilon:.4g}, delta {spent.delta:g}.\n"
         f"Relation: zero-out ({body['adjacency']}); unit: {body['unit']}.\n"
     )

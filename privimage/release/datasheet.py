@@ -38,6 +38,7 @@ class SyntheticFacts:
     arrow_bytes: int
     num_public: int | None = None
     num_mixed: int | None = None
+    drawn_judged: bool | None = None
 
     @property
     def num_images(self) -> int:
@@ -166,10 +167,11 @@ def _content(facts: SyntheticFacts) -> list[str]:
 
 def _choice(facts: SyntheticFacts) -> str:
     """How images were chosen, where there was something to choose by."""
+    chosen = _CHOSEN if facts.drawn_judged else _CHOSEN_UNJUDGED
     if facts.num_public is not None:
-        return _CHOSEN.format(others="public ones that were selected for it")
+        return chosen.format(others="public ones that were selected for it")
     if facts.num_mixed is not None:
-        return f"{_CHOSEN.format(others=_MIXTURES)} {facts.num_mixed:,} of them are mixtures."
+        return f"{chosen.format(others=_MIXTURES)} {facts.num_mixed:,} of them are mixtures."
     return _JUDGED
 
 
@@ -214,6 +216,10 @@ _JUDGED = "An image whose class this one does not see may be drawn again, a few 
 _CHOSEN = (
     "Of images that were drawn for a class, and of {others}, those in which this one sees the class, too, and whose features together "
     "come nearest to these means, are released."
+)
+_CHOSEN_UNJUDGED = (
+    "Of images that were drawn for a class, and of those in which this one sees the class, too, among {others}, those whose features "
+    "together come nearest to these means are released."
 )
 _MIXTURES = (
     "mixtures of two public images each that were selected for it, by an autoencoder which learned from the selection"

@@ -23,7 +23,7 @@ from privimage.stages.critic import open_examples
 from privimage.stages.mean_embedding import Embedding, draw, open_embedding
 from privimage.stages.models import open_generator
 
-__all__ = ["choose", "chosen_images"]
+__all__ = ["choose", "chosen_images", "share_believed"]
 
 _TOGETHER = 500
 """Images of a class that are chosen together: for more, the time would grow with the square, and memory as well."""
@@ -31,9 +31,9 @@ _TOGETHER = 500
 Labelled = tuple[Tensor, Tensor]
 
 
-def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images of stage `synthesize`, some hundred of each class at a time: uint8 NCHW, classes in turn; and which of them are not
-    drawn, but come from public images, bool.
+def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """All images of stage `synthesize`, some hundred of each class at a time: uint8 NCHW, classes in turn; which of them are not
+    drawn, but come from public images, bool; and whether drawn ones were judged, the same for all.
     """
     config = context.config
     pretrained, tuned = context.inputs["pretrain"], context.inputs["finetune"]
@@ -48,18 +48,17 @@ def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor]]:
     parts = -(-each // _TOGETHER)
     first_seed, left = config.synthesize.seed << 32, num_images
     candidates = _from_public(context, examples, parts)
+    judge_drawn: bool | None = None
     for part in context.progress.track(range(parts), "choose", parts):
         wanted = len(range(part, each, parts))
         seeds = first_seed + torch.arange(config.merf.critic_attempts * wanted * num_classes)
         first_seed += len(seeds)
-        images, from_public = choose(
-            draw(painter, facts, seeds),
-            candidates(part, wanted),
-            embedding,
-            wanted,
-            judge_below=config.synthesize.judge_below,
-        )
-        yield images[:left], from_public[:left]
+        drawn = draw(painter, facts, seeds)
+        if judge_drawn is None:
+            # By the first part for all, so that images do not differ by which part they are of.
+            judge_drawn = share_believed(drawn, embedding) < config.synthesize.judge_below
+        images, from_public = choose(drawn, candidates(part, wanted), embedding, wanted, judge_drawn=judge_drawn)
+        yield images[:left], from_public[:left], judge_drawn
         left -= len(images)
 
 
@@ -88,25 +87,31 @@ def _from_public(context: StageContext, examples: Labelled, parts: int) -> Calla
     )
 
 
+def share_believed(painted: Labelled, embedding: Embedding) -> float:
+    """Of how many of these images, uint8 NCHW with their classes, the second critic sees that class."""
+    images, labels = painted
+    return float((_judged(embedding.critic.network, images, embedding.features.device) == labels).float().mean())
+
+
 def choose(
-    painted: Labelled, others: Labelled, embedding: Embedding, each: int, *, judge_below: float
+    painted: Labelled, others: Labelled, embedding: Embedding, each: int, *, judge_drawn: bool
 ) -> tuple[Tensor, Tensor]:
     """`each` images of each class, uint8 NCHW, classes in turn; and which of them are of the others, bool.
 
     Candidates of a class are its images, of both kinds, in which the second critic sees it, too. Where these are too few, painted
-    ones of which it says otherwise go behind them. A painter of whose images the critic sees most as they were meant is
-    believed: then all painted ones are candidates, as those that the critic would reject are what lies between classes.
+    ones of which it says otherwise go behind them.
 
     Args:
         painted: images, uint8 NCHW, and their classes; `each` of each class at least.
         others: likewise, any number.
-        judge_below: the share of the painted ones, of all classes, from which on these are not judged; 0 = never are.
+        judge_drawn: False = all painted ones are candidates. Of a painter whose images the critic mostly sees as they were
+            meant, those that it would reject are what lies between classes, and worth having.
     """
     features, judge, means = embedding.features, embedding.critic.network, embedding.means
     (drawn, labels), (further, of_class) = painted, others
-    agreed = _judged(judge, drawn, features.device) == labels
-    if agreed.float().mean() >= judge_below:
-        agreed = torch.ones_like(agreed)
+    agreed = torch.ones(len(drawn), dtype=torch.bool)
+    if judge_drawn:
+        agreed = _judged(judge, drawn, features.device) == labels
     agreed_too = _judged(judge, further, features.device) == of_class
     images, is_other = [], []
     for label in range(len(means)):

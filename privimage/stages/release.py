@@ -66,6 +66,7 @@ def run(context: StageContext) -> Outcome:
         arrow_bytes=table.nbytes,
         num_public=about.get("num_public"),
         num_mixed=about.get("num_mixed"),
+        drawn_judged=about.get("drawn_judged"),
     )
     config = context.config
     extractor = classifier_extractor(context, choose_device(config.performance.device))

@@ -36,17 +36,18 @@ def run(context: StageContext) -> Outcome:
 def _run_chosen(context: StageContext) -> Outcome:
     """As `run`, where images are chosen together, and so in one place."""
     unchanged = context.config.public_images == "unchanged"
-    from_public, num_images = 0, 0
+    from_public, num_images, drawn_judged = 0, 0, False
     facts = context.inputs["finetune"].read_json("denoiser.json")
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     with TableWriter(context.folder, "images", facts["class_names"], image) as table:
-        for images, is_other in chosen_images(context):
+        for images, is_other, judged in chosen_images(context):
             for pixels, other in zip(images.numpy(), is_other.tolist(), strict=True):
                 label = num_images % len(facts["class_names"])
                 table.add(pixels, label, path=PUBLIC if other and unchanged else None)
                 num_images += 1
             from_public += int(is_other.sum())
-    _write_about(context, **{"num_public" if unchanged else "num_mixed": from_public})
+            drawn_judged = judged
+    _write_about(context, drawn_judged=drawn_judged, **{"num_public" if unchanged else "num_mixed": from_public})
     return Outcome(metrics={"num_images": num_images})
 
 

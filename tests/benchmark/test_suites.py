@@ -161,8 +161,10 @@ def test_methods_that_differ_in_sampling_alone_are_of_one_generator_which_is_pai
     for row in rows:
         files = read_release(Store.open(str(tmp_path / "store" / row.release)))
         assert {check.outcome for check in verify_release(files, store)} == {"passed"}
-    # Whether or not a suite runs the one whose generator it is; and never if more than sampling differs.
-    draws = {cell.method: cell.draws for cell in cells_of(parse_suite({**data, "methods": ["guided", "longer"]}))}
+    # Whether or not a suite runs the one whose generator it is, whatever else it has; and never if more than sampling differs.
+    variants = {"also": {"synthesize": {"guidance": 2.0}}, **variants}
+    others = {**data, "methods": ["guided", "longer"], "variants": variants}
+    draws = {cell.method: cell.draws for cell in cells_of(parse_suite(others))}
     assert draws["guided"] == cells_of(suite)[0].draws != draws["longer"]
     # Each plan intends one validation.
     private = {
@@ -189,7 +191,7 @@ def test_a_budget_that_cannot_hold_all_runs_is_refused_before_anything_is_grante
 ) -> None:
     store = Store.open(str(tmp_path / "store"))
     with pytest.raises(
-        BudgetExceeded, match=r"4 runs on portraits .* would spend \d+% of .* set budget to [\d.]+"
+        BudgetExceeded, match=r"4 generators on portraits .* would spend \d+% of .* set budget to [\d.]+"
     ) as told:
         prepare(parse_suite(suite_data(portraits, budget=1.2)), store)
     assert not ledgers(tmp_path)
@@ -213,7 +215,7 @@ def test_runs_that_were_paid_for_need_no_budget_again(finished: Finished, portra
     suite, folder = finished
     prepared = prepare(suite, Store.open(str(folder)))
     assert len(prepared.cells) == 4
-    with pytest.raises(BudgetExceeded, match=r"The 36 runs on portraits that are left .* the grant is for good"):
+    with pytest.raises(BudgetExceeded, match=r"The 36 generators on portraits that are left .* the grant is for good"):
         prepare(parse_suite(suite_data(portraits, seeds=list(range(20)))), Store.open(str(folder)))
 
 

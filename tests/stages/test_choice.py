@@ -12,7 +12,7 @@ from privimage.config import MerfConfig
 from privimage.generators.features import RandomFeatures, Scaling, new_features
 from privimage.generators.merf import new_merf
 from privimage.generators.pixels import from_pixels
-from privimage.stages.choice import choose
+from privimage.stages.choice import choose, share_believed
 from privimage.stages.critic import Critic
 from privimage.stages.mean_embedding import Embedding, draw
 
@@ -64,7 +64,7 @@ def embedding(features: RandomFeatures, public: tuple[Tensor, Tensor], painted: 
 def chosen(
     painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
 ) -> tuple[Tensor, Tensor]:
-    return choose(painted, public, embedding, EACH, judge_below=1)
+    return choose(painted, public, embedding, EACH, judge_drawn=True)
 
 
 def seen_as(images: Tensor) -> Tensor:
@@ -105,24 +105,21 @@ def test_public_images_are_told_from_painted_ones(
         assert rows_of(images[~is_public & (torch.arange(3 * EACH) % 3 == label)]) <= rows_of(painted[0][label::3])
 
 
-def test_painted_images_are_judged_where_the_critic_sees_too_few_of_them_as_they_were_meant(
-    painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], embedding: Embedding
+def test_painted_images_that_are_not_judged_are_all_candidates_and_others_are_judged_always(
+    painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
 ) -> None:
     agreed = seen_as(painted[0]) == painted[1]
-    share = float(agreed.float().mean())
-    assert 0 < share < 1
-    images, _ = choose(painted, public, embedding, EACH, judge_below=share + 0.001)
-    assert torch.equal(images, chosen[0])
-    images, is_public = choose(painted, public, embedding, EACH, judge_below=share - 0.001)
+    assert share_believed(painted, embedding) == pytest.approx(float(agreed.float().mean()))
+    images, is_public = choose(painted, public, embedding, EACH, judge_drawn=False)
     rejected = rows_of(painted[0][~agreed & (painted[1] < 2)])
     for label in (0, 1):
         own, others = images[label::3][~is_public[label::3]], images[label::3][is_public[label::3]]
         assert rows_of(own) <= rows_of(painted[0][label::3]) and rows_of(own) & rejected
-        assert torch.equal(seen_as(others), torch.full((len(others),), label)), "what is not painted is judged always"
+        assert torch.equal(seen_as(others), torch.full((len(others),), label))
 
 
 def test_without_public_images_all_are_painted(painted: tuple[Tensor, Tensor], embedding: Embedding) -> None:
-    images, is_public = choose(painted, none(), embedding, EACH, judge_below=1)
+    images, is_public = choose(painted, none(), embedding, EACH, judge_drawn=True)
     assert len(rows_of(images)) == 3 * EACH and rows_of(images) <= rows_of(painted[0]) and not is_public.any()
 
 
@@ -133,7 +130,7 @@ def test_the_choice_is_nearer_to_the_released_means_than_either_kind_alone(
         return float((embedding.features(from_pixels(images)).mean(0) - embedding.means[label]).norm())
 
     drawn, labels = painted
-    alone, _ = choose(painted, none(), embedding, EACH, judge_below=1)
+    alone, _ = choose(painted, none(), embedding, EACH, judge_drawn=True)
     for label in (0, 1):
         found = distance(chosen[0][label::3], label)
         assert found < distance(alone[label::3], label)

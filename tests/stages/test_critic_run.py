@@ -32,6 +32,7 @@ from privimage.privacy.events import event_from_json, times
 from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
 from privimage.runner import run_all
 from privimage.stages import mean_embedding
+from privimage.stages.choice import choose, share_believed
 from privimage.stages.critic import critic_of, features_of, open_critic, open_examples, train_critic
 from privimage.stages.mean_embedding import open_embedding
 from privimage.stages.models import open_generator
@@ -325,7 +326,7 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert marked == [image.tobytes() in examples for image in released(again)]
     card = (again.release / "README.md").read_text()
     assert f"of which {found} are images of the public set, unchanged" in card and "None of them is" not in card
-    assert "public ones that were selected for it, those in which" in card and "may be drawn again" not in card
+    assert "public ones that were selected for it, those" in card and "may be drawn again" not in card
     assert "It does not hold for the public images" in card
     report = (again.release / "report.html").read_text()
     assert f"{found:,} of all images are public ones, unchanged" in report and "every image is generated" not in report
@@ -343,6 +344,34 @@ def test_mixtures_of_public_images_are_among_the_released_ones_by_default_and_no
     assert "Mixtures of two public images" in report and "every image is generated" in report
     images, _ = open_examples(opened(made, "pretrain"))
     assert {image.tobytes() for image in released(made)}.isdisjoint(image.numpy().tobytes() for image in images)
+
+
+def test_drawn_images_are_judged_where_the_critic_sees_too_few_as_they_were_meant_and_the_datasheet_says_whether(
+    again: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided once for all parts, on either side of the share that the critic believes."""
+    believed, asked = [], []
+
+    def believe(*arguments: Any) -> float:
+        believed.append(share_believed(*arguments))
+        return believed[-1]
+
+    def choosing(*arguments: Any, judge_drawn: bool) -> Any:
+        asked.append(judge_drawn)
+        return choose(*arguments, judge_drawn=judge_drawn)
+
+    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
+    monkeypatch.setattr("privimage.stages.choice.share_believed", believe)
+    monkeypatch.setattr("privimage.stages.choice.choose", choosing)
+    before, told = again.kinds, "Of images that were drawn for a class, and of "
+    for below, said in ((1.0, "mixtures"), (0.0, "those in which")):
+        shutil.rmtree(again.release)
+        run_all(again.run(f"synthesize.judge_below={below}"))
+        assert f"{told}{said}" in " ".join((again.release / "README.md").read_text().split())
+        assert len(believed) == 1 and 0 < believed.pop() < 1
+        assert len(asked) > 1 and set(asked) == {below == 1}
+        asked.clear()
+    assert again.kinds == before  # nothing was charged
 
 
 def test_all_are_drawn_and_judged_where_nothing_is_to_come_of_public_images(again: Place) -> None:
