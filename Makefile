@@ -23,9 +23,11 @@ GPUS ?=
 deploy: $(READY)
 	$(BIN)/python -m deployments.register --store $(STORE) $(if $(GPUS),--gpus $(GPUS))
 
-# The tests, and then the test of the tests of privacy: it fails if one seeded privacy bug survives
+# The tests, and then the test of the tests of privacy: it fails if one seeded privacy bug survives.
+# Several files of tests at once, each test on one thread: what a file's tests share is made once
+JOBS ?= 2
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 	$(BIN)/python -m tests.privacy.mutants --quiet
 
 # Seeded privacy bugs, each of which a named test has to find; minutes
