@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 STAND_INS = "Figures of public sets that stand in for sensitive ones; no budget was paid for them"
+_OF_A_GENERATOR = tuple(name for name in OWN if name != "synthesize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,20 +183,28 @@ def _plan_of(cell: Cell, store: Store) -> str | None:
 
 
 def estimate(suite: Suite, cells: Sequence[Cell], store: Store) -> list[Estimate]:
-    """How long each run will take, from finished runs of the same method and data set where there are some."""
+    """How long each run will take: what the stages that it lacks took of its like, else what the suite says of a whole run.
+
+    A generator that several runs sample from is counted with the first of them.
+    """
     rows = {cell.label: row_of(cell, run_of(cell, store)) for cell in cells}
-    known: dict[tuple[str, str], float] = {}
-    for row in rows.values():
-        if row.status == "done" and row.seconds:
-            known[row.dataset, row.method] = sum(
-                row.seconds[name] for name in row.seconds if name in (*OWN, "evaluate")
-            )
+    known = {(row.dataset, row.method): row.seconds for row in rows.values() if row.seconds}
+    trained: set[tuple[str, int]] = set()
+
+    def ahead(cell: Cell) -> float | None:
+        found, _ = look_up(run_of(cell, store))
+        there = {name for name, artifact in found.items() if artifact}
+        generator = (cell.dataset, cell.draws["finetune"])
+        if generator in trained:
+            there.update(_OF_A_GENERATOR)
+        trained.add(generator)
+        like = known.get((cell.dataset, cell.method))
+        if like is None:
+            return suite.datasets[cell.dataset].seconds
+        return sum(like.get(name, 0.0) for name in (*OWN, "downstream", "evaluate") if name not in there)
+
     return [
-        Estimate(
-            cell=cell,
-            done=(done := rows[cell.label].status == "done"),
-            seconds=0.0 if done else known.get((cell.dataset, cell.method), suite.datasets[cell.dataset].seconds),
-        )
+        Estimate(cell=cell, done=(done := rows[cell.label].status == "done"), seconds=0.0 if done else ahead(cell))
         for cell in cells
     ]
 

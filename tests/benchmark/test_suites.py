@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from privimage.benchmark.results import empty_row, table
-from privimage.benchmark.running import prepare, results_folder, run_of, run_suite
+from privimage.benchmark.results import empty_row, row_of, table
+from privimage.benchmark.running import estimate, prepare, results_folder, run_of, run_suite
 from privimage.benchmark.suite import METHODS, Cell, Suite, cells_of, load_suite, parse_suite, restricted
 from privimage.config import ParquetSource
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
@@ -277,6 +278,27 @@ def test_a_dry_run_tells_what_is_to_be_made_and_makes_nothing(
     assert "4 of 4 runs are to be made, in about 1.0 hours; a grant of epsilon 5 for each data set." in answer.out
     assert not list((tmp_path / "store").rglob("manifest.json"))
     assert not ledgers(tmp_path)
+
+
+def test_an_estimate_counts_what_is_not_there_and_a_shared_generator_once(
+    finished: Finished, portraits: Path, tmp_path: Path
+) -> None:
+    store = Store.open(str(shutil.copytree(finished[1], tmp_path / "store")))
+    fewer = {"fewer": {"generator": "diffusion", "selection": {"strategy": "none"}, "synthesize": {"num_images": 20}}}
+    data = suite_data(portraits, seeds=[0, 1, 2], methods=["dpdm", "fewer"], variants=fewer, budget=10.0)
+    suite = parse_suite(data)
+    cells = cells_of(suite)
+    run_all(run_of(cells[1], store))
+    seconds = {cell.label: row_of(cell, run_of(cell, store)).seconds for cell in cells}
+    short, whole = seconds[cells[1].label], seconds[cells[2].label]
+    assert whole and short
+    after = sum(short[name] for name in ("synthesize", "downstream", "evaluate"))
+    ahead = {(each.cell.method, each.cell.seed): each.seconds for each in estimate(suite, cells, store)}
+    assert ahead["dpdm", 0] == ahead["dpdm", 1] == ahead["fewer", 0] == 0
+    assert ahead["fewer", 1] == pytest.approx(after), "its generator is there"
+    assert ahead["fewer", 2] == pytest.approx(after), "its generator is counted with dpdm's run"
+    own = ("pretrain", "finetune", "synthesize", "downstream", "evaluate")
+    assert ahead["dpdm", 2] == pytest.approx(sum(whole[name] for name in own))
 
 
 def test_a_data_set_that_is_missing_is_skipped_with_a_reason_in_the_table(portraits: Path, tmp_path: Path) -> None:
