@@ -152,7 +152,8 @@ def plots(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def _plot(rows: Sequence[Row], what: str, x_of: Callable[[Row], float]) -> bytes:
-    """A panel for each data set; a line for each method through its epsilons, with deviations over seeds."""
+    """A panel for each data set; a point for each method and epsilon, with deviations over seeds."""
+    by_epsilon, epsilons = what == "epsilon", sorted({row.epsilon for row in rows})
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))
     figure = Figure(figsize=(4.5 * len(datasets), 3.6), layout="constrained")
@@ -169,13 +170,19 @@ def _plot(rows: Sequence[Row], what: str, x_of: Callable[[Row], float]) -> bytes
                 [mean(height) for height in heights],
                 yerr=[stdev(height) if len(height) > 1 else 0 for height in heights],
                 marker="o",
+                linestyle="solid" if by_epsilon else "none",
                 capsize=3,
                 color=f"C{color}",
                 label=method,
             )
         axes.set(title=dataset, xlabel=what, ylabel="accuracy on test images, %" if number == 0 else "")
-        if what == "epsilon":
+        if by_epsilon:
             axes.set_xscale("log")
+            axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+            axes.minorticks_off()
+        else:
+            # From 0 on, so that equal times look equal.
+            axes.set_xlim(0, 1.05 * max(map(x_of, rows)))
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     buffer = io.BytesIO()
