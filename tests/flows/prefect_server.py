@@ -17,10 +17,12 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-__all__ = ["ENDS", "ROOT", "Server", "Worker", "serve"]
+__all__ = ["ENDS", "PATIENCE", "ROOT", "Server", "Worker", "serve"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+# On SQLite, a transaction of the server now and then blocks all others, until they give up after 60 seconds.
+ANSWER = 100.0
+PATIENCE = 240.0
 ENDS = {"Completed", "Failed", "Crashed", "Cancelled", "Refused", "Planned"}
 
 
@@ -97,7 +99,7 @@ class Server:
         request = Request(f"{self.url}{path}", method=method, data=data, headers={"content-type": "application/json"})
         for _ in range(20):
             try:
-                with urlopen(request, timeout=60) as reply:
+                with urlopen(request, timeout=ANSWER) as reply:
                     text = reply.read()
                 return json.loads(text) if text else None
             except HTTPError as error:

@@ -21,7 +21,7 @@ from privimage.runner import Run, admitted, run_all, stage_key
 from privimage.store.artifacts import find, list_artifacts
 from privimage.store.files import Store
 from tests.flows.layout import layout
-from tests.flows.prefect_server import Server, Worker
+from tests.flows.prefect_server import PATIENCE, Server, Worker
 from tests.pipeline_fixtures import GRANT, USUAL, Place
 
 # Long enough to be caught in the middle, short enough for a test: Cancel takes a few seconds to arrive.
@@ -64,7 +64,7 @@ def kinds(ledger: Ledger) -> list[str]:
 
 
 def wait_until(there: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.1)
