@@ -258,6 +258,11 @@ class RunConfig(Section):
                 f"synthesize.public_images is {self.public_images}, but generator is {self.generator}, and selection.strategy "
                 f"{self.selection.strategy}: only merf with a selection chooses from public images; leave it out, or set it to none"
             )
+        if self.synthesize.class_sizes == "query" and not self.selection.asks_the_query:
+            raise ValueError(
+                f"synthesize.class_sizes is query, but with selection.strategy {self.selection.strategy} no query is asked: set it to "
+                "equal, or the strategy to semantic"
+            )
         section = "denoiser" if self.generator == "diffusion" else self.generator
         levels = len(self.network.channel_multipliers)
         if self.image.resolution % 2 ** (levels - 1) or self.image.resolution // 2 ** (levels - 1) < 2:

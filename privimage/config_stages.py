@@ -340,7 +340,13 @@ class FinetuneConfig(Section):
 class SynthesizeConfig(Section):
     """Sampling from the fine-tuned generator (free: post-processing)."""
 
-    num_images: int = Field(default=2000, ge=1, le=10_000_000, description="Synthetic images, the same for each class.")
+    num_images: int = Field(default=2000, ge=1, le=10_000_000, description="Synthetic images, of all classes together.")
+    class_sizes: Literal["equal", "query"] = Field(
+        default="equal",
+        title="Sizes of the classes",
+        description="The same number of images of each class, or in proportion to the noisy votes of the query (a tenth of the mean at "
+        "least): then common classes are common among the synthetic images, too, and nothing more is paid for it.",
+    )
     num_steps: int = Field(
         default=18, ge=2, le=1000, description="Evaluations of the network per image; twice as many with guidance."
     )

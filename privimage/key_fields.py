@@ -116,6 +116,8 @@ def _finetune_section(config: RunConfig) -> dict[str, Any]:
 
 def synthesize_fields(config: RunConfig) -> dict[str, Any]:
     fields = config.synthesize.model_dump(mode="json", exclude={"public_images", "mixer_steps", "judge_below"})
+    if config.synthesize.class_sizes == "equal":  # as before there was anything else
+        del fields["class_sizes"]
     if config.public_images == "none":  # as before there was anything else
         return {"synthesize": fields}
     mixer = {

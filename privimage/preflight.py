@@ -17,6 +17,7 @@ from privimage.privacy.mechanisms import (
 __all__ = ["check_against_data", "finetune_mechanism", "planned_central", "planned_query", "planned_validation"]
 
 LEAST_OF_A_CLASS = 2  # one to train a classifier on, one to choose the epoch by
+ENOUGH_OF_A_CLASS = 100  # in the mean: so many that a tenth of it, of which some are missing, is still enough
 
 
 def check_against_data(config: RunConfig, public: TableFacts, sensitive: SensitiveFacts) -> None:
@@ -43,6 +44,11 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
         raise ConfigError(
             f"synthesize.num_images is {config.synthesize.num_images}, for {classes} classes: the classifiers that are trained "
             f"on them need at least {LEAST_OF_A_CLASS} of each class; raise it to {LEAST_OF_A_CLASS * classes} or more."
+        )
+    if config.synthesize.class_sizes == "query" and config.synthesize.num_images < ENOUGH_OF_A_CLASS * classes:
+        raise ConfigError(
+            f"synthesize.num_images is {config.synthesize.num_images}, for {classes} classes whose sizes the query tells: the smallest "
+            f"would have too few images; raise it to {ENOUGH_OF_A_CLASS * classes} or more, or set synthesize.class_sizes to equal."
         )
     if config.selection.asks_the_query:
         planned_query(config, sensitive, categories)

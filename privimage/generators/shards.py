@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from privimage.config import SynthesizeConfig
+from privimage.generators.class_sizes import labels_of
 from privimage.generators.interface import ImageSource
 from privimage.generators.sampler import synthesize_images
 
@@ -38,13 +39,14 @@ def sample_in_order(
     config: SynthesizeConfig,
     devices: Sequence[torch.device],
     rows: int,
+    shares: Sequence[float] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yields uint8 NCHW images with the numbers `images`, and their labels, `rows` at a time at most.
 
-    Image i is of class i modulo their number, and made of seed (config.seed, i). Batches are cut without regard to the
-    number of devices, which therefore changes nothing. On CPUs `rows` and the range that an image is asked for in change
-    nothing either, to the bit; on a GPU they may change it as `synthesize_images` says. At most two batches for
-    each worker are held. Close the iterator if it is not used up: that waits for the batches under way.
+    Image i is of the class that `labels_of` says, with `shares` of the classes, and made of seed (config.seed, i). Batches are cut
+    without regard to the number of devices, which therefore changes nothing. On CPUs `rows` and the range that an image is
+    asked for in change nothing either, to the bit; on a GPU they may change it as `synthesize_images` says. At most two
+    batches for each worker are held. Close the iterator if it is not used up: that waits for the batches under way.
 
     Each GPU is given batches by a thread of its own. CPUs share out the threads that torch may use, and each of them
     makes batches by itself: threads that share one batch wait for each other, and round by how many they are.
@@ -55,7 +57,7 @@ def sample_in_order(
 
     def sample(device: torch.device, numbers: range) -> Batch:
         numbered = torch.arange(numbers.start, numbers.stop)
-        labels = numbered % generator.num_classes
+        labels = labels_of(numbered, generator.num_classes, shares)
         seeds = numbered + (config.seed << 32)
         return synthesize_images(replicas[device], labels, seeds, shape, config).numpy(), labels.tolist()
 

@@ -28,7 +28,11 @@ VERIFY = "privimage verify RELEASE_FOLDER"
 @dataclass(frozen=True, kw_only=True)
 class SyntheticFacts:
     """What there is to say of synthetic.parquet: images of each class, in the order of their numbers; sizes in bytes; and how
-    many of the images are public ones, unchanged, or mixtures of two of them (None: there can be none)."""
+    many of the images are public ones, unchanged, or mixtures of two of them (None: there can be none).
+
+    `class_size_stddev` is that of the noise on the numbers of sensitive images in whose proportion classes have their sizes;
+    None where these are equal.
+    """
 
     class_names: Sequence[str]
     images_per_class: Sequence[int]
@@ -39,6 +43,7 @@ class SyntheticFacts:
     num_public: int | None = None
     num_mixed: int | None = None
     drawn_judged: bool | None = None
+    class_size_stddev: float | None = None
 
     @property
     def num_images(self) -> int:
@@ -76,7 +81,7 @@ def render_datasheet(
         "## How it was made",
         *_making(certificate, _choice(facts)),
         "## What it is not",
-        _LIMITS,
+        f"{_sizes(certificate, facts)}\n{_LIMITS}",
         "## How to verify",
         _VERIFICATION.format(command=VERIFY),
         "## Licence",
@@ -184,6 +189,13 @@ def _making(certificate: Mapping[str, Any], choice: str) -> list[str]:
     return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
+def _sizes(certificate: Mapping[str, Any], facts: SyntheticFacts) -> str:
+    """What the sizes of the classes say of the sensitive images."""
+    if facts.class_size_stddev is None:
+        return _EQUAL
+    return _PROPORTIONAL.format(stddev=facts.class_size_stddev, total=certificate["num_training_images"])
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -238,8 +250,15 @@ _METHODS = {
 _WARMED_UP = (
     "Before it was fine-tuned, it was trained further on noisy mean images of the classes (the idea of DP-FETA)."
 )
+_EQUAL = (
+    "- As many images of each class were asked for: how common a class is among the sensitive images is not in here."
+)
+_PROPORTIONAL = (
+    "- How common a class is here tells how common it is among the sensitive images to within some noise: sizes are in proportion to "
+    "noisy votes, a part of the query, whose noise has a standard deviation of {stddev:.0f} images, of {total:,} in all. None is below "
+    "a tenth of the mean."
+)
 _LIMITS = """\
-- As many images of each class were asked for: how common a class is among the sensitive images is not in here.
 - What is rare among the sensitive images is rare or missing here; that is what the privacy guarantee asks for.
 - Figures on quality are in `report.html` as far as they look at no sensitive image or were paid for. Others were
   not paid for, and stand nowhere in here."""

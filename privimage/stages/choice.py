@@ -6,12 +6,15 @@ Post-processing: a function of what was released with noise, of the generator th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from privimage.device import choose_device
+from privimage.generators.class_sizes import labels_of
 from privimage.generators.features import Features
 from privimage.generators.herding import herd
 from privimage.generators.judged import Judged
@@ -23,7 +26,7 @@ from privimage.stages.critic import open_examples
 from privimage.stages.mean_embedding import Embedding, draw, open_embedding
 from privimage.stages.models import open_generator
 
-__all__ = ["choose", "chosen_images", "share_believed"]
+__all__ = ["Chosen", "choose", "chosen_images", "share_believed"]
 
 _TOGETHER = 500
 """Images of a class that are chosen together: for more, the time would grow with the square, and memory as well."""
@@ -31,10 +34,24 @@ _TOGETHER = 500
 Labelled = tuple[Tensor, Tensor]
 
 
-def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """All images of stage `synthesize`, some hundred of each class at a time: uint8 NCHW, classes in turn; which of them are not
-    drawn, but come from public images, bool; and whether drawn ones were judged, the same for all.
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Some of the images of stage `synthesize`.
+
+    Attributes:
+        images: uint8 NCHW; labels: their classes.
+        is_other: which of them are not drawn, but come from public images, bool.
+        drawn_judged: whether drawn ones were judged, the same for all parts.
     """
+
+    images: Tensor
+    labels: Tensor
+    is_other: Tensor
+    drawn_judged: bool
+
+
+def chosen_images(context: StageContext, shares: Sequence[float] | None) -> Iterator[Chosen]:
+    """All images of the stage, some hundred of each class at a time; with `shares` of the classes, or else equal ones."""
     config = context.config
     pretrained, tuned = context.inputs["pretrain"], context.inputs["finetune"]
     embedding = open_embedding(config, pretrained, tuned)
@@ -45,21 +62,25 @@ def chosen_images(context: StageContext) -> Iterator[tuple[Tensor, Tensor, bool]
     examples = open_examples(pretrained)
     num_images, num_classes = config.synthesize.num_images, painter.num_classes
     each = -(-num_images // num_classes)
-    parts = -(-each // _TOGETHER)
-    first_seed, left = config.synthesize.seed << 32, num_images
+    largest = each if shares is None else math.ceil(num_images * max(shares))
+    parts = -(-largest // _TOGETHER)
+    first_seed, first = config.synthesize.seed << 32, 0
     candidates = _from_public(context, examples, parts)
     judge_drawn: bool | None = None
     for part in context.progress.track(range(parts), "choose", parts):
-        wanted = len(range(part, each, parts))
-        seeds = first_seed + torch.arange(config.merf.critic_attempts * wanted * num_classes)
+        numbers = first + torch.arange(len(range(part, each, parts)) * num_classes)
+        first += len(numbers)
+        labels = labels_of(numbers, num_classes, shares)
+        seeds = first_seed + torch.arange(config.merf.critic_attempts * len(labels))
         first_seed += len(seeds)
-        drawn = draw(painter, facts, seeds)
+        drawn = draw(painter, facts, seeds, labels.repeat(config.merf.critic_attempts))
         if judge_drawn is None:
             # By the first part for all, so that images do not differ by which part they are of.
             judge_drawn = share_believed(drawn, embedding) < config.synthesize.judge_below
-        images, from_public = choose(drawn, candidates(part, wanted), embedding, wanted, judge_drawn=judge_drawn)
-        yield images[:left], from_public[:left], judge_drawn
-        left -= len(images)
+        others = candidates(part, int(labels.bincount().max()))
+        images, is_other = choose(drawn, others, embedding, labels, judge_drawn=judge_drawn)
+        asked = numbers < num_images
+        yield Chosen(images=images[asked], labels=labels[asked], is_other=is_other[asked], drawn_judged=judge_drawn)
 
 
 def _from_public(context: StageContext, examples: Labelled, parts: int) -> Callable[[int, int], Labelled]:
@@ -94,15 +115,15 @@ def share_believed(painted: Labelled, embedding: Embedding) -> float:
 
 
 def choose(
-    painted: Labelled, others: Labelled, embedding: Embedding, each: int, *, judge_drawn: bool
+    painted: Labelled, others: Labelled, embedding: Embedding, wanted: Tensor, *, judge_drawn: bool
 ) -> tuple[Tensor, Tensor]:
-    """`each` images of each class, uint8 NCHW, classes in turn; and which of them are of the others, bool.
+    """An image of each of the `wanted` classes, uint8 NCHW; and which of them are of the others, bool.
 
     Candidates of a class are its images, of both kinds, in which the second critic sees it, too. Where these are too few, painted
     ones of which it says otherwise go behind them.
 
     Args:
-        painted: images, uint8 NCHW, and their classes; `each` of each class at least.
+        painted: images, uint8 NCHW, and their classes; of each class as many as are wanted at least.
         others: likewise, any number.
         judge_drawn: False = all painted ones are candidates. Of a painter whose images the critic mostly sees as they were
             meant, those that it would reject are what lies between classes, and worth having.
@@ -113,17 +134,20 @@ def choose(
     if judge_drawn:
         agreed = _judged(judge, drawn, features.device) == labels
     agreed_too = _judged(judge, further, features.device) == of_class
-    images, is_other = [], []
+    images = drawn.new_empty(len(wanted), *drawn.shape[1:])
+    is_other = torch.zeros(len(wanted), dtype=torch.bool)
     for label in range(len(means)):
+        places = torch.nonzero(wanted == label).flatten()
+        each = len(places)
         own, rejected = drawn[(labels == label) & agreed], drawn[(labels == label) & ~agreed]
         candidates = torch.cat([own, further[(of_class == label) & agreed_too]])
         rows = herd(_embedded(features, candidates), means[label], min(each, len(candidates))).cpu()
         rest = rejected[: each - len(rows)]
         # The order in which images were taken says how well they fit: the first ones would be a favourable sample.
         mixed = torch.randperm(each, generator=torch.Generator().manual_seed(label))
-        images.append(torch.cat([candidates[rows], rest])[mixed])
-        is_other.append(torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)])[mixed])
-    return torch.stack(images, dim=1).flatten(0, 1), torch.stack(is_other, dim=1).flatten()
+        images[places] = torch.cat([candidates[rows], rest])[mixed]
+        is_other[places] = torch.cat([rows >= len(own), torch.zeros(len(rest), dtype=torch.bool)])[mixed]
+    return images, is_other
 
 
 @torch.no_grad()

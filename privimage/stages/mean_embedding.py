@@ -274,11 +274,13 @@ def _trained(
         return train_critic(images, labels, num_classes, context.config, seed=seed, device=device, on_step=on_step)
 
 
-def draw(generator: Merf, facts: Mapping[str, Any], seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """An image of each seed, uint8, classes in turn, and their classes."""
+def draw(
+    generator: Merf, facts: Mapping[str, Any], seeds: Tensor, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """An image of each seed, uint8, and their classes, which are `labels`, or else classes in turn."""
     shape = (facts["channels"], facts["resolution"], facts["resolution"])
     device = next(generator.parameters()).device
-    labels = torch.arange(len(seeds)) % generator.num_classes
+    labels = torch.arange(len(seeds)) % generator.num_classes if labels is None else labels
     generator.eval()
     images = [
         synthesize_images(generator, of_images.to(device), part, shape, SynthesizeConfig()).cpu()

@@ -67,6 +67,7 @@ def run(context: StageContext) -> Outcome:
         num_public=about.get("num_public"),
         num_mixed=about.get("num_mixed"),
         drawn_judged=about.get("drawn_judged"),
+        class_size_stddev=about.get("class_size_stddev"),
     )
     config = context.config
     extractor = classifier_extractor(context, choose_device(config.performance.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from privimage.config import ImageConfig
 from privimage.data.table import PUBLIC, TableWriter
 from privimage.device import choose_devices, rows_without_gradients
+from privimage.generators.class_sizes import shares_by_votes, standard_error
 from privimage.generators.shards import num_batches, sample_in_order
 from privimage.pipeline import Outcome, PartContext, StageContext
 from privimage.stages.choice import chosen_images
@@ -22,7 +24,7 @@ PART_IMAGES = 10_000
 
 
 def run(context: StageContext) -> Outcome:
-    """Writes images-*.parquet, synthetic images, classes in turn; and synthesis.json. Each has a seed if they are not chosen together."""
+    """Writes images-*.parquet, synthetic images; and synthesis.json. Each has a seed if they are not chosen together."""
     if context.config.public_images != "none":
         return _run_chosen(context)
     num_images = context.config.synthesize.num_images
@@ -40,19 +42,31 @@ def _run_chosen(context: StageContext) -> Outcome:
     facts = context.inputs["finetune"].read_json("denoiser.json")
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     with TableWriter(context.folder, "images", facts["class_names"], image) as table:
-        for images, is_other, judged in chosen_images(context):
-            for pixels, other in zip(images.numpy(), is_other.tolist(), strict=True):
-                label = num_images % len(facts["class_names"])
+        for chosen in chosen_images(context, class_shares(context)):
+            rows = zip(chosen.images.numpy(), chosen.labels.tolist(), chosen.is_other.tolist(), strict=True)
+            for pixels, label, other in rows:
                 table.add(pixels, label, path=PUBLIC if other and unchanged else None)
-                num_images += 1
-            from_public += int(is_other.sum())
-            drawn_judged = judged
+            num_images += len(chosen.labels)
+            from_public += int(chosen.is_other.sum())
+            drawn_judged = chosen.drawn_judged
     _write_about(context, drawn_judged=drawn_judged, **{"num_public" if unchanged else "num_mixed": from_public})
     return Outcome(metrics={"num_images": num_images})
 
 
-def _write_about(context: StageContext, **more: int) -> None:
+def class_shares(context: StageContext | PartContext) -> Sequence[float] | None:
+    """Shares of the classes among the images; None = equal."""
+    if context.config.synthesize.class_sizes == "equal":
+        return None
+    query = context.inputs["query"].read_json("query.json")
+    return shares_by_votes(query["noisy_histogram"], query["num_votes"])
+
+
+def _write_about(context: StageContext, **more: float) -> None:
     facts = context.inputs["finetune"].read_json("denoiser.json")
+    if context.config.synthesize.class_sizes == "query":
+        query = context.inputs["query"].read_json("query.json")
+        noise = standard_error(query["noise_stddev"], len(query["category_names"]), query["num_votes"])
+        more = {**more, "class_size_stddev": noise}
     about = {"class_names": facts["class_names"], "guarantee": facts["guarantee"], **more}
     (context.folder / "synthesis.json").write_text(json.dumps(about))
 
@@ -66,7 +80,7 @@ def make_part(context: PartContext) -> None:
     numbers = context.items
     devices = choose_devices(performance)
     rows = rows_without_gradients(performance, devices[0])
-    batches = sample_in_order(generator, shape, numbers, config, devices, rows)
+    batches = sample_in_order(generator, shape, numbers, config, devices, rows, class_shares(context))
     total = num_batches(len(numbers), devices, rows)
     folder = context.file.parent
     with (

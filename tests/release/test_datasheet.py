@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ FACTS = SyntheticFacts(
     parquet_bytes=1000,
     arrow_bytes=2000,
 )
+
+
+def test_what_the_sizes_of_the_classes_tell_is_said() -> None:
+    assert "how common a class is among the sensitive images is not in here" in render_datasheet(CERTIFICATE, FACTS)
+    told = render_datasheet(CERTIFICATE, replace(FACTS, class_size_stddev=50.99))
+    assert "a standard deviation of 51 images, of 55,000 in all" in told and "is not in here" not in told
+
+
 HOSTILE = "a\n---\nlicense: mit\n<img src=x> | [b](http://c) `d` ![e](f) # *g*"
 
 

@@ -20,6 +20,7 @@ from privimage.benchmark.suite import Cell
 from privimage.config import MerfConfig
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
+from privimage.generators.class_sizes import labels_of, shares_by_votes
 from privimage.generators.features import JointFeatures
 from privimage.generators.judged import Judged
 from privimage.generators.merf import Merf, class_means
@@ -393,6 +394,23 @@ def test_of_many_some_are_chosen_after_others_and_nothing_twice(
     names = made.read_json("synthesis.json")["class_names"]
     assert labels.tolist() == [row % len(names) for row in range(39)]
     assert len({image.tobytes() for image in images}) == 39
+
+
+def test_images_are_chosen_for_classes_of_sizes_by_the_votes_and_the_datasheet_says_so(
+    again: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not again.run().config.selection.asks_the_query:
+        pytest.skip("without a query nothing tells the sizes")
+    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 60)
+    before, sized = again.kinds, ("synthesize.class_sizes=query", "synthesize.num_images=300")
+    shutil.rmtree(again.release)
+    run_all(again.run(*sized))
+    query = opened(again, "query").read_json("query.json")
+    expected = labels_of(torch.arange(300), 3, shares_by_votes(query["noisy_histogram"], query["num_votes"]))
+    images, labels = read_images([again.release / "synthetic.parquet"])
+    assert labels.tolist() == expected.tolist() and len({image.tobytes() for image in images}) == 300
+    assert "sizes are in proportion to noisy votes" in (again.release / "README.md").read_text()
+    assert again.kinds == before
 
 
 def test_the_embedding_that_images_are_chosen_by_is_the_one_that_was_trained_on(

@@ -1,15 +1,19 @@
-"""Stage `synthesize`: classes in turn, the same files for every device count and batch size, nothing half-written."""
+"""Stage `synthesize`: classes in turn or by the votes, the same files for every device count and batch size, nothing half-written."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from privimage.data.table import read_images
 from privimage.errors import ConfigError
 from privimage.generators import shards
+from privimage.generators.class_sizes import labels_of, shares_by_votes
+from privimage.pipeline import stage_of
 from privimage.runner import run_all
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Place
@@ -31,6 +35,42 @@ def test_device_count_and_batch_size_change_no_byte_of_the_table(finished_copy: 
     assert labels.tolist() == [number % 3 for number in range(40)]
     (other,) = synthetic_files(finished_copy, 1, "synthesize.seed=5")
     assert not (read_images([other])[0] == images).all(axis=(1, 2, 3)).any()
+
+
+SIZED = ("synthesize.class_sizes=query", "synthesize.num_images=300")
+
+
+def test_classes_have_sizes_by_the_votes_for_free_whatever_the_parts_are(
+    finished_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = finished_copy.kinds
+    (whole,) = synthetic_files(finished_copy, 1, *SIZED)
+    query = json.loads(finished_copy.payload("query", "query.json").read_text())
+    shares = shares_by_votes(query["noisy_histogram"], query["num_votes"])
+    images, labels = read_images([whole])
+    assert labels.tolist() == labels_of(torch.arange(300), 3, shares).tolist()
+    assert len(np.unique(images, axis=0)) == 300 and len(set(np.bincount(labels))) == 3
+    monkeypatch.setattr("privimage.stages.synthesize.PART_IMAGES", 70)
+    parts = read_images(synthetic_files(finished_copy, 2, *SIZED))
+    assert np.array_equal(parts[0], images) and np.array_equal(parts[1], labels)
+    assert finished_copy.kinds == before
+
+
+def test_sizes_of_classes_change_no_key_of_a_run_that_does_not_ask_for_them(finished_copy: Place) -> None:
+    stage = stage_of("synthesize", finished_copy.run().config)
+    assert stage.inputs == ("finetune",) and "class_sizes" not in json.dumps(stage.fields(finished_copy.run().config))
+    sized = finished_copy.run(*SIZED).config
+    asking = stage_of("synthesize", sized)
+    assert asking.inputs == ("query", "finetune") and asking.fields(sized)["synthesize"]["class_sizes"] == "query"
+
+
+def test_sizes_that_no_query_tells_and_too_few_images_are_refused_before_anything_runs(finished_copy: Place) -> None:
+    with pytest.raises(ConfigError, match="no query is asked: set it to equal, or the strategy to semantic"):
+        finished_copy.run("synthesize.class_sizes=query", "selection.strategy=random")
+    before = len(list(finished_copy.folder.glob("artifacts/*/*/manifest.json")))
+    with pytest.raises(ConfigError, match=r"num_images is 299, for 3 classes .* raise it to 300 or more"):
+        run_all(finished_copy.run("synthesize.class_sizes=query", "synthesize.num_images=299"))
+    assert len(list(finished_copy.folder.glob("artifacts/*/*/manifest.json"))) == before
 
 
 def test_what_fails_on_the_way_leaves_no_artifact_and_the_same_command_makes_it(
