@@ -35,7 +35,7 @@ def regenerate(
     The fine-tuned generator of the same configuration has to be there: this flow never runs a private stage.
 
     Args:
-        num_images: Synthetic images, the same for each class.
+        num_images: Synthetic images, of all classes together.
         seed: First of the per-image seeds; another one gives other images.
         dry_run: Only show the plan.
         store: Root URL of the object store: a path, file:///path or s3://bucket/prefix.

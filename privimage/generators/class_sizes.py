@@ -27,8 +27,8 @@ def shares_by_votes(noisy_votes: ArrayLike, num_votes: int) -> list[float]:
 
     Post-processing of the query's release.
     """
-    sizes = np.asarray(noisy_votes, dtype=np.float64).sum(1) / num_votes
-    # At least an image, of noise that is negative in all.
+    sizes = np.maximum(np.asarray(noisy_votes, dtype=np.float64).sum(1) / num_votes, 0)
+    # One image at least, where noise made all of them negative.
     sizes = np.maximum(sizes, SMALLEST_CLASS * max(float(sizes.mean()), 1.0))
     shares: list[float] = (sizes / sizes.sum()).tolist()
     return shares
