@@ -421,6 +421,8 @@ def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(
     merf = ["generator=merf", f"selection.strategy={strategy}", "central.num_steps=0"]
     merf += ["merf.num_steps=5", "merf.num_features=40", "merf.critic_features=20", "merf.critic_channels=4"]
     merf += ["merf.critic_steps=4"]
+    if strategy == "semantic":
+        merf += ["synthesize.class_sizes=query", "synthesize.num_images=300"]
     commands = [
         [*command, *(part for setting in merf if "CONFIG" in command for part in ("--set", setting))]
         for command in TO_THE_END
