@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["SMALLEST_CLASS", "labels_of", "shares_by_votes", "standard_error"]
 
 SMALLEST_CLASS = 0.1
-"""Of the mean size: below that, noise may make a class's votes anything, or negative."""
+"""Of the mean size: below that, noise may make anything of what was counted of a class, or a negative number."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from privimage.config import MerfConfig, SynthesizeConfig
 from privimage.errors import TrainingError
+from privimage.generators.class_sizes import SMALLEST_CLASS
 from privimage.generators.ema import ema_copy, ema_update
 from privimage.generators.features import Features
 from privimage.generators.gan_networks import Painter
@@ -35,7 +36,6 @@ AT_ONCE = 256  # images that features are computed of together, so that what is 
 
 _CONSTANT = 0.2
 """The number of an image's vector that counts it; the others have norm sqrt(1 - 0.2^2), so they lose 2 % to it."""
-_SMALLEST_CLASS = 0.1  # of the mean size: below that, noise may make a class's count anything, or negative
 _BETAS = (0.5, 0.99)  # as for the painter of a GAN
 
 
@@ -98,7 +98,7 @@ def class_means(noisy_sums: NDArray[np.float64], num_images: int) -> Tensor:
         num_images: the public number of all images.
     """
     counts = noisy_sums[:, -1:] / _CONSTANT
-    counts = np.maximum(counts, _SMALLEST_CLASS * num_images / len(noisy_sums))
+    counts = np.maximum(counts, SMALLEST_CLASS * num_images / len(noisy_sums))
     return torch.from_numpy(noisy_sums[:, :-1] / math.sqrt(1 - _CONSTANT**2) / counts).float()
 
 
