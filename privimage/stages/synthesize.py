@@ -42,7 +42,7 @@ def _run_chosen(context: StageContext) -> Outcome:
     facts = context.inputs["finetune"].read_json("denoiser.json")
     image = ImageConfig(resolution=facts["resolution"], channels=facts["channels"])
     with TableWriter(context.folder, "images", facts["class_names"], image) as table:
-        for chosen in chosen_images(context, class_shares(context)):
+        for chosen in chosen_images(context, _class_shares(context)):
             rows = zip(chosen.images.numpy(), chosen.labels.tolist(), chosen.is_other.tolist(), strict=True)
             for pixels, label, other in rows:
                 table.add(pixels, label, path=PUBLIC if other and unchanged else None)
@@ -53,7 +53,7 @@ def _run_chosen(context: StageContext) -> Outcome:
     return Outcome(metrics={"num_images": num_images})
 
 
-def class_shares(context: StageContext | PartContext) -> Sequence[float] | None:
+def _class_shares(context: StageContext | PartContext) -> Sequence[float] | None:
     """Shares of the classes among the images; None = equal."""
     if context.config.synthesize.class_sizes == "equal":
         return None
@@ -80,7 +80,7 @@ def make_part(context: PartContext) -> None:
     numbers = context.items
     devices = choose_devices(performance)
     rows = rows_without_gradients(performance, devices[0])
-    batches = sample_in_order(generator, shape, numbers, config, devices, rows, class_shares(context))
+    batches = sample_in_order(generator, shape, numbers, config, devices, rows, _class_shares(context))
     total = num_batches(len(numbers), devices, rows)
     folder = context.file.parent
     with (
