@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--of", type=Path, default=Path("../shared/data"), help="folder of the Parquet files")
     parser.add_argument("--to", type=Path, default=Path(".privimage-unbalanced"), help="folder to write to")
     asked = parser.parse_args()
+    missing = [file for name in SETS for part in MOST if not (file := asked.of / f"{name}_{part}.parquet").is_file()]
+    if missing:
+        parser.error(f"there is no {missing[0]}: give the folder of the Parquet files, --of FOLDER")
     asked.to.mkdir(parents=True, exist_ok=True)
     for name in SETS:
         for part, most in MOST.items():
