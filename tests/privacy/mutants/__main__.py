@@ -25,7 +25,7 @@ from typing import Any
 from tests.privacy.mutants.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[3]
-COPIED = ("privimage", "tasks", "flows", "tests", "deployments", "pyproject.toml")
+COPIED = ("privimage", "tasks", "flows", "tests", "deployments", "benchmarks", "pyproject.toml")
 AT_ONCE = 2
 # A test that fails with one of these met code that does not run, not a bug.
 BROKEN = ("NameError", "UnboundLocalError", "SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError")
