@@ -18,9 +18,9 @@ from prefect.states import Completed, State
 from flows.forms import Redo, StoreUrl
 from flows.server import check_server
 from flows.synthesize import synthesize
-from privimage.benchmark.running import prepare, results_folder, run_suite
-from privimage.benchmark.suite import Cell, Suite
-from privimage.commands.benchmark_commands import add_suite, suite_of
+from privimage.benchmark.running import WHOLE, prepare, results_folder, run_suite
+from privimage.benchmark.suite import Cell, Part, Suite
+from privimage.commands.benchmark_commands import add_suite, part_of, suite_of
 from privimage.commands.shared import exit_code
 from privimage.errors import PrivimageError
 from privimage.store.files import Store
@@ -29,7 +29,7 @@ __all__ = ["benchmark", "main"]
 
 
 @flow(name="benchmark", flow_run_name="{suite.name}", persist_result=False)
-def benchmark(*, suite: Suite, store: StoreUrl, dry_run: bool = False) -> State[Any]:
+def benchmark(*, suite: Suite, store: StoreUrl, part: Part = WHOLE, dry_run: bool = False) -> State[Any]:
     """Run what is missing of a suite, one run after the other, and write its table.
 
     Prefect shows which runs there are, and none of their figures: the table is private.
@@ -37,12 +37,13 @@ def benchmark(*, suite: Suite, store: StoreUrl, dry_run: bool = False) -> State[
     Args:
         suite: Methods, data sets, epsilons and seeds.
         store: Root URL of the store of all runs, which is not that of real data.
+        part: What to run of it; the table is of the whole suite.
         dry_run: Only see whether the budget holds all runs.
     """
     check_server()
     opened = Store.open(store)
     if dry_run:
-        prepared = prepare(suite, opened, dry=True)
+        prepared = prepare(suite, opened, part=part, dry=True)
         return Completed(
             name="Planned", message=f"{len(prepared.cells)} runs; skipped: {dict(prepared.skipped) or 'none'}"
         )
@@ -51,7 +52,7 @@ def benchmark(*, suite: Suite, store: StoreUrl, dry_run: bool = False) -> State[
         redo = [Redo.model_validate({"stage": stage, "draw": draw}) for stage, draw in cell.draws.items()]
         synthesize(config=cell.config, store=store, redo=redo)
 
-    rows = run_suite(suite, opened, execute, note=get_run_logger().info)
+    rows = run_suite(suite, opened, execute, part=part, note=get_run_logger().info)
     done = sum(row.status == "done" for row in rows)
     failed = [
         f"{row.dataset}, {row.method}, epsilon {row.epsilon:g}, seed {row.seed}"
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def run_flow() -> int:
-        benchmark(suite=suite_of(options), store=options.store, dry_run=options.dry_run)
+        benchmark(suite=suite_of(options), store=options.store, part=part_of(options), dry_run=options.dry_run)
         return 0
 
     return exit_code(run_flow)

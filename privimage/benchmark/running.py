@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from privimage.benchmark.results import OWN, Row, empty_row, plots, row_of, table
-from privimage.benchmark.suite import Cell, Suite, cells_of, first_charged
+from privimage.benchmark.suite import Cell, Part, Suite, cells_in, cells_of, first_charged
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
 from privimage.interrupts import StopRequest
@@ -32,6 +32,7 @@ from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 
 __all__ = [
+    "WHOLE",
     "Estimate",
     "Prepared",
     "check_public",
@@ -44,6 +45,7 @@ __all__ = [
     "write_results",
 ]
 
+WHOLE = Part()
 STAND_INS = "Figures of public sets that stand in for sensitive ones; no budget was paid for them"
 _OF_A_GENERATOR = tuple(name for name in OWN if name != "synthesize")
 
@@ -77,21 +79,23 @@ def run_of(cell: Cell, store: Store, progress: Progress | None = None, stop: Sto
     )
 
 
-def prepare(suite: Suite, store: Store, progress: Progress | None = None, *, dry: bool = False) -> Prepared:
-    """Admit all images, and see to it that each data set has a grant that holds all of the suite's generators.
+def prepare(
+    suite: Suite, store: Store, progress: Progress | None = None, *, part: Part = WHOLE, dry: bool = False
+) -> Prepared:
+    """Admit all images of a part, and see to it that each of its data sets has a grant that holds its generators.
 
     Nothing is charged. A data set whose images are missing, or cannot be used, is skipped. `dry`: nothing is admitted or
     granted either; only of sets that were admitted before the budget is looked at.
 
     Raises:
-        ConfigError: a configuration contradicts its data.
+        ConfigError: a configuration contradicts its data, or the part names what the suite does not have.
         BudgetExceeded: the budget does not hold all runs; the message says what they take.
         PrivacyRefused: a data set has no grant, and the suite does not say that it is public.
     """
-    cells = cells_of(suite)
+    cells = cells_in(suite, part)
     skipped: dict[str, str] = {}
     admissions: dict[str, tuple[SensitiveFacts, TableFacts]] = {}
-    for dataset in suite.datasets:
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
         own = [cell for cell in cells if cell.dataset == dataset]
         try:
             found = _admitted(run_of(own[0], store, progress), dry)
@@ -214,12 +218,15 @@ def run_suite(
     store: Store,
     execute: Callable[[Cell], object],
     *,
+    part: Part = WHOLE,
     progress: Progress | None = None,
     note: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
-    """Run, or find, every run of a suite, and write its table after each: an interrupted suite goes on where it was.
+    """Run, or find, every run of a part, and write the suite's table after each: an interrupted suite goes on where it was.
 
-    A run that fails is a row that says why, and does not end the suite; neither does a data set that is missing.
+    A run that fails is a row that says why, and does not end the suite; neither does a data set that is missing. The table, and
+    the rows, are of the whole suite: what is not of this part stands there as it is found, before this part's runs and after
+    them.
 
     Args:
         execute: makes a run, in this store.
@@ -228,11 +235,8 @@ def run_suite(
         Stopped: it was asked to stop.
         PrivimageError: as for `prepare`.
     """
-    prepared = prepare(suite, store, progress)
-    rows: dict[str, Row] = {}
-    for cell in cells_of(suite):
-        why = prepared.skipped.get(cell.dataset)
-        rows[cell.label] = empty_row(cell, "skipped", why) if why else row_of(cell, run_of(cell, store))
+    prepared = prepare(suite, store, progress, part=part)
+    rows = {cell.label: _found(cell, store, prepared.skipped) for cell in cells_of(suite)}
     for number, cell in enumerate(prepared.cells, 1):
         at = f"[{number}/{len(prepared.cells)}] {cell.label}"
         if rows[cell.label].status == "done":
@@ -242,8 +246,21 @@ def run_suite(
         rows[cell.label] = row = _made(cell, store, execute)
         note(f"  {row.status}{f': {row.why}' if row.why else ''}")
         write_results(suite, list(rows.values()), store)
+    # Meanwhile other processes may have made other parts.
+    others = [cell for cell in cells_of(suite) if rows[cell.label].status == "not run"]
+    rows.update({cell.label: _found(cell, store, prepared.skipped) for cell in others})
     write_results(suite, list(rows.values()), store)
     return list(rows.values())
+
+
+def _found(cell: Cell, store: Store, skipped: Mapping[str, str]) -> Row:
+    if why := skipped.get(cell.dataset):
+        return empty_row(cell, "skipped", why)
+    try:
+        return row_of(cell, run_of(cell, store))
+    except DataError as error:
+        # Of a data set that is not in this part, and was not looked for.
+        return empty_row(cell, "not run", " ".join(str(error).split()))
 
 
 def _made(cell: Cell, store: Store, execute: Callable[[Cell], object]) -> Row:
@@ -253,7 +270,9 @@ def _made(cell: Cell, store: Store, execute: Callable[[Cell], object]) -> Row:
         raise
     except PrivimageError as error:
         return row_of(cell, run_of(cell, store), "failed", " ".join(str(error).split()))
-    return row_of(cell, run_of(cell, store))
+    return row_of(
+        cell, run_of(cell, store), "failed", "it ended without an error, and some of its stages are not there"
+    )
 
 
 def results_folder(suite: Suite) -> str:

@@ -20,12 +20,13 @@ __all__ = [
     "METHODS",
     "Cell",
     "DataSet",
+    "Part",
     "Suite",
+    "cells_in",
     "cells_of",
     "first_charged",
     "load_suite",
     "parse_suite",
-    "restricted",
 ]
 
 METHODS: Mapping[str, dict[str, Any]] = {
@@ -69,6 +70,15 @@ class Suite(Section):
     variants: dict[str, dict[str, Any]] = Field(default={}, description="Further methods: name -> changed settings.")
     datasets: dict[str, DataSet] = Field(min_length=1, description="Name -> data set.")
     settings: dict[str, Any] = Field(default={}, description="Configuration sections that all runs share.")
+
+
+class Part(Section):
+    """Which runs of a suite to make; the table is of the whole suite all the same, so that several processes may share the work."""
+
+    methods: tuple[str, ...] = Field(default=(), description="Only these methods; empty: all.")
+    datasets: tuple[str, ...] = Field(default=(), description="Only these data sets; empty: all.")
+    epsilons: tuple[float, ...] = Field(default=(), description="Only these epsilons; empty: all.")
+    seeds: tuple[int, ...] = Field(default=(), description="Only these seeds; empty: all.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +138,6 @@ def parse_suite(data: Mapping[str, Any], origin: str = "the suite") -> Suite:
     return suite
 
 
-def restricted(suite: Suite, *, methods: Sequence[str] = (), datasets: Sequence[str] = ()) -> Suite:
-    """The part of a suite with these methods and data sets (none: all); ConfigError for one that it does not have."""
-    _check_known(f"suite {suite.name}", "method", methods, suite.methods)
-    _check_known(f"suite {suite.name}", "data set", datasets, list(suite.datasets))
-    return suite.model_copy(
-        update={
-            "methods": tuple(name for name in suite.methods if not methods or name in methods),
-            "datasets": {name: each for name, each in suite.datasets.items() if not datasets or name in datasets},
-        }
-    )
-
-
 def cells_of(suite: Suite) -> list[Cell]:
     """All runs, those of one data set together; cheap methods do not wait for dear ones of another data set.
 
@@ -159,6 +157,23 @@ def cells_of(suite: Suite) -> list[Cell]:
         if (first.trained_as, first.epsilon, first.seed) != (cell.trained_as, cell.epsilon, cell.seed):
             raise ConfigError(f"Two runs are the same draw ({first.label}; {cell.label}): rename a method.")
     return cells
+
+
+def cells_in(suite: Suite, part: Part) -> list[Cell]:
+    """The runs of a part of a suite; ConfigError if it names something that the suite does not have."""
+    origin = f"suite {suite.name}"
+    _check_known(origin, "method", part.methods, suite.methods)
+    _check_known(origin, "data set", part.datasets, list(suite.datasets))
+    _check_known(origin, "epsilon", part.epsilons, suite.epsilons)
+    _check_known(origin, "seed", part.seeds, suite.seeds)
+    return [
+        cell
+        for cell in cells_of(suite)
+        if cell.method in (part.methods or suite.methods)
+        and cell.dataset in (part.datasets or suite.datasets)
+        and cell.epsilon in (part.epsilons or suite.epsilons)
+        and cell.seed in (part.seeds or suite.seeds)
+    ]
 
 
 def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) -> Cell:
@@ -225,7 +240,7 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _check_known(origin: str, what: str, named: Sequence[str], known: Sequence[str]) -> None:
+def _check_known(origin: str, what: str, named: Sequence[object], known: Sequence[object]) -> None:
     unknown = [name for name in named if name not in known]
     if unknown:
-        raise ConfigError(f"{origin}: there is no {what} {unknown[0]!r}; there are {', '.join(known)}.")
+        raise ConfigError(f"{origin}: there is no {what} {unknown[0]!r}; there are {', '.join(map(str, known))}.")

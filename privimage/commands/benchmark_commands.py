@@ -6,14 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from privimage.benchmark.suite import Suite, load_suite, restricted
+from pydantic import ValidationError
+
+from privimage.benchmark.suite import Part, Suite, load_suite
 from privimage.commands.shared import Commands, print_table
+from privimage.errors import ConfigError
 from privimage.interrupts import StopRequest, stop_on_signals
 from privimage.progress import Terminal
 from privimage.runner import run_all
 from privimage.store.files import Store
 
-__all__ = ["add_suite", "register", "suite_of"]
+__all__ = ["add_suite", "part_of", "register", "suite_of"]
 
 SUITES = Path("benchmarks/suites")
 DEFAULT_STORE = ".privimage-benchmarks"
@@ -34,10 +37,12 @@ def register(commands: Commands) -> None:
 
 
 def add_suite(parser: argparse.ArgumentParser) -> None:
-    """SUITE, --methods, --datasets, --store."""
+    """SUITE, what to run of it, and --store."""
     parser.add_argument("suite", metavar="SUITE", help=f"YAML file, or the name of one in {SUITES}")
-    parser.add_argument("--methods", default="", metavar="A,B", help="only these of the suite's methods")
-    parser.add_argument("--datasets", default="", metavar="A,B", help="only these of the suite's data sets")
+    for name, what in (("methods", "methods"), ("datasets", "data sets"), ("epsilons", "epsilons"), ("seeds", "seeds")):
+        parser.add_argument(
+            f"--{name}", default="", metavar="A,B", help=f"run only these of the suite's {what}; the table is of all"
+        )
     parser.add_argument(
         "--store",
         default=DEFAULT_STORE,
@@ -50,23 +55,36 @@ def suite_of(options: argparse.Namespace) -> Suite:
     """The suite that the options of `add_suite` name."""
     named = Path(options.suite)
     path = named if named.suffix else SUITES / f"{options.suite}.yaml"
-    methods, datasets = ([name for name in text.split(",") if name] for text in (options.methods, options.datasets))
-    return restricted(load_suite(path), methods=methods, datasets=datasets)
+    return load_suite(path)
+
+
+def part_of(options: argparse.Namespace) -> Part:
+    """What of the suite the options of `add_suite` ask to run."""
+    named = {name: [each for each in getattr(options, name).split(",") if each] for name in Part.model_fields}
+    try:
+        return Part.model_validate(named)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        raise ConfigError(
+            f"--{first['loc'][0]} is {first['input']!r}, expected numbers, with commas between."
+        ) from None
 
 
 def _benchmark(options: argparse.Namespace) -> int:
     from privimage.benchmark.running import check_public, hand_out, results_folder, run_of, run_suite
 
-    suite, store, stop, progress = suite_of(options), Store.open(options.store), StopRequest(), Terminal()
+    suite, part = suite_of(options), part_of(options)
+    store, stop, progress = Store.open(options.store), StopRequest(), Terminal()
     if options.to:
         check_public(suite)
     if options.dry_run:
-        return _plan(suite, store)
+        return _plan(suite, part, store)
     with stop_on_signals(stop):
         rows = run_suite(
             suite,
             store,
             lambda cell: run_all(run_of(cell, store, progress, stop)),
+            part=part,
             progress=progress,
             note=lambda text: print(text, file=sys.stderr, flush=True),
         )
@@ -75,13 +93,13 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.to:
         hand_out(suite, rows, store, Path(options.to))
         print(f"handed out: {options.to}/table.md")
-    return 0 if all(row.status in ("done", "skipped") for row in rows) else 1
+    return 1 if any(row.status == "failed" for row in rows) else 0
 
 
-def _plan(suite: Suite, store: Store) -> int:
+def _plan(suite: Suite, part: Part, store: Store) -> int:
     from privimage.benchmark.running import estimate, prepare
 
-    prepared = prepare(suite, store, dry=True)
+    prepared = prepare(suite, store, part=part, dry=True)
     shown = estimate(suite, prepared.cells, store)
     print_table(
         ["data set", "method", "epsilon", "seed", "state", "minutes"],

@@ -17,7 +17,7 @@ import yaml
 from benchmarks.unbalanced import kept
 from privimage.benchmark.results import empty_row, row_of, table
 from privimage.benchmark.running import estimate, prepare, results_folder, run_of, run_suite
-from privimage.benchmark.suite import METHODS, Cell, Suite, cells_of, load_suite, parse_suite, restricted
+from privimage.benchmark.suite import METHODS, Cell, Part, Suite, cells_in, cells_of, load_suite, parse_suite
 from privimage.config import ParquetSource
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.generators.denoiser import new_denoiser
@@ -309,9 +309,53 @@ def test_a_data_set_that_is_missing_is_skipped_with_a_reason_in_the_table(portra
     data["datasets"]["gone"] = {"settings": {"sensitive": gone, "public": SETTINGS["public"]}}
     suite = parse_suite(data)
     rows = run_suite(suite, Store.open(str(tmp_path / "store")), lambda cell: None)
-    assert {row.dataset: row.status for row in rows} == {"portraits": "not run", "gone": "skipped"}
+    assert {row.dataset: row.status for row in rows} == {"portraits": "failed", "gone": "skipped"}
     table = (tmp_path / "store" / results_folder(suite) / "table.md").read_text()
     assert "- gone, dpdm, epsilon 1, seed 0: skipped (Nothing found at" in table
+
+
+def test_processes_that_share_a_suite_write_the_table_of_all_of_it(
+    finished: Finished, portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+) -> None:
+    data = suite_data(portraits, methods=["dpdm"])
+    data["datasets"]["gone"] = {
+        "settings": {
+            "sensitive": {"train": {"kind": "folder", "path": str(tmp_path / "gone")}},
+            "public": SETTINGS["public"],
+        }
+    }
+    suite, store = parse_suite(data), Store.open(str(tmp_path / "store"))
+    executed: list[Cell] = []
+
+    def execute(cell: Cell) -> None:
+        executed.append(cell)
+        # Another process finishes its part while this one is at its own.
+        for each in cells_in(suite, Part(datasets=("portraits",))):
+            run_all(run_of(each, store))
+
+    rows = run_suite(suite, store, execute, part=Part(datasets=("portraits",), seeds=(1,)))
+    assert [(cell.dataset, cell.seed) for cell in executed] == [("portraits", 1)]
+    assert [(row.dataset, row.seed, row.status) for row in rows] == [
+        ("portraits", 0, "done"),
+        ("portraits", 1, "done"),
+        ("gone", 0, "not run"),
+        ("gone", 1, "not run"),
+    ]
+    table = (tmp_path / "store" / results_folder(suite) / "table.md").read_text()
+    assert "| portraits | 1 | dpdm | 2 of 2 |" in table
+    assert "- gone, dpdm, epsilon 1, seed 1: not run (Nothing found at" in table
+
+    file = tmp_path / "part.yaml"
+    file.write_text(yaml.safe_dump(data))
+    command = ("benchmark", file, "--store", tmp_path / "store")
+    answer = privimage(*command, "--datasets", "portraits", "--seeds", "0", "--epsilons", "1")
+    assert answer.code == 0
+    assert "[1/1] portraits, dpdm, epsilon 1, seed 0: there already" in answer.err
+    planned = privimage(*command, "--seeds", "0", "--dry-run").out
+    assert "0 of 1 runs are to be made" in planned and "gone would be skipped: Nothing found at" in planned
+    answer = privimage(*command, "--seeds", "0,one")
+    assert answer.code == 2
+    assert "--seeds is 'one', expected numbers, with commas between." in answer.complaint
 
 
 @pytest.mark.parametrize(
@@ -337,11 +381,14 @@ def test_unknown_names_are_answered_with_the_known_ones(
     portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
 ) -> None:
     suite = parse_suite(suite_data(portraits))
-    with pytest.raises(ConfigError, match="no data set 'mnist'; there are portraits"):
-        restricted(suite, datasets=["mnist"])
-    with pytest.raises(ConfigError, match="no method 'pdp-diffusion'; there are dpdm, privimage"):
-        restricted(suite, methods=["pdp-diffusion"])
-    assert [cell.method for cell in cells_of(restricted(suite, methods=["dpdm"]))] == ["dpdm"] * 2
+    for part, expected in (
+        (Part(datasets=("mnist",)), "no data set 'mnist'; there are portraits"),
+        (Part(methods=("pdp-diffusion",)), "no method 'pdp-diffusion'; there are dpdm, privimage"),
+        (Part(epsilons=(10.0,)), "no epsilon 10.0; there are 1.0"),
+        (Part(seeds=(2,)), "no seed 2; there are 0, 1"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            cells_in(suite, part)
     answer = privimage("benchmark", "no-such-suite", "--store", tmp_path / "store")
     assert answer.code == 2
     assert "There is no suite benchmarks/suites/no-such-suite.yaml; beside it are" in answer.complaint
