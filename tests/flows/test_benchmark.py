@@ -37,6 +37,9 @@ def test_the_flow_makes_the_table_and_names_the_runs_that_failed(
     assert again.returncode == 0, again.stderr
     assert "1 of 1 runs are there; the table is in private/benchmarks/flow of the store." in again.stderr
     assert "there already" in again.stderr
-    planned = server.python(*command, "--dry-run")
+    planned = server.python(*command, "--methods", "dpdm", "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert "Planned" in planned.stderr
+    unknown = server.python(*command, "--seeds", "7")
+    assert unknown.returncode == 2
+    assert "suite flow: there is no seed 7; there are 0." in unknown.stderr
