@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
-from benchmarks.unbalanced import kept
 from privimage.benchmark.results import empty_row, row_of, table
 from privimage.benchmark.running import estimate, prepare, results_folder, run_of, run_suite
 from privimage.benchmark.suite import METHODS, Cell, Part, Suite, cells_in, cells_of, load_suite, parse_suite
@@ -402,16 +400,6 @@ def test_the_suites_that_come_with_it_are_valid_public_and_compare_all_methods(f
     compared = set() if file.stem.endswith("-ablations") else {"random-selection", "pdp-diffusion", "dpdm"}
     assert {"privimage", *compared} <= set(suite.methods) <= {*METHODS, *suite.variants}
     assert len(cells_of(suite)) == len(suite.methods) * len(suite.datasets) * len(suite.epsilons) * len(suite.seeds)
-
-
-def test_unbalanced_copies_keep_ten_times_as_many_of_one_class_as_of_another_and_no_image_twice() -> None:
-    labels = np.repeat(np.arange(5), [3000, 1000, 2000, 1500, 1800])
-    rows = kept(labels, 2000)
-    sizes = np.sort(np.bincount(labels[rows]))
-    assert len(set(rows.tolist())) == len(rows) and 1990 <= len(rows) <= 2000
-    assert sizes / sizes[0] == pytest.approx(10.0 ** (np.arange(5) / 4), rel=0.02)
-    few = np.bincount(labels[kept(labels, 10**9)], minlength=5)
-    assert (few <= np.bincount(labels)).all() and (few == np.bincount(labels)).any()
 
 
 def test_the_small_suite_keeps_to_its_size() -> None:
