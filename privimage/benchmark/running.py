@@ -225,8 +225,7 @@ def run_suite(
     """Run, or find, every run of a part, and write the suite's table after each: an interrupted suite goes on where it was.
 
     A run that fails is a row that says why, and does not end the suite; neither does a data set that is missing. The table, and
-    the rows, are of the whole suite: what is not of this part stands there as it is found, before this part's runs and after
-    them.
+    the rows, are of the whole suite: what other processes have made by then is in them.
 
     Args:
         execute: makes a run, in this store.
@@ -236,7 +235,7 @@ def run_suite(
         PrivimageError: as for `prepare`.
     """
     prepared = prepare(suite, store, progress, part=part)
-    rows = {cell.label: _found(cell, store, prepared.skipped) for cell in cells_of(suite)}
+    rows = _looked_up(suite, store, prepared.skipped, {})
     for number, cell in enumerate(prepared.cells, 1):
         at = f"[{number}/{len(prepared.cells)}] {cell.label}"
         if rows[cell.label].status == "done":
@@ -245,12 +244,16 @@ def run_suite(
         note(f"{at} ...")
         rows[cell.label] = row = _made(cell, store, execute)
         note(f"  {row.status}{f': {row.why}' if row.why else ''}")
+        rows = _looked_up(suite, store, prepared.skipped, rows)
         write_results(suite, list(rows.values()), store)
-    # Meanwhile other processes may have made other parts.
-    others = [cell for cell in cells_of(suite) if rows[cell.label].status == "not run"]
-    rows.update({cell.label: _found(cell, store, prepared.skipped) for cell in others})
     write_results(suite, list(rows.values()), store)
     return list(rows.values())
+
+
+def _looked_up(suite: Suite, store: Store, skipped: Mapping[str, str], known: Mapping[str, Row]) -> dict[str, Row]:
+    """The row of each run of the suite; what is known to have ended is not looked up."""
+    ended = {label: row for label, row in known.items() if row.status != "not run"}
+    return {cell.label: ended.get(cell.label) or _found(cell, store, skipped) for cell in cells_of(suite)}
 
 
 def _found(cell: Cell, store: Store, skipped: Mapping[str, str]) -> Row:
