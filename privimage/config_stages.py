@@ -411,10 +411,15 @@ class EvaluateConfig(Section):
     safety: bool = Field(
         default=True, description="Also look for memorized training images and attack the generator (private)."
     )
-    epochs: int = Field(default=15, ge=1, le=1000, description="Epochs of each training on synthetic images.")
-    batch_size: int = Field(default=128, ge=2, description="Images per step of these trainings.")
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Epochs of each training on synthetic images; none = 15, and of few images so many that there are 1,000 steps.",
+    )
+    batch_size: int = Field(default=32, ge=2, description="Images per step of these trainings.")
     learning_rate: float = Field(
-        default=2e-3, gt=0, le=1, description="Their peak learning rate (Adam, cosine to zero)."
+        default=1e-3, gt=0, le=1, description="Their peak learning rate (Adam, cosine to zero)."
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="The first of their seeds.")
     inception_weights: str | None = Field(

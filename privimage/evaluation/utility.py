@@ -22,6 +22,9 @@ from privimage.evaluation.classifiers import ARCHITECTURES, new_classifier
 __all__ = ["Trained", "UtilityResult", "check_enough", "check_shape", "hold_out", "predict", "test", "train"]
 
 TEST_BATCH = 1024
+EPOCHS = 15
+# With fewer steps classifiers stop before real images, too, have taught them what they can.
+LEAST_STEPS = 1000
 LEAST_OF_A_CLASS = 2  # one to train on, one to choose the epoch by
 
 Progress = Callable[[Iterable[int], str, int | None], Iterable[int]]
@@ -34,7 +37,7 @@ class Trained:
     Attributes:
         model: float32 images in [-1, 1] to logits, shape (images, num_classes).
         accuracy: share of the held-out images that it recognises.
-        epoch: after how many epochs that was.
+        epoch: after how many epochs that was, or parts of the training.
         curve: that share after each epoch.
         num_steps: optimizer steps in all.
     """
@@ -100,7 +103,7 @@ def train(
     Args:
         images: uint8, shape (images, 1 or 3, height, width), at least 8 x 8 pixels.
         labels: class numbers in 0..num_classes - 1, shape (images,).
-        num_steps: optimizer steps, in `config.epochs` equal parts which then count as epochs; None = passes over the images.
+        num_steps: optimizer steps, in as many equal parts as there would be epochs; None = what `config.epochs` says.
         progress: wraps the iterable of epochs, given a description and their number.
 
     Raises:
@@ -112,7 +115,9 @@ def train(
     architecture = ARCHITECTURES[name]
     model = new_classifier(name, _shape(images), num_classes, seed).to(device)
     batches = _batches(len(kept), config.batch_size, generator, shifts=architecture.shifts)
-    total = num_steps or config.epochs * math.ceil(len(kept) / config.batch_size)
+    parts = config.epochs or EPOCHS
+    passes = parts * math.ceil(len(kept) / config.batch_size)
+    total = num_steps or (passes if config.epochs else max(passes, LEAST_STEPS))
     # Last dimension = channels, so that one gather yields each image's own window.
     padded = functional.pad(_normalised(images[kept]), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1).to(device)
     targets = labels[kept].to(device)
@@ -121,9 +126,9 @@ def train(
     curve: list[float] = []
     best: dict[str, Tensor] = {}
     done = 0
-    for epoch in progress(range(config.epochs), description, config.epochs):
+    for epoch in progress(range(parts), description, parts):
         model.train()
-        while done < total * (epoch + 1) // config.epochs:
+        while done < total * (epoch + 1) // parts:
             rows, offsets = (part.to(device) for part in next(batches))
             loss = functional.cross_entropy(model(_windows(padded, rows, offsets)), targets[rows])
             optimizer.zero_grad()

@@ -58,6 +58,13 @@ def test_a_last_batch_of_one_image_is_no_problem(name: str) -> None:
     assert torch.allclose(together, alone, atol=1e-5), "what is said of an image depends on no other"
 
 
+def test_of_few_images_a_training_takes_a_thousand_steps_if_nothing_else_is_said() -> None:
+    few = train("logistic-regression", *bars(36), 3, EvaluateConfig(), "cpu", seed=0)
+    assert (few.num_steps, len(few.curve)) == (1000, 15)
+    many = train("logistic-regression", *bars(3000), 3, EvaluateConfig(), "cpu", seed=0)
+    assert (many.num_steps, len(many.curve)) == (15 * 85, 15)  # 2,700 images in batches of 32
+
+
 @pytest.mark.parametrize("size", [8, 28, 64])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_network_takes_every_size_and_is_small(name: str, size: int) -> None:

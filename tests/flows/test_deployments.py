@@ -81,7 +81,7 @@ def test_on_the_gpu_pool_a_run_asks_for_a_gpu() -> None:
 def test_the_form_is_filled_in_with_the_whole_configuration_of_the_file() -> None:
     config = described()["synthesize", "demo"]["parameters"]["config"]
     assert RunConfig.model_validate(config) == load_config(DATA_SETS / "demo.yaml")
-    assert config["evaluate"]["learning_rate"] == 2e-3  # a default, which the file does not name
+    assert config["evaluate"]["learning_rate"] == 1e-3  # a default, which the file does not name
 
 
 @pytest.mark.parametrize(
