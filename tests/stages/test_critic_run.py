@@ -24,6 +24,7 @@ from privimage.generators.class_sizes import labels_of, shares_by_votes
 from privimage.generators.features import JointFeatures
 from privimage.generators.judged import Judged
 from privimage.generators.merf import Merf, class_means
+from privimage.generators.mixing import mixtures
 from privimage.generators.pixels import from_pixels
 from privimage.pipeline import stage_named
 from privimage.plan import look_up
@@ -35,7 +36,7 @@ from privimage.runner import run_all
 from privimage.stages import mean_embedding
 from privimage.stages.choice import choose, share_believed
 from privimage.stages.critic import critic_of, features_of, open_critic, open_examples, train_critic
-from privimage.stages.mean_embedding import open_embedding
+from privimage.stages.mean_embedding import draw, open_embedding
 from privimage.stages.models import open_generator
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import Answer, Place
@@ -382,11 +383,33 @@ def test_all_are_drawn_and_judged_where_nothing_is_to_come_of_public_images(agai
     assert "may be drawn again" in card and "mixtures" not in card
 
 
+def number_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write into every drawn and mixed image what it was made of: of a few public ones, two mixtures may come out the same."""
+
+    def numbered(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        rows = images.flatten(1).clone()
+        rows[:, : numbers.shape[1]] = numbers
+        return rows.view_as(images)
+
+    def drawing(generator: Merf, facts: Any, seeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        images, classes = draw(generator, facts, seeds, labels)
+        return numbered(images, torch.stack([seeds % 250, seeds // 250 % 250, seeds * 0], dim=1)), classes
+
+    def mixing(*arguments: Any, seed: int) -> tuple[torch.Tensor, ...]:
+        images, classes = mixtures(*arguments, seed=seed)
+        rows = torch.arange(len(images))
+        return numbered(images, torch.stack([rows % 250, rows // 250, rows * 0 + seed % 250 + 1], dim=1)), classes
+
+    monkeypatch.setattr("privimage.stages.choice.draw", drawing)
+    monkeypatch.setattr("privimage.stages.choice.mixtures", mixing)
+
+
 @pytest.mark.parametrize("kind", ["mixed", "unchanged"])
 def test_of_many_some_are_chosen_after_others_and_nothing_twice(
     again: Place, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
+    number_candidates(monkeypatch)
     made = opened(
         again, "synthesize", f"synthesize.public_images={kind}", "synthesize.num_images=39", "synthesize.seed=1"
     )
@@ -402,6 +425,7 @@ def test_images_are_chosen_for_classes_of_sizes_by_the_votes_and_the_datasheet_s
     if not again.run().config.selection.asks_the_query:
         pytest.skip("without a query nothing tells the sizes")
     monkeypatch.setattr("privimage.stages.choice._TOGETHER", 60)
+    number_candidates(monkeypatch)
     before, sized = again.kinds, ("synthesize.class_sizes=query", "synthesize.num_images=300")
     shutil.rmtree(again.release)
     run_all(again.run(*sized))

@@ -49,7 +49,7 @@ def test_classes_have_sizes_by_the_votes_for_free_whatever_the_parts_are(
     shares = shares_by_votes(query["noisy_histogram"], query["num_votes"])
     images, labels = read_images([whole])
     assert labels.tolist() == labels_of(torch.arange(300), 3, shares).tolist()
-    assert len(np.unique(images, axis=0)) == 300 and len(set(np.bincount(labels))) == 3
+    assert len(np.unique(images, axis=0)) == 300
     monkeypatch.setattr("privimage.stages.synthesize.PART_IMAGES", 70)
     parts = read_images(synthetic_files(finished_copy, 2, *SIZED))
     assert np.array_equal(parts[0], images) and np.array_equal(parts[1], labels)
