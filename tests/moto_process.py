@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["moto_process"]
 
@@ -28,13 +30,27 @@ def moto_process() -> Iterator[str]:
             server.terminate()
 
 
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    lock = threading.Lock()
+
+    def locked(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return function(*arguments, **named)
+
+    return locked
+
+
 def serve() -> None:
     import moto.backends
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     # moto looks for 180 folders of its own at each request: a fifth of the time.
     modules = tuple(moto.backends.list_of_moto_modules())
     moto.backends.list_of_moto_modules = lambda: modules
+    # It first looks whether an object is there, then writes it: of two requests with `If-None-Match` both could win, which S3
+    # excludes. One write at a time excludes it here.
+    S3Response.put_object = _one_at_a_time(S3Response.put_object)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
