@@ -21,6 +21,7 @@ from dp_accounting import pld
 from scipy.optimize import brentq
 
 from privimage.errors import PrivacyRefused
+from privimage.privacy import numerics
 from privimage.privacy.events import (
     event_from_json,
     event_in_words,
@@ -59,10 +60,10 @@ def epsilon_of(events: Sequence[dpa.DpEvent], delta: float) -> float:
 
     By the privacy loss distribution. Where so little noise is added (a multiplier below 0.06) that single losses may
     exceed `LARGEST_LOSS`, by Rényi divergences: a bound too, if a looser one, that needs neither memory nor time.
-    Infinite where there is no noise.
+    Infinite where there is no noise. What rounding of noise may add is added (`numerics.py`).
     """
     texts = tuple(sorted(json.dumps(event_to_json(event), sort_keys=True) for event in events))
-    return _epsilon(texts, delta)
+    return _epsilon(texts, delta * (1 - numerics.DELTA_SHARE)) + numerics.EPSILON if texts else 0.0
 
 
 def epsilon_of_plan(own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent], delta: float) -> float:
@@ -79,8 +80,6 @@ def epsilon_of_plan(own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent]
 
 @lru_cache(maxsize=1024)
 def _epsilon(texts: tuple[str, ...], delta: float) -> float:
-    if not texts:
-        return 0.0
     events = [event_from_json(json.loads(text)) for text in texts]
     largest_loss = max(_largest_loss(times(event)[0]) for event in events)
     if largest_loss > LARGEST_LOSS:

@@ -37,6 +37,7 @@ from privimage.privacy.accounting import (
 )
 from privimage.privacy.entry import Entry
 from privimage.privacy.mechanisms import RELATION
+from privimage.privacy.numerics import ideal
 from privimage.privacy.renyi import budget_of_order, renyi_divergence
 
 __all__ = [
@@ -174,9 +175,14 @@ def spent_by(entries: Sequence[Entry]) -> Spent:
 
 def share_of_grant(grant: Mapping[str, Any], events: Sequence[dpa.DpEvent]) -> float:
     """How much of a grant's Rényi budget mechanisms take; infinite if that budget is nothing."""
-    budget = budget_of_order(grant["epsilon"], grant["delta"], grant["order"])
+    budget = _budget(grant)
     divergence = sum(renyi_divergence(event, grant["order"]) for event in events)
     return divergence / budget if budget > 0 else float("inf")
+
+
+def _budget(grant: Mapping[str, Any]) -> float:
+    """The Rényi divergence that a grant holds at its order, less what rounding of noise may add."""
+    return budget_of_order(*ideal(grant["epsilon"], grant["delta"]), grant["order"])
 
 
 def left_of_grant(grant: Mapping[str, Any], spent: Spent) -> float:
@@ -187,7 +193,7 @@ def left_of_grant(grant: Mapping[str, Any], spent: Spent) -> float:
     """
     if not spent.plans:
         return float(grant["epsilon"])
-    left = (1 - spent.share) * budget_of_order(grant["epsilon"], grant["delta"], grant["order"])
+    left = (1 - spent.share) * _budget(grant)
     if not left > 0:
         return 0.0
     return epsilon_of([dpa.GaussianDpEvent(math.sqrt(grant["order"] / (2 * left)))], grant["delta"])

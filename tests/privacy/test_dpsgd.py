@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2, kstest
+from scipy.stats import chi2, kstest, norm
 
 from privimage.config import DenoiserConfig, FinetuneConfig
 from privimage.errors import PrivacyRefused
 from privimage.generators.denoiser import Denoiser, new_denoiser
 from privimage.generators.finetune import FinetuneState, finetune, start_state
 from privimage.privacy.clipping import ClippedSum
-from privimage.privacy.dpsgd import noisy_mean_gradient
+from privimage.privacy.dpsgd import noisy_mean_gradient, noisy_points
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
+from privimage.privacy.numerics import MOST_DRAWS, PER_STDDEV
 
 ALARM = 1e-9
 SIZE = 200_000
@@ -71,12 +72,71 @@ def test_the_divisor_is_the_expected_batch_size_whatever_the_batch_was() -> None
     noise = torch.from_numpy(InsecureRandomForTests(3).normal(50)).float()
     for batch in (torch.zeros(50), value, 10 * value):
         released = noisy_mean_gradient(clipped(batch), MECHANISM, InsecureRandomForTests(3))
-        torch.testing.assert_close(released, (batch + 0.025 * noise) / 40)
+        half_a_point = 0.025 / PER_STDDEV / 40 / 2
+        torch.testing.assert_close(released, (batch + 0.025 * noise) / 40, atol=1.001 * half_a_point, rtol=0)
 
 
 def test_a_sum_clipped_to_another_norm_than_is_accounted_is_refused() -> None:
     with pytest.raises(PrivacyRefused, match=r"sensitivity 0\.01, the accounted mechanism 0\.005"):
         noisy_mean_gradient(clipped(torch.zeros(3)), replace(MECHANISM, max_grad_norm=0.005), SecretRandom())
+
+
+def points_of(released: torch.Tensor, mechanism: DPSGDMechanism) -> np.ndarray:
+    """Which lattice points were released, as whole numbers; an assertion that nothing else was."""
+    unit = mechanism.noise_stddev / PER_STDDEV / mechanism.expected_batch_size
+    points = np.rint(released.double().numpy() / unit)
+    assert (released.numpy() == (points * unit).astype(np.float32)).all(), "off the lattice"
+    return points
+
+
+ALONE = replace(MECHANISM, num_images=1, expected_batch_size=1, max_grad_norm=0.73, noise_multiplier=1.0)
+
+
+def test_which_numbers_can_occur_does_not_tell_whether_an_image_was_there() -> None:
+    """Float noise on a float sum told it: of a sum of `max_grad_norm`, one number in eight could not come of a sum of 0."""
+    for sum_ in (torch.zeros(SIZE), torch.full((SIZE,), 0.73), torch.full((SIZE,), -0.73), torch.full((SIZE,), 1e-3)):
+        released = noisy_mean_gradient(ClippedSum(value=sum_, max_grad_norm=0.73), ALONE, SecretRandom())
+        points_of(released, ALONE)
+    # The same check finds what was done before.
+    noise = torch.from_numpy(SecretRandom().normal(SIZE)).float()
+    with pytest.raises(AssertionError, match="off the lattice"):
+        points_of(torch.full((SIZE,), 0.73) + 0.73 * noise, ALONE)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, -7.3])
+def test_every_lattice_point_is_as_likely_as_a_rounded_gaussian_has_it(share: float) -> None:
+    """Pearson's test against the exact probabilities; noise of 1 % less fails it."""
+    count = 2_000_000
+    value = torch.full((count,), share * 0.73)
+    released = noisy_mean_gradient(ClippedSum(value=value, max_grad_norm=0.73), ALONE, SecretRandom())
+    centre = float(value[0]) / ALONE.noise_stddev
+    edges = (np.arange(round((centre - 4) * PER_STDDEV), round((centre + 4) * PER_STDDEV)) - 0.5) / PER_STDDEV
+    found = np.histogram(points_of(released, ALONE) / PER_STDDEV, bins=np.concatenate([[-np.inf], edges, [np.inf]]))[0]
+
+    def p_value(noise: float) -> float:
+        below = norm.cdf(edges, loc=centre, scale=noise)
+        expected = count * np.diff(np.concatenate([[0.0], below, [1.0]]))
+        return float(chi2.sf(((found - expected) ** 2 / expected).sum(), len(expected) - 1))
+
+    assert p_value(1.0) > ALARM
+    assert p_value(0.99) < ALARM and p_value(1.01) < ALARM
+
+
+def test_the_noise_is_added_to_the_fraction_of_a_sum_however_large_its_whole_part_is() -> None:
+    """In float64, 2^40 + a fraction keeps 12 bits of it; what is added must not be rounded with the whole."""
+    normal = SecretRandom().normal(1000)
+    small = noisy_points(np.full(1000, 0.25, dtype=np.float32), 1.0, normal)
+    large = noisy_points(np.full(1000, 2.0**40 + 2.0**17, dtype=np.float32), 1.0, normal)
+    assert (noisy_points(np.full(1000, 0.0, dtype=np.float32), 1.0, normal) == large - 2.0**40 - 2.0**17).all()
+    assert (small == np.rint(0.25 + PER_STDDEV * normal)).all()
+
+
+def test_more_numbers_than_the_bounds_on_rounding_hold_for_are_refused() -> None:
+    endless = replace(MECHANISM, num_steps=MOST_DRAWS // 3)
+    noisy_mean_gradient(clipped(torch.zeros(3)), endless, SecretRandom())
+    for more in (replace(endless, restart_allowance=3), replace(endless, num_steps=MOST_DRAWS // 3 + 1)):
+        with pytest.raises(PrivacyRefused, match=r"the bounds on rounding allow .* fewer steps, or a smaller network"):
+            noisy_mean_gradient(clipped(torch.zeros(3)), more, SecretRandom())
 
 
 # ------------------------------------------------------------------------- the noise of whole calls of `finetune`

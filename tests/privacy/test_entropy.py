@@ -10,13 +10,15 @@ import os
 import pickle
 import random as python_random
 
+import mpmath
 import numpy as np
 import pytest
 import torch
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import kstest
 
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
+from privimage.privacy.numerics import PER_STDDEV
 from privimage.privacy.poisson import poisson_batch
 
 ALARM = 1e-9
@@ -55,6 +57,46 @@ class ConstantKeystream:
 
     def update(self, data: bytes) -> bytes:
         return bytes([self.byte]) * len(data)
+
+
+def draws_of(words: list[int]) -> np.ndarray:
+    """Normal draws of a keystream that holds these 256-bit numbers, most significant word first."""
+
+    class Given:
+        def update(self, data: bytes) -> bytes:
+            rows = np.array(
+                [[word >> shift & (2**64 - 1) for word in words] for shift in (192, 128, 64, 0)], dtype=np.uint64
+            )
+            assert rows.nbytes == len(data)
+            return rows.tobytes()
+
+    random = SecretRandom()
+    random._keystream = Given()  # type: ignore[assignment]
+    return random.normal(len(words))
+
+
+def test_normal_draws_are_the_exact_inverse_of_their_256_bits_far_into_the_tail() -> None:
+    """Off by at most 2^-49, or that share of them: what the proof in docs/privacy.md allows for."""
+    seeds = np.random.default_rng(0)
+    numbers = [0, 1, 2**63, 2**64, 2**128 - 1, 2**192, 2**255 - 1, 2**254, 2**254 - 1]
+    numbers += [int.from_bytes(seeds.bytes(32), "big") >> int(shift) + 1 for shift in seeds.integers(0, 255, 1000)]
+    for drawn, number in zip(draws_of(numbers), numbers, strict=True):
+        # Newton's method from the draw itself; the derivative of the distribution function is the density.
+        with mpmath.workprec(400):
+            probability = (mpmath.mpf(number) + 0.5) / mpmath.mpf(2) ** 256
+            size = mpmath.mpf(float(-drawn))
+            for _ in range(3):
+                size -= (mpmath.ncdf(size) - probability) / mpmath.npdf(size)
+            assert abs(-drawn - size) <= 2.0**-49 * max(1, abs(size)), number
+    assert draws_of([0])[0] > 18.6 and draws_of([2**255])[0] == -draws_of([0])[0]
+
+
+def test_the_largest_normal_draws_lie_as_close_together_as_the_lattice_needs() -> None:
+    """With 52 bits, those beyond five deviations are so few that which of them occurs tells what they were added to."""
+    for deviations in (5, 8, 12, 18):
+        number = int(ndtr(-deviations) * 2.0**256)
+        near = draws_of([number + step * number // 10**6 for step in range(-50, 51)])
+        assert 0 < np.abs(np.diff(near)).max() < 1e-3 / PER_STDDEV
 
 
 @pytest.mark.parametrize("byte", [0x00, 0xFF])

@@ -21,6 +21,7 @@ from privimage.privacy.budget import Plan, left_of_grant
 from privimage.privacy.chain import CLOCK_TOLERANCE
 from privimage.privacy.entry import entry_bytes
 from privimage.privacy.ledger import Ledger, Reservation
+from privimage.privacy.numerics import ideal
 from privimage.privacy.renyi import best_order, budget_of_order
 from privimage.store.files import Store
 
@@ -51,7 +52,7 @@ def granted(store: Store, epsilon: float = 5.0, delta: float = DELTA) -> Ledger:
 def taking(share: float, epsilon: float = 5.0) -> dpa.GaussianDpEvent:
     """A Gaussian mechanism that takes `share` of the Rényi budget of a grant of `epsilon`, by the closed form."""
     order = best_order(epsilon, DELTA)
-    return dpa.GaussianDpEvent((order / (2 * share * budget_of_order(epsilon, DELTA, order))) ** 0.5)
+    return dpa.GaussianDpEvent((order / (2 * share * budget_of_order(*ideal(epsilon, DELTA), order))) ** 0.5)
 
 
 def plan_of(name: str, *intends: dpa.DpEvent, epsilon: float = 5.0, builds_on: tuple[str, ...] = ()) -> Plan:

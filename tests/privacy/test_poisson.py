@@ -6,6 +6,7 @@ Limits are set so that the chance of a false alarm is below 1e-6 for each test, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from importlib import import_module
 from typing import Any
 
@@ -312,3 +313,17 @@ def test_the_images_that_fine_tuning_uses_are_those_of_independent_coins_of_the_
     sizes = included.sum(1)
     assert abs(sizes.var() / (images * rate * (1 - rate)) - 1) < 7 * (2 / steps) ** 0.5
     assert len(np.unique(sizes)) > 10
+
+
+def test_the_rate_of_a_coin_is_never_rounded_up() -> None:
+    """Of all 2^52 uniforms, at most a share of `sample_rate` lets an image in: the accounted rate is a bound."""
+
+    class These(SecretRandom):
+        def uniform(self, count: int) -> np.ndarray:
+            return (np.array(cells) + 0.5) * 2.0**-52
+
+    for rate in (0.3, 1 / 3, 2.0**-20, 2.0**-51, 1 - 2.0**-52):
+        last = int(Fraction(rate) * 2**52) - 1  # cells 0 to last are a share of (last + 1) 2^-52, at most the rate
+        cells = [last - 1, last, last + 1]
+        taken = poisson_batch(3, rate, These())
+        assert [cells[row] for row in taken] == cells[:2]

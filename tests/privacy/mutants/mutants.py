@@ -202,57 +202,82 @@ _ENGINES = (
     )
 )
 
+_SCALE = "mechanism.noise_stddev / PER_STDDEV"
 _STEP = _of(
     "privacy/dpsgd.py",
     "privacy/test_dpsgd.py",
     (
         "The noise is not scaled by the sensitivity",
-        "mechanism.noise_stddev * noise",
-        "mechanism.noise_multiplier * noise",
+        _SCALE,
+        "mechanism.noise_multiplier / PER_STDDEV",
         "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
     ),
     (
         "The noise is 5 % too small",
-        "mechanism.noise_stddev * noise",
-        "0.95 * mechanism.noise_stddev * noise",
+        _SCALE,
+        f"0.95 * {_SCALE}",
         "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
     ),
     (
         "The noise is 5 % larger than accounted",
-        "mechanism.noise_stddev * noise",
-        "1.05 * mechanism.noise_stddev * noise",
+        _SCALE,
+        f"1.05 * {_SCALE}",
         "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
     ),
     (
         "An empty batch gets no noise, and so is told from others",
-        "mechanism.noise_stddev * noise",
-        "mechanism.noise_stddev * noise * bool(clipped.value.any())",
+        "random.normal(size)",
+        "random.normal(size) * bool(clipped.value.any())",
         "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
     ),
     (
         "Noise is added before clipping, not after",
-        "return (clipped.value + mechanism.noise_stddev * noise) / mechanism.expected_batch_size",
-        "noisy = clipped.value + mechanism.noise_stddev * noise\n"
-        "    return noisy * (mechanism.max_grad_norm / noisy.norm()).clamp(max=1) / mechanism.expected_batch_size",
+        "released = points * (unit / mechanism.expected_batch_size)",
+        "noisy = points * unit\n"
+        "    released = noisy * min(1, mechanism.max_grad_norm / np.linalg.norm(noisy)) / mechanism.expected_batch_size",
         "test_the_noise_has_the_accounted_scale_and_no_other_even_on_an_empty_batch",
     ),
     (
         "All coordinates share one draw of noise",
-        "random.normal(clipped.value.numel())",
-        "random.normal(1).repeat(clipped.value.numel())",
+        "random.normal(size)",
+        "random.normal(1).repeat(size)",
         "test_no_two_coordinates_share_noise",
     ),
     (
         "Every step makes the same noise, from a fixed seed",
-        "torch.from_numpy(random.normal(clipped.value.numel()))",
-        "torch.randn(clipped.value.numel(), generator=torch.Generator().manual_seed(0))",
+        "random.normal(size)",
+        "np.random.default_rng(0).normal(size=size)",
         "test_two_steps_share_no_noise",
     ),
     (
         "Noise comes from torch's global generator, which a user may seed",
-        "torch.from_numpy(random.normal(clipped.value.numel()))",
-        "torch.randn(clipped.value.numel())",
+        "random.normal(size)",
+        "torch.randn(size).double().numpy()",
         "test_the_divisor_is_the_expected_batch_size_whatever_the_batch_was",
+    ),
+    (
+        "What is released is not rounded to the lattice, and its last bits tell the sum",
+        "np.rint((exact - whole) + PER_STDDEV * normal)",
+        "((exact - whole) + PER_STDDEV * normal)",
+        "test_which_numbers_can_occur_does_not_tell_whether_an_image_was_there",
+    ),
+    (
+        "Rounding is always down, which moves the noise",
+        "np.rint((exact - whole) + PER_STDDEV * normal)",
+        "np.floor((exact - whole) + PER_STDDEV * normal)",
+        "test_every_lattice_point_is_as_likely_as_a_rounded_gaussian_has_it[0.0]",
+    ),
+    (
+        "The whole part of a sum takes the last bits of the noise",
+        "whole + np.rint((exact - whole) + PER_STDDEV * normal)",
+        "np.rint(exact + PER_STDDEV * normal)",
+        "test_the_noise_is_added_to_the_fraction_of_a_sum_however_large_its_whole_part_is",
+    ),
+    (
+        "More numbers are drawn than the bounds on rounding hold for",
+        "if size * steps > MOST_DRAWS",
+        "if False",
+        "test_more_numbers_than_the_bounds_on_rounding_hold_for_are_refused",
     ),
     (
         "A sum clipped to another norm than is accounted gets the accounted noise",
@@ -303,9 +328,15 @@ _RANDOM = _of(
     ),
     (
         "Normal draws are 2 % too small",
-        "return np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
-        "return np.asarray(ndtri(self.uniform(count)), dtype=np.float64) * 0.98",
+        "size = ndtri(below * 2.0**-64)",
+        "size = 0.98 * ndtri(below * 2.0**-64)",
         "test_the_moments_of_normal_draws_are_those_of_the_standard_normal",
+    ),
+    (
+        "Normal draws are made of 52 bits, and leave gaps beyond five deviations",
+        "size = ndtri(below * 2.0**-64)",
+        "size = ndtri((np.floor(below * 2.0**-12) + 0.5) * 2.0**-52)",
+        "test_the_largest_normal_draws_lie_as_close_together_as_the_lattice_needs",
     ),
 )
 
@@ -315,27 +346,33 @@ _POISSON = _of(
     "privacy/test_poisson.py",
     (
         "Batches have a fixed size",
-        "np.flatnonzero(random.uniform(num_images) < sample_rate)",
+        "np.flatnonzero(random.uniform(num_images) + 2.0**-53 <= sample_rate)",
         "np.sort(random.uniform(num_images).argsort()[: int(num_images * sample_rate)])",
         f"{_SAMPLER}[binomial_size-fixed_size]",
     ),
     (
         "Batches are slices of a fixed order, as of a shuffled epoch",
-        "np.flatnonzero(random.uniform(num_images) < sample_rate)",
+        "np.flatnonzero(random.uniform(num_images) + 2.0**-53 <= sample_rate)",
         "np.sort((np.arange(int(num_images * sample_rate)) + int(random.uniform(1)[0] * num_images)) % num_images)",
         f"{_SAMPLER}[pairwise_independence-one_coin_for_two_images]",
     ),
     (
         "Images are drawn 5 % more often than accounted",
-        "random.uniform(num_images) < sample_rate",
-        "random.uniform(num_images) < sample_rate * 1.05",
+        "random.uniform(num_images) + 2.0**-53 <= sample_rate",
+        "random.uniform(num_images) + 2.0**-53 <= sample_rate * 1.05",
         f"{_SAMPLER}[binomial_size-fixed_size]",
     ),
     (
         "Two images share one coin",
-        "random.uniform(num_images) < sample_rate",
-        "random.uniform(num_images // 2).repeat(2) < sample_rate",
+        "random.uniform(num_images) + 2.0**-53 <= sample_rate",
+        "random.uniform(num_images // 2).repeat(2) <= sample_rate",
         f"{_SAMPLER}[pairwise_independence-one_coin_for_two_images]",
+    ),
+    (
+        "The rate of a coin is rounded up",
+        "+ 2.0**-53 <= sample_rate",
+        "< sample_rate",
+        "test_the_rate_of_a_coin_is_never_rounded_up",
     ),
 )
 
