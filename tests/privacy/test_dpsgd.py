@@ -111,7 +111,9 @@ def test_every_lattice_point_is_as_likely_as_a_rounded_gaussian_has_it(share: fl
     released = noisy_mean_gradient(ClippedSum(value=value, max_grad_norm=0.73), ALONE, SecretRandom())
     centre = float(value[0]) / ALONE.noise_stddev
     edges = (np.arange(round((centre - 4) * PER_STDDEV), round((centre + 4) * PER_STDDEV)) - 0.5) / PER_STDDEV
-    found = np.histogram(points_of(released, ALONE) / PER_STDDEV, bins=np.concatenate([[-np.inf], edges, [np.inf]]))[0]
+    points = points_of(released, ALONE) / PER_STDDEV
+    assert abs(points.mean() - centre) < 7 / count**0.5
+    found = np.histogram(points, bins=np.concatenate([[-np.inf], edges, [np.inf]]))[0]
 
     def p_value(noise: float) -> float:
         below = norm.cdf(edges, loc=centre, scale=noise)
@@ -123,11 +125,11 @@ def test_every_lattice_point_is_as_likely_as_a_rounded_gaussian_has_it(share: fl
 
 
 def test_the_noise_is_added_to_the_fraction_of_a_sum_however_large_its_whole_part_is() -> None:
-    """In float64, 2^40 + a fraction keeps 12 bits of it; what is added must not be rounded with the whole."""
+    """In float64, 2^47 + a fraction keeps 5 bits of it; what is added must not be rounded with the whole."""
     normal = SecretRandom().normal(1000)
     small = noisy_points(np.full(1000, 0.25, dtype=np.float32), 1.0, normal)
-    large = noisy_points(np.full(1000, 2.0**40 + 2.0**17, dtype=np.float32), 1.0, normal)
-    assert (noisy_points(np.full(1000, 0.0, dtype=np.float32), 1.0, normal) == large - 2.0**40 - 2.0**17).all()
+    large = noisy_points(np.full(1000, 2.0**47 + 2.0**24, dtype=np.float32), 1.0, normal)
+    assert (noisy_points(np.full(1000, 0.0, dtype=np.float32), 1.0, normal) == large - 2.0**47 - 2.0**24).all()
     assert (small == np.rint(0.25 + PER_STDDEV * normal)).all()
 
 

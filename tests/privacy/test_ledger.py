@@ -16,8 +16,9 @@ import dp_accounting as dpa
 import pytest
 
 from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused, StoreError, Uncharged
+from privimage.privacy import numerics
 from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, epsilon_of_plan
-from privimage.privacy.budget import Plan, left_of_grant
+from privimage.privacy.budget import Plan, left_of_grant, share_of_grant
 from privimage.privacy.chain import CLOCK_TOLERANCE
 from privimage.privacy.entry import entry_bytes
 from privimage.privacy.ledger import Ledger, Reservation
@@ -184,6 +185,15 @@ def test_more_than_is_left_is_refused_with_both_numbers_and_nothing_is_written(s
     ledger.check_fits(fits, num_images=1000)
     reserve(ledger, taking(0.3), fits)
     assert ledger.spent().share == pytest.approx(1.0)
+
+
+def test_the_filter_leaves_room_for_what_rounding_of_noise_may_add(store: Store) -> None:
+    """Of a grant of 5, ideal mechanisms may take 5 - `numerics.EPSILON`."""
+    ledger = granted(store)
+    order = ledger.entries()[0].body["order"]
+    exactly = budget_of_order(5.0, DELTA, order)
+    share = share_of_grant(ledger.entries()[0].body, [dpa.GaussianDpEvent((order / (2 * exactly)) ** 0.5)])
+    assert 1 < share == pytest.approx(exactly / (exactly - numerics.EPSILON), rel=1e-5)
 
 
 def test_all_that_the_filter_lets_through_together_keeps_the_grant_s_epsilon(ledger: Ledger) -> None:
