@@ -173,6 +173,8 @@ class Stage:
         part_of: whether a run of this configuration has this stage.
         reads: for stages that do not read all of `inputs` in each run that has them: those that they read in this one.
         make_part: makes one part of the payload, for public stages that other machines may help with.
+        admits_public: its artifact is what a source was said to be public of; in a store that holds sensitive images it is
+            published only if a data steward declared it (`privimage.declared`).
         rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
     """
@@ -191,6 +193,7 @@ class Stage:
     opens: tuple[Split, ...] = ()
     part_of: Callable[[RunConfig], bool] = lambda config: True
     reads: Callable[[RunConfig], tuple[str, ...]] | None = None
+    admits_public: bool = False
 
     def __post_init__(self) -> None:
         if self.opens and not self.sealed:
@@ -227,15 +230,16 @@ def _of_generator(function: str) -> Callable[..., Any]:
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="public",
-        version=1,
+        version=2,
         about="public images -> canonical image table",
         inputs=(),
         fields=key_fields.public_fields,
         run=_later("admission", "run_public"),
+        admits_public=True,
     ),
     Stage(
         name="admit",
-        version=1,
+        version=2,
         about="sensitive images -> sealed image table",
         inputs=(),
         fields=key_fields.admit_fields,

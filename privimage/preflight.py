@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.errors import ConfigError, DataError
+from privimage.errors import ConfigError
 from privimage.privacy.mechanisms import (
     ClassSumRounds,
     ClassSums,
@@ -21,9 +21,7 @@ ENOUGH_OF_A_CLASS = 100  # in the mean: so many that a tenth of it, of which som
 
 
 def check_against_data(config: RunConfig, public: TableFacts, sensitive: SensitiveFacts) -> None:
-    """Raise ConfigError or DataError for the first contradiction; only public facts are looked at."""
-    if public.identity == sensitive.identity:
-        raise DataError("The public and the sensitive set hold the same images; the public set must not be sensitive.")
+    """Raise ConfigError for the first contradiction; only public facts are looked at."""
     touched, which = sensitive.num_train, "training"
     if config.privacy.validation_error is not None:
         touched, which = touched + sensitive.num_validation, "training and validation"

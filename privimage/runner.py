@@ -23,6 +23,8 @@ from typing import Any
 from privimage.charging import Door, Payment, check_paid, pay
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.data.marks import DIGESTS_FILE, read_digests
+from privimage.declared import check_declared, check_holds_nothing_sensitive, check_may_be_published, public_sets_of
 from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
 from privimage.interrupts import StopRequest
 from privimage.ledgers import bind_ledger, ledger_of
@@ -38,7 +40,7 @@ from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
 from privimage.store.scratch import scratch_folder
 
-__all__ = ["Run", "StageResult", "admitted", "check_run", "run_all", "run_stage", "stage_key"]
+__all__ = ["Run", "StageResult", "admitted", "check_run", "run_all", "run_stage", "stage_key", "write_private"]
 
 PACKAGES = ("privimage", "torch", "numpy", "pyarrow", "opacus", "dp-accounting", "opendp")
 
@@ -54,6 +56,7 @@ class Run:
         stop: ask it, and the run stops where nothing is lost, by raising Stopped.
         map_jobs: how the parts of a stage are made: in this process, or on a cluster.
         turn: entered while a stage computes, such as to wait for a free GPU; a reused stage does not wait.
+        as_steward: the data steward is here, and may be told whether a public set holds sensitive images (`granting`).
     """
 
     config: RunConfig
@@ -65,6 +68,7 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     map_jobs: MapJobs = one_after_another
     turn: Callable[[Stage], AbstractContextManager[object]] = lambda stage: nullcontext()
+    as_steward: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +106,17 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
 
     Raises:
         InputError: configuration and admitted data contradict each other.
-        PrivacyRefused: the owner of the images granted no budget, or they are charged to another ledger.
+        PrivacyRefused: the owner of the images granted no budget, or for another form of admission, or did not declare the
+            public set; or the images are charged to another ledger.
     """
+    admitted_now = open_ref(run.store, admit)
     facts = TableFacts.from_json(open_ref(run.store, public).read_bytes("facts.json").decode())
-    sensitive = admitted(open_ref(run.store, admit))
+    sensitive = admitted(admitted_now)
     check_against_data(run.config, facts, sensitive)
     ledger = ledger_of(run.store, sensitive, run.config.sensitive.shared_ledger)
     privacy = run.config.privacy
     ledger.check_granted(epsilon=privacy.epsilon, delta=privacy.delta, num_images=sensitive.num_train)
+    check_declared(run.config.sensitive, ledger, admitted_now, [facts])
 
 
 def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
@@ -194,10 +201,12 @@ def _make(
             paid=payment.paid if payment else None,
             private_images=door,
             make_parts=lambda ranges: _parts(run, stage, key, opened, ranges, progress, folder),
-            write_private=lambda title, text: _write_private(run.store, title, text),
+            write_private=lambda title, text: write_private(run.store, title, text),
             stop=run.stop,
         )
         outcome = _run_guarded(stage, context, door, payment)
+        if stage.admits_public:
+            _check_publishable(run, folder)
         seconds = time.monotonic() - started
         artifact = publish(
             run.store,
@@ -219,6 +228,15 @@ def _make(
         stage.finish(run.config, run.store, artifact)
     _clear_checkpoints(run.store, stage, key)
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
+
+
+def _check_publishable(run: Run, folder: Path) -> None:
+    """Raise before a table that was said to be public becomes one that everybody reads, if it should not."""
+    if run.as_steward:
+        digests = read_digests(folder / DIGESTS_FILE)
+        check_holds_nothing_sensitive(run.store, digests, lambda title, text: write_private(run.store, title, text))
+    else:
+        check_may_be_published(run.store, folder)
 
 
 def _parts(
@@ -270,6 +288,8 @@ def _pay(
     if stage.rehearse:
         stage.rehearse(run.config, public)
     bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
+    (admit,) = (artifact for artifact in opened.values() if artifact.ref.sealed)
+    check_declared(run.config.sensitive, ledger, admit, public_sets_of(public.values()))
     return pay(
         stage.name,
         key,
@@ -302,7 +322,8 @@ def _run_guarded(stage: Stage, context: StageContext, door: Door, payment: Payme
     )
 
 
-def _write_private(store: Store, title: str, text: str) -> str:
+def write_private(store: Store, title: str, text: str) -> str:
+    """Put a text where only the private side reads; its place."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     name = f"private/problems/{stamp}-{secrets.token_hex(4)}-{title}.txt"
     store.create(name, text.encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from privimage.benchmark.results import OWN, Row, empty_row, plots, row_of, tabl
 from privimage.benchmark.suite import Cell, Part, Suite, cells_in, cells_of, first_charged
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
+from privimage.granting import grant
 from privimage.interrupts import StopRequest
-from privimage.ledgers import bind_ledger, ledger_of
+from privimage.ledgers import ledger_of
 from privimage.plan import look_up
 from privimage.preflight import check_against_data
 from privimage.privacy.budget import Plan, share_of_grant
@@ -98,7 +99,8 @@ def prepare(
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         own = [cell for cell in cells if cell.dataset == dataset]
         try:
-            found = _admitted(run_of(own[0], store, progress), dry)
+            run = replace(run_of(own[0], store, progress), as_steward=suite.public_stand_ins)
+            found = _admitted(run, dry)
         except DataError as error:
             skipped[dataset] = " ".join(str(error).split())
             continue
@@ -111,9 +113,8 @@ def prepare(
     ]
     for cell, ledger in budgets:
         if ledger.grant_entry is None and not dry:
-            facts, sensitive = admissions[cell.dataset][0], cell.config.sensitive
-            bind_ledger(store, facts, sensitive.shared_ledger).grant(
-                epsilon=suite.budget, delta=cell.config.privacy.delta, num_images=facts.num_train, name=cell.dataset
+            grant(
+                run_of(cell, store, progress), epsilon=suite.budget, delta=cell.config.privacy.delta, name=cell.dataset
             )
     return Prepared(cells=tuple(cell for cell in cells if cell.dataset not in skipped), skipped=skipped)
 

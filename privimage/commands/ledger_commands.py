@@ -1,4 +1,4 @@
-"""ledger show | grant | close | verify: the steward's commands."""
+"""ledger show | grant | declare | close | verify: the steward's commands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from privimage.commands.shared import Commands, add_config, add_json, add_store, open_run, print_json, print_table
 from privimage.errors import InputError
-from privimage.ledgers import bind_ledger, ledger_of
+from privimage.granting import declare, grant
+from privimage.ledgers import ledger_of
 from privimage.pipeline import stage_named
 from privimage.privacy.accounting import epsilon_of, event_in_words
 from privimage.privacy.budget import left_of_grant
 from privimage.privacy.entry import Entry
-from privimage.privacy.ledger import Ledger, check_grant
-from privimage.runner import admitted, run_all, stage_key
-from privimage.store.artifacts import find, open_ref
+from privimage.privacy.ledger import Ledger
+from privimage.runner import admitted, stage_key
+from privimage.store.artifacts import find
 from privimage.store.files import Store
 
 __all__ = ["register"]
@@ -34,6 +35,11 @@ def register(commands: Commands) -> None:
     grant.add_argument("--epsilon", type=float, required=True, help="lifetime epsilon over all runs on these images")
     grant.add_argument("--delta", type=float, required=True, help="lifetime delta over all runs on these images")
     grant.set_defaults(command=_grant)
+    declared = parts.add_parser(
+        "declare", help="look whether another public set holds sensitive images; if none, let runs use it"
+    )
+    add_config(declared)
+    declared.set_defaults(command=_declare)
     close = parts.add_parser("close", help="give up what an abandoned run has set aside; what it spent stays spent")
     close.add_argument("plan", metavar="PLAN", help="name of the plan, as `ledger show` lists it")
     _add_which(close)
@@ -75,19 +81,23 @@ def _existing(options: argparse.Namespace) -> list[Ledger]:
 
 def _grant(options: argparse.Namespace) -> int:
     run = open_run(options)
-    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
-    num_images = facts.num_train
-    check_grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images)
     if options.delta != run.config.privacy.delta:
         raise InputError(
             f"--delta is {options.delta:g}, but {options.config} states privacy.delta {run.config.privacy.delta:g}: a grant "
             "cannot be changed, and only runs of its own delta are let in. Give both the same. Nothing was granted."
         )
-    ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     name = options.config.rsplit("/", 1)[-1].removesuffix(".yaml")
-    entry = ledger.grant(epsilon=options.epsilon, delta=options.delta, num_images=num_images, name=name)
+    ledger, entry = grant(run, epsilon=options.epsilon, delta=options.delta, name=name)
     print(
         f"Granted: epsilon {entry.body['epsilon']:g}, delta {entry.body['delta']:g} over the lifetime of data set {ledger.dataset_id}."
+    )
+    return 0
+
+
+def _declare(options: argparse.Namespace) -> int:
+    ledger = declare(open_run(options))
+    print(
+        f"Declared: the public set of {options.config} holds no sensitive image of this store (data set {ledger.dataset_id})."
     )
     return 0
 

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol, Self, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privimage.config import ImageConfig, SensitiveConfig, SourceConfig
 from privimage.data.decode import canonical, pixel_digest
 from privimage.data.facts import Identity, SensitiveFacts, TableFacts
+from privimage.data.marks import DIGESTS_FILE, MARKS_FILE, mark, write_digests
 from privimage.data.sources import Source, SourceImage, open_source
-from privimage.data.splits import Split, split_of
+from privimage.data.splits import Split, split_rows, split_sizes
 from privimage.data.table import TableWriter, encode_png
 from privimage.errors import DataError
 
 __all__ = [
     "FACTS_FILE",
+    "FINDINGS",
+    "MARKS",
     "SensitiveDataProblem",
     "SensitiveFacts",
     "Track",
@@ -35,8 +39,11 @@ __all__ = [
 ]
 
 FACTS_FILE = "facts.json"
+FINDINGS = "findings.json"
+"""In the sealed artifact of a sensitive set: sentences, one for each reason not to grant anything for it; often none."""
+MARKS = "marks of single images"
+"""The purpose of the key of `marks.parquet`."""
 _UNUSABLE = "Some sensitive images or labels cannot be used as they are; which ones is private, for their owner to see."
-_OVERLAP = "An image is in both sensitive.train and sensitive.test: remove it from one, test images must be held out."
 _NAMED_IN_MESSAGE = 5
 _FETCHES = 8
 _FETCH_AHEAD = 64  # bounds memory: at most so many images are under way at once
@@ -82,7 +89,8 @@ class _Refused:
 
 
 def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progress: Track = no_progress) -> TableFacts:
-    """Write the table `images-*.parquet`, sorted by label and else in the source's order, and `facts.json`.
+    """Write the table `images-*.parquet`, sorted by label and else in the source's order, `digests.parquet` with the
+    `pixel_digest` of each row, and `facts.json`.
 
     Originals are decoded once, one after another; the canonical PNGs wait in a temporary file for their turn.
 
@@ -91,100 +99,163 @@ def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progres
             these and the first five are named.
     """
     public = open_source(source)
-    identity = Identity()
     refused: list[_Refused] = []
-    labels: list[int] = []
-    ends: list[int] = []
-    paths: list[str] = []
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        spool = cast(BinaryIO, file)
+    with _Spool.opened(folder) as spool:
         for item in progress(_prepared(public, image), "public images", len(public)):
             if isinstance(item, _Refused):
                 refused.append(item)
-                continue
-            identity.add(item.digest, item.label)
-            labels.append(item.label)
-            paths.append(item.path)
-            ends.append((ends[-1] if ends else 0) + spool.write(item.png))
-        _refuse_public(public, refused, labels)
+            else:
+                spool.add(item)
+        _refuse_public(public, refused, spool.labels)
+        order = np.argsort(np.array(spool.labels), kind="stable")
         with TableWriter(folder, "images", public.class_names, image) as table:
-            for index in np.argsort(np.array(labels), kind="stable"):
-                start = ends[index - 1] if index else 0
-                spool.seek(start)
-                table.add_png(spool.read(ends[index] - start), labels[index], paths[index])
+            for row in order:
+                table.add_png(spool.png(row), spool.labels[row], spool.paths[row])
+        write_digests(folder / DIGESTS_FILE, [spool.digests[row] for row in order])
+        identity = spool.identity()
     facts = TableFacts(
-        num_images=len(labels),
+        num_images=len(order),
         class_names=public.class_names,
         resolution=image.resolution,
         channels=image.channels,
-        identity=identity.hexdigest(),
+        identity=identity,
     )
     (folder / FACTS_FILE).write_text(facts.to_json())
     return facts
 
 
 def admit_sensitive(
-    config: SensitiveConfig, image: ImageConfig, folder: Path, progress: Track = no_progress
+    config: SensitiveConfig,
+    image: ImageConfig,
+    folder: Path,
+    key_for: Callable[[str], bytes],
+    progress: Track = no_progress,
 ) -> SensitiveFacts:
     """Write `train-*`, `test-*` and, where their fraction is above 0, `validation-*.parquet`, and `facts.json`.
 
-    Each image's split depends on its own pixels only (see `splits`). The tables hold no file names: these are
-    private, and nothing needs them. With `config.test`, that source is the test split and `test_fraction` is ignored.
+    The sizes of the splits follow from public numbers (see `splits`). With `config.test`, that source is the test split and
+    `test_fraction` is ignored. No copy of a training or validation image stays in the test table; its public size counts it
+    all the same. The tables hold no file names: these are private, and nothing needs them. `marks.parquet` has the mark of
+    every image of both sources, `findings.json` what the data steward has to see before anything is granted (`FINDINGS`).
+    Neither changes what is answered here: whether images agree, or a split lacks a class, is nobody else's to know.
+
+    Args:
+        key_for: a secret key of the store for a purpose.
 
     Raises:
         DataError: a source is missing, has fewer than two classes or no images, or the two name different classes.
-        SensitiveDataProblem: some images or labels cannot be used, a class has no image in one of the splits, or an
-            image is in both sources. The message says no more than this; `details` lists everything.
+        SensitiveDataProblem: some images or labels cannot be used. The message says no more; `details` lists everything.
     """
     train = open_source(config.train)
     test = None if config.test is None else open_source(config.test)
     if test is not None and test.class_names != train.class_names:
         raise DataError("sensitive.test has other classes than sensitive.train: both must name the same, in one order.")
-    test_fraction = config.test_fraction if test is None else 0.0
-    splits: tuple[Split, ...] = ("train", "validation", "test") if config.validation_fraction else ("train", "test")
-    identity, digests = Identity(), set[bytes]()
-    per_class: dict[Split, Counter[int]] = {name: Counter() for name in splits}
-    problems: list[str] = []
-    overlap: list[str] = []
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         # Pillow's warnings say what it found in a file, and would go to the log.
         stack.enter_context(warnings.catch_warnings(action="ignore"))
-        tables = {name: stack.enter_context(TableWriter(folder, name, train.class_names, image)) for name in splits}
-
-        def add(item: _Admitted, split: Split) -> None:
-            tables[split].add_png(item.png, item.label)
-            per_class[split][item.label] += 1
-
-        for item in progress(_prepared_privately(train, image), "sensitive images", len(train)):
-            if isinstance(item, _Refused):
-                problems.append(f"train: {item.path}: {item.reason}")
-                continue
-            add(item, split_of(item.digest, test_fraction, config.validation_fraction))
-            identity.add(item.digest, item.label)
-            digests.add(item.digest)
-        if test is not None:
-            for item in progress(_prepared_privately(test, image), "sensitive test images", len(test)):
+        spool, held_out = (stack.enter_context(_Spool.opened(folder)) for _ in range(2))
+        problems: list[str] = []
+        for source, into, name, about in (
+            (train, spool, "train", "sensitive images"),
+            (test, held_out, "test", "sensitive test images"),
+        ):
+            for item in progress(_prepared_privately(source, image), about, len(source)) if source else ():
                 if isinstance(item, _Refused):
-                    problems.append(f"test: {item.path}: {item.reason}")
-                    continue
-                add(item, "test")
-                if item.digest in digests:
-                    overlap.append(f"test: {item.path}: the same image is in sensitive.train")
-        problems += _empty_classes(train.class_names, per_class)
-        if problems or overlap:
-            raise SensitiveDataProblem(_UNUSABLE if problems else _OVERLAP, problems + overlap)
+                    problems.append(f"{name}: {item.path}: {item.reason}")
+                else:
+                    into.add(item)
+        problems += _empty_classes(train.class_names, spool.labels)
+        if problems:
+            raise SensitiveDataProblem(_UNUSABLE, problems)
+        sizes = split_sizes(len(spool.labels), 0.0 if test else config.test_fraction, config.validation_fraction)
+        rows = split_rows(spool.digests, spool.labels, sizes, key_for("order of the splits"))
+        findings = _write_tables(folder, train.class_names, image, spool, rows, held_out if test else None)
+        marks = mark([*spool.digests, *held_out.digests], key_for(MARKS))
+        identity = spool.identity()
+    write_digests(folder / MARKS_FILE, sorted(marks))
+    (folder / FINDINGS).write_text(json.dumps(findings, indent=1))
     facts = SensitiveFacts(
-        num_train=tables["train"].num_images,
-        num_validation=tables["validation"].num_images if "validation" in tables else 0,
-        num_test=tables["test"].num_images,
+        num_train=sizes["train"],
+        num_validation=sizes["validation"],
+        num_test=len(held_out.labels) if test else sizes["test"],
         class_names=train.class_names,
         resolution=image.resolution,
         channels=image.channels,
-        identity=identity.hexdigest(),
+        identity=identity,
     )
     (folder / FACTS_FILE).write_text(facts.to_json())
     return facts
+
+
+def _write_tables(
+    folder: Path,
+    class_names: Sequence[str],
+    image: ImageConfig,
+    spool: _Spool,
+    rows: Mapping[Split, NDArray[np.int64]],
+    held_out: _Spool | None,
+) -> list[str]:
+    """Write the table of each split; return what the data steward has to see."""
+    findings = []
+    seen = {spool.digests[row] for split in ("train", "validation") for row in rows[split]}
+    for split in ("train", "validation", "test"):
+        source, chosen = (spool, rows[split]) if split != "test" or held_out is None else (held_out, held_out.rows)
+        if split == "validation" and not len(chosen):
+            continue
+        with TableWriter(folder, split, class_names, image) as table:
+            present = set()
+            for row in chosen:
+                if split == "test" and source.digests[row] in seen:
+                    if held_out is not None:
+                        findings.append(f"test: {source.paths[row]}: the same image is in sensitive.train")
+                    continue
+                table.add_png(source.png(row), source.labels[row])
+                present.add(source.labels[row])
+        findings += [
+            f"class {name}: no image in the {split} split"
+            for label, name in enumerate(class_names)
+            if label not in present
+        ]
+    return findings
+
+
+class _Spool:
+    """Admitted images, whose files wait in a temporary one until all are known."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._ends: list[int] = [0]
+        self.digests: list[bytes] = []
+        self.labels: list[int] = []
+        self.paths: list[str] = []
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: Path) -> Iterator[Self]:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield cls(cast(BinaryIO, file))
+
+    def add(self, item: _Admitted) -> None:
+        self._ends.append(self._ends[-1] + self._file.write(item.png))
+        self.digests.append(item.digest)
+        self.labels.append(item.label)
+        self.paths.append(item.path)
+
+    def png(self, row: int) -> bytes:
+        self._file.seek(self._ends[row])
+        return self._file.read(self._ends[row + 1] - self._ends[row])
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.labels))
+
+    def identity(self) -> str:
+        identity = Identity()
+        for digest, label in zip(self.digests, self.labels, strict=True):
+            identity.add(digest, label)
+        return identity.hexdigest()
 
 
 def _prepared(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refused]:
@@ -241,12 +312,7 @@ def _refuse_public(source: Source, refused: list[_Refused], labels: list[int]) -
         raise DataError(f"{len(empty)} public categories have no images, remove them or add some: {named}.")
 
 
-def _empty_classes(class_names: Sequence[str], per_class: dict[Split, Counter[int]]) -> list[str]:
-    """Every class that has no image at all, or none in one of the splits."""
-    total = sum(per_class.values(), Counter[int]())
-    return [
-        f"class {name}: no image in the {split} split" if total[label] else f"class {name}: no image"
-        for label, name in enumerate(class_names)
-        for split, count in per_class.items()
-        if not count[label] and (total[label] or split == "train")
-    ]
+def _empty_classes(class_names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """Every class that has no image at all."""
+    present = set(labels)
+    return [f"class {name}: no image" for label, name in enumerate(class_names) if label not in present]

@@ -53,6 +53,7 @@ class _Grant(_Form):
     unit: str
     num_images: _Count
     dataset: str
+    splits: dict[str, Any] | None
 
 
 class _Plan(_Form):

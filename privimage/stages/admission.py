@@ -7,11 +7,13 @@ the sizes of its splits and the names of its classes; its class sizes and file n
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TypeVar
 
 from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
 from privimage.errors import DataError
 from privimage.pipeline import Outcome, StageContext
+from privimage.store.identity import key_for
 
 __all__ = ["run_public", "run_sensitive"]
 
@@ -19,7 +21,7 @@ T = TypeVar("T")
 
 
 def run_public(context: StageContext) -> Outcome:
-    """Writes images-*.parquet (sorted by category) and facts.json."""
+    """Writes images-*.parquet (sorted by category), digests.parquet and facts.json."""
 
     def progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
         return context.progress.track(items, description, total)
@@ -29,7 +31,7 @@ def run_public(context: StageContext) -> Outcome:
 
 
 def run_sensitive(context: StageContext) -> Outcome:
-    """Writes train-*, test-*, validation-*.parquet and facts.json, sealed.
+    """Writes train-*, test-*, validation-*, marks.parquet, findings.json and facts.json, sealed.
 
     Raises:
         DataError: with a generic message; what is wrong with which image is written below `private/`.
@@ -39,7 +41,9 @@ def run_sensitive(context: StageContext) -> Outcome:
         return context.progress.track(items, description, total)
 
     try:
-        admit_sensitive(context.config.sensitive, context.config.image, context.folder, progress)
+        admit_sensitive(
+            context.config.sensitive, context.config.image, context.folder, partial(key_for, context.store), progress
+        )
     except SensitiveDataProblem as problem:
         place = context.write_private("admission", "\n".join(problem.details) + "\n")
         raise DataError(f"{problem} Details, which are private, are in {place}") from None

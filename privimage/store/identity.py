@@ -9,7 +9,7 @@ import secrets
 from privimage.errors import StoreError
 from privimage.store.files import Store
 
-__all__ = ["blind"]
+__all__ = ["blind", "key_for"]
 
 _KEY_NAME = "private/identity.key"
 _KEY_BYTES = 32
@@ -36,6 +36,11 @@ def blind(store: Store, text: str) -> str:
             "another key would rename the sensitive data and lose sight of their spent budget."
         )
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def key_for(store: Store, purpose: str) -> bytes:
+    """32 secret bytes for one purpose, the same in every process that uses this store; errors as for `blind`."""
+    return bytes.fromhex(blind(store, f"key for {purpose}"))
 
 
 def _identity_key(store: Store) -> bytes:

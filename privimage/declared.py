@@ -1,0 +1,162 @@
+"""What the data steward declares with a grant, and nobody else can: the form of admission, and which sets are public.
+
+Whoever writes configurations could otherwise ask about single images: with other fractions or another test source, or with
+a public set that holds a guess. So such questions are answered to the steward alone, once, when the grant is made or another
+public set is declared. Afterwards the answer to everybody else depends on what was declared, and on no sensitive image.
+
+    ledger/<ledger id>/public/<identity>.json    a public set that holds none of the sensitive images of this store
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from privimage.config import SensitiveConfig
+from privimage.data.admission import FACTS_FILE, FINDINGS, MARKS
+from privimage.data.facts import TableFacts
+from privimage.data.marks import DIGESTS_FILE, MARKS_FILE, mark, read_digests
+from privimage.data.splits import SPLIT_FORM
+from privimage.errors import DataError, PrivacyRefused
+from privimage.privacy.ledger import Ledger
+from privimage.store.artifacts import Artifact, find, open_ref
+from privimage.store.files import Store
+from privimage.store.identity import key_for
+
+__all__ = [
+    "check_declared",
+    "check_findings",
+    "check_holds_nothing_sensitive",
+    "check_may_be_published",
+    "declare_public",
+    "form_of",
+    "public_sets_of",
+]
+
+
+def form_of(config: SensitiveConfig) -> dict[str, Any]:
+    """What of a configuration decides which images are trained on, and which are held out; the grant fixes it."""
+    return {
+        "form": SPLIT_FORM,
+        "validation_fraction": config.validation_fraction,
+        "test_fraction": config.test_fraction if config.test is None else None,
+        "test": None if config.test is None else config.test.model_dump(mode="json"),
+    }
+
+
+def check_declared(config: SensitiveConfig, ledger: Ledger, admit: Artifact, public: Iterable[TableFacts]) -> None:
+    """Raise unless the grant was made for this form of admission, and every public set of the run was declared.
+
+    Raises:
+        PrivacyRefused: not so; the message names what was declared, and depends on nothing else.
+        DataError: the set that was admitted now is not fit to be used.
+    """
+    grant = ledger.grant_entry
+    if grant is None:
+        return  # nothing can be charged; `check_granted` says so
+    if grant.body["splits"] != form_of(config):
+        raise PrivacyRefused(
+            "The grant was made for sensitive images that are split in another way, or held out elsewhere, and that is fixed: it "
+            f"says {_in_words(grant.body['splits'])}; this configuration says {_in_words(form_of(config))}. State the former."
+        )
+    for facts in public:
+        if not ledger.has_declared(facts.identity):
+            raise PrivacyRefused(
+                "The public set of this configuration was not declared for the grant: the data steward has to look whether it "
+                "holds sensitive images (privimage ledger declare CONFIG)."
+            )
+    check_findings(admit, None)
+
+
+def _in_words(form: Mapping[str, Any] | None) -> str:
+    if form is None:
+        return "nothing"
+    test = f"test images of {form['test']}" if form["test"] else f"test_fraction {form['test_fraction']:g}"
+    return f"{test}, validation_fraction {form['validation_fraction']:g}"
+
+
+def check_findings(admit: Artifact, write_private: Callable[[str, str], str] | None) -> None:
+    """Raise DataError if something about an admitted set stands against a grant; the steward reads what, in private."""
+    findings: list[str] = admit.read_json(FINDINGS)
+    if findings:
+        place = (
+            write_private("admission", "\n".join(findings) + "\n")
+            if write_private
+            else "below private/, for the steward"
+        )
+        raise DataError(
+            "The sensitive images are not fit for a grant: an image is in both sensitive.train and sensitive.test, or a class has "
+            f"no image in one of the splits. Which, is private, and written {'to ' if write_private else ''}{place}."
+        )
+
+
+def check_may_be_published(store: Store, folder: Path) -> None:
+    """Raise unless a public table in `folder` may become an artifact that everybody reads, when no steward looks at it.
+
+    It may where the store holds no sensitive set, and where a steward declared it. To compare it with the sensitive images
+    would answer whether one of them is among it.
+
+    Raises:
+        PrivacyRefused: the store holds sensitive images, and no steward declared this set.
+    """
+    if not _admitted_sets(store):
+        return
+    facts = TableFacts.from_json((folder / FACTS_FILE).read_text())
+    if not any(name.endswith(f"/public/{facts.identity}.json") for name in store.list("ledger")):
+        raise PrivacyRefused(
+            "This store holds sensitive images, and no data steward declared this public set, which everybody could then read: "
+            "they have to look whether it holds sensitive images (privimage ledger grant CONFIG ..., or ledger declare CONFIG)."
+        )
+
+
+def check_holds_nothing_sensitive(
+    store: Store, digests: Sequence[bytes], write_private: Callable[[str, str], str]
+) -> None:
+    """Raise DataError if a public set holds an image of any sensitive set that this store has. For the steward's eyes.
+
+    Args:
+        digests: of the public images, as in `digests.parquet`.
+        write_private: is given which rows of the public table they are.
+    """
+    key = key_for(store, MARKS)
+    private_marks = {one for admit in _admitted_sets(store) for one in read_digests(admit.local(MARKS_FILE))}
+    found = [row for row, one in enumerate(mark(digests, key)) if one in private_marks]
+    if found:
+        rows = "\n".join(f"public image {row} (row of the public table, sorted by category)" for row in found)
+        place = write_private("public", f"{rows}\n")
+        raise DataError(
+            "The public set holds sensitive images, and nothing protects public ones: remove them from it. Which, is private, "
+            f"and written to {place}. If it was admitted before, take it out of the store: privimage artifacts remove."
+        )
+
+
+def declare_public(store: Store, ledger: Ledger, public: Artifact, write_private: Callable[[str, str], str]) -> None:
+    """Write down that the steward looked at a public set, once it was seen to hold nothing sensitive."""
+    check_holds_nothing_sensitive(store, read_digests(public.local(DIGESTS_FILE)), write_private)
+    facts = TableFacts.from_json(public.read_bytes(FACTS_FILE).decode())
+    note = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "images": facts.num_images}
+    ledger.declare(facts.identity, json.dumps(note).encode())
+
+
+def public_sets_of(artifacts: Iterable[Artifact]) -> list[TableFacts]:
+    """Facts of the public sets that artifacts are, or were made from."""
+    found: dict[str, TableFacts] = {}
+    to_look_at, seen = list(artifacts), set()
+    while to_look_at:
+        artifact = to_look_at.pop()
+        if artifact.ref in seen:
+            continue
+        seen.add(artifact.ref)
+        if artifact.ref.stage == "public":
+            facts = TableFacts.from_json(artifact.read_bytes(FACTS_FILE).decode())
+            found[facts.identity] = facts
+        to_look_at += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
+    return list(found.values())
+
+
+def _admitted_sets(store: Store) -> list[Artifact]:
+    names = {name.split("/")[3] for name in store.list("private/artifacts/admit") if name.endswith("/manifest.json")}
+    return [artifact for key in sorted(names) if (artifact := find(store, "admit", key, True))]

@@ -1,0 +1,68 @@
+"""What the data steward does once for a set: look at it, and at the public set beside it, and grant a budget.
+
+Here, and nowhere else, somebody is told whether an image is in two sets. The steward is trusted with that; whoever writes
+configurations is not (docs/privacy.md, "Who must not learn what").
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from privimage.declared import check_findings, declare_public, form_of
+from privimage.errors import PrivacyRefused
+from privimage.ledgers import bind_ledger, ledger_of
+from privimage.privacy.entry import Entry
+from privimage.privacy.ledger import Ledger, check_grant
+from privimage.runner import Run, admitted, run_stage, write_private
+from privimage.store.artifacts import Artifact, open_ref
+
+__all__ = ["declare", "grant"]
+
+
+def grant(run: Run, *, epsilon: float, delta: float, name: str) -> tuple[Ledger, Entry]:
+    """Admit both sets of a run, compare them, and write the owner's lifetime cap; again is no error.
+
+    The form of admission (fractions, test source) is fixed with it. The public set is declared for it.
+
+    Raises:
+        ConfigError: epsilon or delta is out of bounds.
+        DataError: a set cannot be used; images are in two sets that must not share any; or a class lacks images. Which ones,
+            is written below `private/`. Nothing was granted.
+        PrivacyRefused: there is another grant already, or one for another form of admission.
+    """
+    admit = _admit(run)
+    facts = admitted(admit)
+    check_grant(epsilon=epsilon, delta=delta, num_images=facts.num_train)
+    public = _look_at(run, admit)
+    ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
+    entry = ledger.grant(
+        epsilon=epsilon, delta=delta, num_images=facts.num_train, name=name, splits=form_of(run.config.sensitive)
+    )
+    declare_public(run.store, ledger, public, partial(write_private, run.store))
+    return ledger, entry
+
+
+def declare(run: Run) -> Ledger:
+    """Compare another public set with the sensitive images, and declare it for a grant that is there; again is no error.
+
+    Raises:
+        DataError: as for `grant`.
+        PrivacyRefused: there is no grant yet.
+    """
+    admit = _admit(run)
+    ledger = ledger_of(run.store, admitted(admit), run.config.sensitive.shared_ledger)
+    if ledger.grant_entry is None:
+        raise PrivacyRefused("Nothing was granted for these images yet: privimage ledger grant does both.")
+    declare_public(run.store, ledger, _look_at(run, admit), partial(write_private, run.store))
+    return ledger
+
+
+def _admit(run: Run) -> Artifact:
+    return open_ref(run.store, run_stage("admit", run, {}).ref)
+
+
+def _look_at(run: Run, admit: Artifact) -> Artifact:
+    """The public set, once nothing that was found in either set stands against it."""
+    check_findings(admit, partial(write_private, run.store))
+    return open_ref(run.store, run_stage("public", replace(run, as_steward=True), {}).ref)
