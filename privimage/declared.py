@@ -4,7 +4,8 @@ Whoever writes configurations could otherwise ask about single images: with othe
 a public set that holds a guess. So such questions are answered to the steward alone, once, when the grant is made or another
 public set is declared. Afterwards the answer to everybody else depends on what was declared, and on no sensitive image.
 
-    ledger/<ledger id>/public/<identity>.json    a public set that holds none of the sensitive images of this store
+    ledger/<data set>/admission.json            how its images are split, and where test images are from
+    ledger/<data set>/public/<identity>.json    a public set that holds no sensitive image of this store
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 
 from privimage.config import SensitiveConfig
 from privimage.data.admission import FACTS_FILE, FINDINGS, MARKS
-from privimage.data.facts import TableFacts
+from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.data.marks import DIGESTS_FILE, MARKS_FILE, mark, read_digests
 from privimage.data.splits import SPLIT_FORM
-from privimage.errors import DataError, PrivacyRefused
-from privimage.privacy.ledger import Ledger
-from privimage.store.artifacts import Artifact, find, open_ref
+from privimage.errors import DataError, LedgerBroken, PrivacyRefused
+from privimage.ledgers import place_of
+from privimage.store.artifacts import Artifact, canonical_json, find, open_ref
 from privimage.store.files import Store
 from privimage.store.identity import key_for
 
@@ -31,6 +32,7 @@ __all__ = [
     "check_findings",
     "check_holds_nothing_sensitive",
     "check_may_be_published",
+    "declare_form",
     "declare_public",
     "form_of",
     "public_sets_of",
@@ -47,33 +49,60 @@ def form_of(config: SensitiveConfig) -> dict[str, Any]:
     }
 
 
-def check_declared(config: SensitiveConfig, ledger: Ledger, admit: Artifact, public: Iterable[TableFacts]) -> None:
-    """Raise unless the grant was made for this form of admission, and every public set of the run was declared.
+def declare_form(store: Store, facts: SensitiveFacts, config: SensitiveConfig) -> None:
+    """Fix the form of admission of a data set; the same again is no error.
+
+    Raises:
+        PrivacyRefused: another one is fixed already.
+    """
+    store.create(_form_file(store, facts), canonical_json(form_of(config)))
+    _check_form(store, facts, config)
+
+
+def check_declared(
+    store: Store, config: SensitiveConfig, facts: SensitiveFacts, admit: Artifact, public: Iterable[TableFacts]
+) -> None:
+    """Raise unless the steward declared this form of admission, and every public set of the run.
 
     Raises:
         PrivacyRefused: not so; the message names what was declared, and depends on nothing else.
         DataError: the set that was admitted now is not fit to be used.
     """
-    grant = ledger.grant_entry
-    if grant is None:
-        return  # nothing can be charged; `check_granted` says so
-    if grant.body["splits"] != form_of(config):
+    _check_form(store, facts, config)
+    declared = store.list(f"{place_of(store, facts)}/public")
+    if any(_public_file(store, facts, other.identity) not in declared for other in public):
         raise PrivacyRefused(
-            "The grant was made for sensitive images that are split in another way, or held out elsewhere, and that is fixed: it "
-            f"says {_in_words(grant.body['splits'])}; this configuration says {_in_words(form_of(config))}. State the former."
+            "The public set of this configuration was not declared for these sensitive images: the data steward has to look "
+            "whether it holds any of them (privimage ledger declare CONFIG)."
         )
-    for facts in public:
-        if not ledger.has_declared(facts.identity):
-            raise PrivacyRefused(
-                "The public set of this configuration was not declared for the grant: the data steward has to look whether it "
-                "holds sensitive images (privimage ledger declare CONFIG)."
-            )
     check_findings(admit, None)
 
 
-def _in_words(form: Mapping[str, Any] | None) -> str:
-    if form is None:
-        return "nothing"
+def _check_form(store: Store, facts: SensitiveFacts, config: SensitiveConfig) -> None:
+    try:
+        fixed = json.loads(store.read(_form_file(store, facts)))
+    except FileNotFoundError:
+        raise PrivacyRefused(
+            "The data steward has not looked at these sensitive images yet: privimage ledger grant CONFIG --epsilon E --delta D."
+        ) from None
+    except ValueError as error:
+        raise LedgerBroken(f"{_form_file(store, facts)} cannot be read: {error}; restore it from a backup.") from None
+    if fixed != form_of(config):
+        raise PrivacyRefused(
+            "The grant was made for sensitive images that are split in another way, or held out elsewhere, and that is fixed: it "
+            f"says {_in_words(fixed)}; this configuration says {_in_words(form_of(config))}. State the former."
+        )
+
+
+def _form_file(store: Store, facts: SensitiveFacts) -> str:
+    return f"{place_of(store, facts)}/admission.json"
+
+
+def _public_file(store: Store, facts: SensitiveFacts, identity: str) -> str:
+    return f"{place_of(store, facts)}/public/{identity}.json"
+
+
+def _in_words(form: Mapping[str, Any]) -> str:
     test = f"test images of {form['test']}" if form["test"] else f"test_fraction {form['test_fraction']:g}"
     return f"{test}, validation_fraction {form['validation_fraction']:g}"
 
@@ -133,12 +162,14 @@ def check_holds_nothing_sensitive(
         )
 
 
-def declare_public(store: Store, ledger: Ledger, public: Artifact, write_private: Callable[[str, str], str]) -> None:
+def declare_public(
+    store: Store, private_facts: SensitiveFacts, public: Artifact, write_private: Callable[[str, str], str]
+) -> None:
     """Write down that the steward looked at a public set, once it was seen to hold nothing sensitive."""
     check_holds_nothing_sensitive(store, read_digests(public.local(DIGESTS_FILE)), write_private)
     facts = TableFacts.from_json(public.read_bytes(FACTS_FILE).decode())
     note = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "images": facts.num_images}
-    ledger.declare(facts.identity, json.dumps(note).encode())
+    store.create(_public_file(store, private_facts, facts.identity), json.dumps(note).encode())
 
 
 def public_sets_of(artifacts: Iterable[Artifact]) -> list[TableFacts]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from privimage.declared import check_findings, declare_public, form_of
-from privimage.errors import PrivacyRefused
+from privimage.declared import check_findings, declare_form, declare_public
+from privimage.errors import InputError, PrivacyRefused
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger, check_grant
@@ -26,7 +26,7 @@ def grant(run: Run, *, epsilon: float, delta: float, name: str) -> tuple[Ledger,
     The form of admission (fractions, test source) is fixed with it. The public set is declared for it.
 
     Raises:
-        ConfigError: epsilon or delta is out of bounds.
+        InputError: epsilon or delta is out of bounds, or delta is another than the configuration states.
         DataError: a set cannot be used; images are in two sets that must not share any; or a class lacks images. Which ones,
             is written below `private/`. Nothing was granted.
         PrivacyRefused: there is another grant already, or one for another form of admission.
@@ -34,12 +34,16 @@ def grant(run: Run, *, epsilon: float, delta: float, name: str) -> tuple[Ledger,
     admit = _admit(run)
     facts = admitted(admit)
     check_grant(epsilon=epsilon, delta=delta, num_images=facts.num_train)
+    if delta != run.config.privacy.delta:
+        raise InputError(
+            f"The grant's delta is {delta:g}, but the configuration states privacy.delta {run.config.privacy.delta:g}: a grant "
+            "cannot be changed, and only runs of its own delta are let in. Give both the same. Nothing was granted."
+        )
     public = _look_at(run, admit)
     ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
-    entry = ledger.grant(
-        epsilon=epsilon, delta=delta, num_images=facts.num_train, name=name, splits=form_of(run.config.sensitive)
-    )
-    declare_public(run.store, ledger, public, partial(write_private, run.store))
+    declare_form(run.store, facts, run.config.sensitive)
+    entry = ledger.grant(epsilon=epsilon, delta=delta, num_images=facts.num_train, name=name)
+    declare_public(run.store, facts, public, partial(write_private, run.store))
     return ledger, entry
 
 
@@ -51,10 +55,11 @@ def declare(run: Run) -> Ledger:
         PrivacyRefused: there is no grant yet.
     """
     admit = _admit(run)
-    ledger = ledger_of(run.store, admitted(admit), run.config.sensitive.shared_ledger)
+    facts = admitted(admit)
+    ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger)
     if ledger.grant_entry is None:
         raise PrivacyRefused("Nothing was granted for these images yet: privimage ledger grant does both.")
-    declare_public(run.store, ledger, _look_at(run, admit), partial(write_private, run.store))
+    declare_public(run.store, facts, _look_at(run, admit), partial(write_private, run.store))
     return ledger
 
 

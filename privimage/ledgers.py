@@ -13,7 +13,7 @@ from privimage.privacy.ledger import Ledger
 from privimage.store.files import Store
 from privimage.store.identity import blind
 
-__all__ = ["bind_ledger", "ledger_of"]
+__all__ = ["bind_ledger", "ledger_of", "place_of"]
 
 
 def ledger_of(store: Store, facts: SensitiveFacts, shared: str | None) -> Ledger:
@@ -45,8 +45,13 @@ def _name(store: Store, facts: SensitiveFacts, shared: str | None) -> str:
     return blind(store, facts.identity if shared is None else f"shared ledger {shared}")[:32]
 
 
+def place_of(store: Store, facts: SensitiveFacts) -> str:
+    """The folder of what is settled for a data set, whichever ledger it is charged to."""
+    return f"ledger/{_name(store, facts, None)}"
+
+
 def _file(store: Store, facts: SensitiveFacts) -> str:
-    return f"ledger/{_name(store, facts, None)}/charged-to.json"
+    return f"{place_of(store, facts)}/charged-to.json"
 
 
 def _read(store: Store, facts: SensitiveFacts) -> str | None:

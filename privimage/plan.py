@@ -9,6 +9,7 @@ from typing import Literal
 import dp_accounting as dpa
 
 from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.declared import check_declared
 from privimage.errors import PrivacyRefused
 from privimage.ledgers import ledger_of
 from privimage.pipeline import Stage, stages_until
@@ -69,13 +70,14 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
     costs: dict[str, float | None] = {"query": None, "central": None, "finetune": None, "validate": None}
     share_taken = share_asked = refusal = None
-    if facts and ledger and public:
+    if facts and ledger and admit and public:
         categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
         check_against_data(run.config, categories, facts)
         try:
             plan, costs = _cost(run, keys, found, facts, ledger, len(categories.class_names))
             if plan:
                 ledger.check_fits(plan, num_images=facts.num_train)
+                check_declared(run.store, run.config.sensitive, facts, admit, [categories])
         except PrivacyRefused as error:
             plan, refusal = None, str(error)
         grant, spent = ledger.grant_entry, ledger.spent()

@@ -116,7 +116,7 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
     ledger = ledger_of(run.store, sensitive, run.config.sensitive.shared_ledger)
     privacy = run.config.privacy
     ledger.check_granted(epsilon=privacy.epsilon, delta=privacy.delta, num_images=sensitive.num_train)
-    check_declared(run.config.sensitive, ledger, admitted_now, [facts])
+    check_declared(run.store, run.config.sensitive, sensitive, admitted_now, [facts])
 
 
 def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
@@ -289,7 +289,8 @@ def _pay(
         stage.rehearse(run.config, public)
     bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     (admit,) = (artifact for artifact in opened.values() if artifact.ref.sealed)
-    check_declared(run.config.sensitive, ledger, admit, public_sets_of(public.values()))
+    if ledger.grant_entry:  # else the charge is refused for that
+        check_declared(run.store, run.config.sensitive, facts, admit, public_sets_of(public.values()))
     return pay(
         stage.name,
         key,

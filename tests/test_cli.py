@@ -111,7 +111,7 @@ def test_ledger_show_tells_every_entry_and_what_is_left(privimage: Command, fini
     assert [entry["kind"] for entry in found["entries"]] == ["grant", "reserve", "settle", "reserve", "settle"]
     assert 0.1 < found["spent"]["share_of_grant"] < 0.3
     assert 0.99 < found["spent"]["epsilon"] <= 1
-    assert found["granted"]["num_images"] == 143
+    assert found["granted"]["num_images"] == 144
     (plan,) = found["plans"]
     assert plan["run"] == "tiny"
     assert [(paid["entry"], paid["stage"], paid["state"]) for paid in plan["stages"]] == [

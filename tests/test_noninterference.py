@@ -55,7 +55,7 @@ from torch import Tensor
 import privimage
 from privimage.cli import main
 from privimage.data.decode import pixel_digest
-from privimage.data.splits import split_of
+from privimage.data.splits import split_rows, split_sizes
 from privimage.pipeline import Outcome, StageContext, stage_named
 from privimage.privacy.class_sums import Rows, class_sums
 from privimage.privacy.clipping import ClippedSum
@@ -78,24 +78,24 @@ evaluation: Any = importlib.import_module("privimage.stages.utility")
 TEST_FRACTION = SETTINGS["sensitive"]["test_fraction"]
 VALIDATION_FRACTION = 0.15
 # Training, test and validation images of each class. Public about them are the sums, and that no class is empty.
-FIRST = {"anna": (80, 10, 4), "berta": (30, 15, 20), "carla": (10, 5, 1)}
-SECOND = {"anna": (15, 8, 15), "berta": (45, 2, 2), "carla": (60, 20, 8)}
+FIRST = {"anna": (77, 14, 5), "berta": (30, 15, 20), "carla": (10, 7, 2)}
+SECOND = {"anna": (15, 8, 16), "berta": (42, 4, 3), "carla": (60, 24, 8)}
+# Of the store, as `StandIns.blind` makes it: the second text that is blinded, after the key of the admission.
+ORDER_KEY = hashlib.sha256(b"name 1").digest()
 assert np.array_equal(np.sum(list(FIRST.values()), 0), np.sum(list(SECOND.values()), 0))
 
 
 def write_set(root: Path, sizes: dict[str, tuple[int, int, int]], draw: Callable[[], Image.Image], ending: str) -> None:
-    """Class folders of images that `draw` makes, as many in each split as `sizes` says."""
-    number = 0
-    for name, wanted in sizes.items():
-        (root / name).mkdir(parents=True)
-        missing = dict(zip(("train", "test", "validation"), wanted, strict=True))
-        while any(missing.values()):
-            image = draw()
-            split = split_of(pixel_digest(image), TEST_FRACTION, VALIDATION_FRACTION)
-            if missing[split]:
-                missing[split] -= 1
-                number += 1
-                image.save(root / name / f"{ending}-{number}.{ending}")
+    """Class folders of images that `draw` makes, as many in each split as `sizes` says: classes follow the splits."""
+    images = [draw() for _ in range(int(np.sum(list(sizes.values()))))]
+    digests = [pixel_digest(image) for image in images]
+    parts = split_sizes(len(images), TEST_FRACTION, VALIDATION_FRACTION)
+    rows = split_rows(digests, [0] * len(images), parts, ORDER_KEY)
+    for column, split in enumerate(("train", "test", "validation")):
+        classes = [name for name, wanted in sizes.items() for _ in range(wanted[column])]
+        for row, name in zip(rows[split], classes, strict=True):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            images[row].save(root / name / f"{ending}-{row}.{ending}")
 
 
 def write_first(root: Path) -> None:

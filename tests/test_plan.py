@@ -162,10 +162,13 @@ def test_what_a_run_takes_of_the_grant_is_said_in_words(
     # A run of all that was granted asks for more than the filter holds, which is allowed, and no overdraft.
     whole = grant_in_words(plan_run(granted.run("privacy.epsilon=3")))
     assert whole.endswith("this run takes the whole grant, and no other run will fit.")
-    # The sensitive images are admitted by the grant, the public ones by the first run.
+    # Both sets are admitted by the grant, but not the public set of another configuration.
     options = [tiny_config, "--store", tmp_path / "store"]
     assert privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-4").code == 0
-    assert "Granted: epsilon 3. What this run takes of it is known once" in privimage("plan", *options).out
+    assert (
+        "Granted: epsilon 3. What this run takes of it is known once"
+        in privimage("plan", *options, "--set", "public.source.images_per_category=11").out
+    )
 
 
 def test_a_grant_of_another_delta_than_the_run_states_is_refused_because_it_could_not_be_changed(
@@ -175,7 +178,7 @@ def test_a_grant_of_another_delta_than_the_run_states_is_refused_because_it_coul
     refused = privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-5")
     assert (
         refused.code == 2
-        and "--delta is 1e-05, but" in refused.complaint
+        and "The grant's delta is 1e-05, but" in refused.complaint
         and "Nothing was granted" in refused.complaint
     )
     assert privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-4").code == 0

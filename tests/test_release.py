@@ -301,7 +301,7 @@ def test_a_release_with_often_cut_batches_has_no_interval_and_says_why_at_every_
     assert "does not know batches with a cap" in interval["absent_because"]
     assert certificate["epsilon_computed"] <= certificate["epsilon"]
     assert any("cut to a random subset" in assumption for assumption in certificate["assumptions"])
-    assert "cut at random to at most 36 of 143 images" in certificate["mechanisms"][1]["in_words"]
+    assert "cut at random to at most 36 of 144 images" in certificate["mechanisms"][1]["in_words"]
     assert "does not know batches with a cap" in (place.release / "report.html").read_text()
     code, steps = verify(place.release, place.folder)
     assert code == 0
@@ -371,7 +371,7 @@ def test_the_certificate_states_the_configured_promise_and_both_mechanisms(finis
     assert interval["lower"] <= certificate["epsilon_computed"] <= certificate["epsilon"]
     assert certificate["epsilon_computed"] <= interval["upper"] <= 1.002 * interval["lower"]
     assert any("Poisson sampling" in assumption for assumption in certificate["assumptions"])
-    assert certificate["num_training_images"] == 143
+    assert certificate["num_training_images"] == 144
 
 
 def test_the_images_are_parquet_that_hugging_face_reads_with_class_names(finished: Place) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from privimage.charging import Door
 from privimage.data.table import read_images
 from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, TrainingError, Uncharged
+from privimage.granting import grant
 from privimage.pipeline import STAGES, stage_named
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_to_json
 from privimage.privacy.budget import Plan
@@ -252,7 +253,8 @@ def test_a_ledger_that_vanished_as_a_whole_and_was_granted_anew_changes_nothing_
     shutil.rmtree(finished_copy.folder / "ledger")
     with pytest.raises(PrivacyRefused, match="has no grant"):
         run_all(finished_copy.run())
-    Ledger(finished_copy.store, dataset).grant(epsilon=9, delta=1e-4, num_images=143, name="again")
+    ledger, _ = grant(finished_copy.run(), epsilon=9, delta=1e-4, name="again")
+    assert ledger.dataset_id == dataset
     with pytest.raises(Uncharged):
         run_all(finished_copy.run())
     assert finished_copy.kinds == ["grant"]
@@ -447,7 +449,7 @@ def test_only_a_sealed_stage_opens_training_images_without_a_charge(granted: Pla
         open_images = Door(stage, [admit], None, spill=tmp_path)
         if stage.name == "evaluate":
             images, labels = open_images("train")
-            assert len(images) == len(labels) == 143
+            assert len(images) == len(labels) == 144
         else:
             with pytest.raises(Uncharged, match="has no reservation"):
                 open_images("train")
@@ -477,9 +479,9 @@ def test_training_images_open_under_a_live_reservation_only(granted_copy: Place,
     ledger = granted_copy.ledger
     charge = HistogramQuery(num_votes=1, num_classes=3, num_categories=62, noise_multiplier=50.0).event
     plan = Plan(id="plan-of-this-test", epsilon=1.0, delta=1e-4, intends=(charge,))
-    live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, num_images=143, run="test")
+    live = ledger.reserve(stage="query", key="0" * 64, event=charge, plan=plan, num_images=144, run="test")
     images, labels = Door(query, [admit], live, spill=tmp_path)("train")
-    assert len(images) == len(labels) == 143
+    assert len(images) == len(labels) == 144
     with pytest.raises(Uncharged, match="not sealed"):
         Door(query, [admit], live, spill=tmp_path)("test")
     ledger.settle(live, artifact="0" * 64)

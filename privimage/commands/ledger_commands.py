@@ -81,11 +81,6 @@ def _existing(options: argparse.Namespace) -> list[Ledger]:
 
 def _grant(options: argparse.Namespace) -> int:
     run = open_run(options)
-    if options.delta != run.config.privacy.delta:
-        raise InputError(
-            f"--delta is {options.delta:g}, but {options.config} states privacy.delta {run.config.privacy.delta:g}: a grant "
-            "cannot be changed, and only runs of its own delta are let in. Give both the same. Nothing was granted."
-        )
     name = options.config.rsplit("/", 1)[-1].removesuffix(".yaml")
     ledger, entry = grant(run, epsilon=options.epsilon, delta=options.delta, name=name)
     print(

@@ -31,7 +31,13 @@ def split_sizes(num_images: int, test_fraction: float, validation_fraction: floa
     test, validation = (
         max(1, round(num_images * share)) if share else 0 for share in (test_fraction, validation_fraction)
     )
-    return {"test": test, "validation": validation, "train": num_images - test - validation}
+    train = num_images - test - validation
+    if train < 1:
+        raise DataError(
+            f"test_fraction {test_fraction:g} and validation_fraction {validation_fraction:g} leave {train} of {num_images} "
+            "images for training: lower them."
+        )
+    return {"test": test, "validation": validation, "train": train}
 
 
 def split_rows(

@@ -53,7 +53,6 @@ class _Grant(_Form):
     unit: str
     num_images: _Count
     dataset: str
-    splits: dict[str, Any] | None
 
 
 class _Plan(_Form):

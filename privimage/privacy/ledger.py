@@ -16,7 +16,7 @@ time. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,24 +129,8 @@ class Ledger:
 
     # ---------------------------------------------------------------- writing
 
-    def has_declared(self, identity: str) -> bool:
-        """Whether the steward declared the public set of this identity."""
-        return bool(self._store.list(self._declared(identity)))
-
-    def declare(self, identity: str, note: bytes) -> None:
-        """Write down that the steward declared a public set; again is no error."""
-        self._store.create(self._declared(identity), note)
-
-    def _declared(self, identity: str) -> str:
-        return f"ledger/{self.dataset_id}/public/{identity}.json"
-
-    def grant(
-        self, *, epsilon: float, delta: float, num_images: int, name: str, splits: Mapping[str, Any] | None = None
-    ) -> Entry:
+    def grant(self, *, epsilon: float, delta: float, num_images: int, name: str) -> Entry:
         """Write the owner's lifetime cap; the same grant again is no error and changes nothing.
-
-        Args:
-            splits: the form of admission that it is for (`declared.form_of`); no run of another is let in.
 
         Raises:
             ConfigError: epsilon or delta is out of bounds.
@@ -164,21 +148,14 @@ class Ledger:
             "unit": "one image",
             "num_images": num_images,
             "dataset": name,
-            "splits": None if splits is None else dict(splits),
         }
 
         def check(entries: Sequence[Entry]) -> Entry | None:
             if not entries:
                 return None
             found = entries[0].body
-            if all(found[name] == body[name] for name in ("epsilon", "delta", "splits")):
-                return entries[0]
             if (found["epsilon"], found["delta"]) == (body["epsilon"], body["delta"]):
-                raise PrivacyRefused(
-                    f"Data set {self.dataset_id} already has a grant of these numbers, for images that are split in another way "
-                    "or held out elsewhere, which is fixed with it: state sensitive.test_fraction, validation_fraction and test "
-                    "as then."
-                )
+                return entries[0]
             raise PrivacyRefused(
                 f"Data set {self.dataset_id} already has a grant of epsilon {found['epsilon']:g}, delta {found['delta']:g}, "
                 f"of which epsilon {spent_by(entries).epsilon:.4g} is spent; a second one (epsilon {epsilon:g}, delta "
