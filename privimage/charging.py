@@ -61,7 +61,7 @@ def pay(
     if left_open and charge.checkpoint_steps:
         live = left_open[-1]
         repeated = _steps_to_repeat(live, charge, ledger, stage, latest_checkpoint)
-        attempt = ledger.resume(live, repeated=repeated)
+        attempt = ledger.resume(live, repeated=repeated, guarantee=random.guarantee)
         # Read again: until the entry was written, the attempt before could still note a step.
         from_step = ledger.recorded_step(live) - repeated
         reservations = left_open
@@ -77,6 +77,7 @@ def pay(
             run=run_name,
             restart_allowance=charge.restart_allowance,
             checkpoint_steps=charge.checkpoint_steps,
+            guarantee=random.guarantee,
         )
         attempt = 1
         # Read again: until `live` was written an earlier one could still be given back, and now none can.

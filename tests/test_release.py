@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,29 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from PIL import Image
 
 import privimage as package
+from privimage.privacy.budget import spent_by
+from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter
 from privimage.release.export import SUMS, sums
+from privimage.release.signature import SIGNATURE
 from privimage.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
 
 FILES = ["README.md", "SHA256SUMS", "certificate.json", "report.html", "samples.png", "synthetic.parquet"]
-NO_STORE = "no-store-here"
+
+
+@pytest.fixture(autouse=True)
+def _far_from_any_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where `verify` is called there is no store that it would look into by itself."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.delenv("PRIVIMAGE_STORE", raising=False)
 
 
 @pytest.fixture
@@ -34,11 +47,11 @@ def release(finished: Place, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def verify(privimage: Callable[..., Answer], tmp_path: Path) -> Callable[..., tuple[int, dict[str, str]]]:
+def verify(privimage: Callable[..., Answer]) -> Callable[..., tuple[int, dict[str, str]]]:
     """Exit code of `privimage verify`, and the outcome of each step."""
 
     def call(folder: Path, store: Path | None = None) -> tuple[int, dict[str, str]]:
-        answer = privimage("verify", folder, "--store", store or tmp_path / NO_STORE, "--json")
+        answer = privimage("verify", folder, *(("--store", store) if store else ()), "--json")
         found = json.loads(answer.out)
         assert found["verified"] == (answer.code == 0)
         return answer.code, {check["step"]: check["outcome"] for check in found["checks"]}
@@ -60,19 +73,33 @@ def test_it_is_verified_in_every_step_with_the_ledger_at_hand(finished: Place, v
     assert {"files", "certified files", "promise", "epsilon", "second accountant", "ledger", "code"} <= set(steps)
 
 
-def test_without_the_ledger_that_step_is_skipped_and_said_to_be(release: Path, verify: Verify, tmp_path: Path) -> None:
+def test_without_the_store_its_steps_are_skipped_and_the_first_line_says_what_is_not_proven(
+    release: Path, verify: Verify, privimage: Callable[..., Answer]
+) -> None:
     code, steps = verify(release)
     assert code == 0
-    assert steps.pop("ledger") == "skipped"
+    assert (steps.pop("ledger"), steps.pop("store")) == ("skipped", "skipped")
     assert set(steps.values()) == {"passed"}
-    assert not (tmp_path / NO_STORE).exists()
+    told = privimage("verify", release).out.splitlines()
+    assert told[0].startswith(
+        "Not proven: without the store that made it, or its steward's signature, a release that was made up"
+    )
+    assert told[-1] == "Consistent with itself, and no more."
+
+
+def test_a_store_that_is_not_there_is_an_error_and_is_not_made(
+    release: Path, privimage: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = privimage("verify", release, "--store", tmp_path / "absent")
+    assert answer.code == 2 and "No store at" in answer.complaint
+    assert not (tmp_path / "absent").exists()
 
 
 def test_a_certificate_alone_is_verified_but_for_the_files(
     finished: Place, verify: Verify, privimage: Callable[..., Answer], tmp_path: Path
 ) -> None:
     alone = shutil.copy(finished.release / "certificate.json", tmp_path / "handed-out.json")
-    for store, open_steps in ((finished.folder, {"files"}), (None, {"files", "ledger"})):
+    for store, open_steps in ((finished.folder, {"files"}), (None, {"files", "ledger", "store"})):
         code, steps = verify(alone, store)
         assert code == 0
         assert {step for step, outcome in steps.items() if outcome == "skipped"} == open_steps
@@ -204,6 +231,165 @@ def test_a_forged_statement_fails_though_all_sums_fit(
     assert steps[step] == "failed"
 
 
+def outcome(verify: Verify, release: Path, place: Place) -> set[str]:
+    """The steps that fail."""
+    code, steps = verify(release, place.folder)
+    failed = {step for step, found in steps.items() if found == "failed"}
+    assert bool(code) == bool(failed)
+    return failed
+
+
+def training_images_as_release(certificate: dict[str, Any], release: Path, place: Place) -> None:
+    (release / "synthetic.parquet").write_bytes(place.payload("admit", "train-00000.parquet").read_bytes())
+
+
+def entries_cut(certificate: dict[str, Any], release: Path, place: Place) -> None:
+    own = [mechanism["ledger_entry"]["sequence"] for mechanism in certificate["mechanisms"]]
+    certificate["ledger"]["entries"] = certificate["ledger"]["entries"][: max(own) + 1]
+    then = spent_by(place.entries[: max(own) + 1])
+    certificate["ledger"]["spent_in_all"] = {"epsilon": then.epsilon, "delta": then.delta}
+
+
+def renamed_ledger(certificate: dict[str, Any], release: Path, place: Place) -> None:
+    certificate["ledger"]["dataset"] = "0" * 32
+
+
+def other_report(certificate: dict[str, Any], release: Path, place: Place) -> None:
+    report = release / "report.html"
+    report.write_text(report.read_text().replace("</body>", "<p>These images show nobody.</p></body>"))
+
+
+def stated(name: str, value: Any) -> Callable[[dict[str, Any], Path, Place], None]:
+    def change(certificate: dict[str, Any], release: Path, place: Place) -> None:
+        assert certificate[name] != value
+        certificate[name] = value
+
+    change.__name__ = name
+    return change
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        training_images_as_release,
+        entries_cut,
+        renamed_ledger,
+        other_report,
+        stated("assumptions", ["None."]),
+        stated("name", "another"),
+        stated("config_sha256", "0" * 64),
+        stated("code", {"privimage": "9.9", "sha256": "0" * 64, "covers": "", "stages": {}}),
+        stated("packages", {"torch": "9.9"}),
+        stated("accountant", "by hand"),
+    ],
+    ids=lambda forge: forge.__name__,
+)
+def test_what_the_store_did_not_publish_is_not_verified_though_every_digest_fits(
+    release: Path, finished: Place, verify: Verify, forge: Callable[[dict[str, Any], Path, Place], None]
+) -> None:
+    """Each of these was "Verified." when digests were compared with the certificate alone."""
+    assert outcome(verify, release, finished) == set()
+    certificate = json.loads((release / "certificate.json").read_text())
+    forge(certificate, release, finished)
+    certificate["files"] = {
+        name: hashlib.sha256((release / name).read_bytes()).hexdigest()
+        for name in FILES
+        if name not in (SUMS, "certificate.json")
+    }
+    rewritten(release, lambda found: (found.clear(), found.update(certificate)))
+    assert "store" in outcome(verify, release, finished)
+    alone = shutil.copy(release / "certificate.json", release.parent / "alone.json")
+    assert "store" in outcome(verify, Path(alone), finished)
+
+
+def test_noise_that_somebody_can_make_again_is_not_certified_by_an_edited_word(
+    pretrained_copy: Place, verify: Verify, tmp_path: Path
+) -> None:
+    place = pretrained_copy
+    run_all(place.run(insecure=InsecureRandomForTests(0)))
+    assert [entry.body["guarantee"] for entry in place.entries if entry.kind == "reserve"] == [True, False]
+    release = Path(shutil.copytree(place.release, tmp_path / "handed-on"))
+    for name in ("README.md", "report.html"):
+        text = (release / name).read_text()
+        (release / name).write_text(text.replace("none", "differential privacy"))
+    rewritten(release, lambda certificate: certificate.update(guarantee="differential privacy"))
+    assert {"ledger", "store"} <= outcome(verify, release, place)
+
+
+def test_an_unrelated_store_does_not_verify_it(
+    release: Path, granted: Place, verify: Verify, privimage: Callable[..., Answer]
+) -> None:
+    assert outcome(verify, release, granted) == {"ledger", "store"}
+    told = privimage("verify", release, "--store", granted.folder).out
+    assert "the store published no such release" in told
+
+
+# ------------------------------------------------------------------------------------------------------- signature
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A new Ed25519 key, as OpenSSH writes it; its public half is beside it."""
+    private = Ed25519PrivateKey.generate()
+    file = tmp_path / "steward"
+    file.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    file.with_suffix(".pub").write_bytes(public + b" steward\n")
+    return file
+
+
+def test_a_signed_release_is_verified_by_a_recipient_without_the_store(
+    release: Path, key: Path, privimage: Callable[..., Answer], tmp_path: Path
+) -> None:
+    assert privimage("sign", release, "--key", key).code == 0
+    assert (release / SIGNATURE).is_file()
+    for signer in (key.with_suffix(".pub"), key.with_suffix(".pub").read_text()):
+        answer = privimage("verify", release, "--signer", signer)
+        assert answer.code == 0 and answer.out.splitlines()[0].startswith("passed   signature:")
+        assert answer.out.endswith("\nVerified.\n")
+    assert privimage("verify", release).out.startswith("Not proven")
+    alone = shutil.copytree(release, tmp_path / "alone") / "certificate.json"
+    assert privimage("verify", alone, "--signer", key.with_suffix(".pub")).code == 0
+
+
+def test_a_signature_of_another_certificate_or_key_or_none_fails(
+    release: Path, key: Path, privimage: Callable[..., Answer], tmp_path: Path
+) -> None:
+    public = key.with_suffix(".pub")
+    assert "there is no certificate.json.sig" in privimage("verify", release, "--signer", public).out
+    assert privimage("sign", release, "--key", key).code == 0
+    other = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    answer = privimage("verify", release, "--signer", other)
+    assert answer.code == 1 and "it was made by another key" in answer.out
+    rewritten(release, lambda certificate: certificate.update(name="another"))
+    answer = privimage("verify", release, "--signer", public)
+    assert answer.code == 1 and "it is of another certificate" in answer.out
+    (release / SIGNATURE).write_text("-----BEGIN SSH SIGNATURE-----\nAAAA\n-----END SSH SIGNATURE-----\n")
+    assert "it is no SSH signature" in privimage("verify", release, "--signer", public).out
+    assert privimage("verify", release, "--signer", "no key").code == 2
+    assert privimage("sign", release, "--key", public).code == 2
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not on this machine")
+def test_openssh_checks_our_signature_and_we_check_one_of_openssh(
+    release: Path, key: Path, privimage: Callable[..., Answer], tmp_path: Path
+) -> None:
+    def keygen(*arguments: str | Path, given: bytes | None = None) -> int:
+        return subprocess.run(["ssh-keygen", "-Y", *map(str, arguments)], input=given, capture_output=True).returncode
+
+    key.chmod(0o600)
+    public = key.with_suffix(".pub")
+    (tmp_path / "allowed").write_text(f"steward {public.read_text()}")
+    certificate = release / "certificate.json"
+    check = ("verify", "-f", tmp_path / "allowed", "-I", "steward", "-n", "privimage", "-s", release / SIGNATURE)
+    assert privimage("sign", release, "--key", key).code == 0
+    assert keygen(*check, given=certificate.read_bytes()) == 0
+    assert keygen(*check, given=certificate.read_bytes() + b" ") != 0
+    (release / SIGNATURE).unlink()
+    assert keygen("sign", "-f", key, "-n", "privimage", certificate) == 0
+    assert privimage("verify", release, "--signer", public).code == 0
+
+
 @pytest.mark.parametrize("side", ["lower", "upper"])
 @pytest.mark.parametrize("factor", [0.99, 1.01, None])
 def test_an_interval_that_the_second_accountant_does_not_find_fails(
@@ -228,7 +414,7 @@ def test_without_opacus_the_second_accountant_is_skipped_and_said_to_be(
     release: Path, privimage: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "privimage.privacy.crosscheck", None)
-    answer = privimage("verify", release, "--store", tmp_path / NO_STORE)
+    answer = privimage("verify", release)
     assert answer.code == 0
     assert "skipped  second accountant: the independent accountant (Opacus) cannot be loaded here" in answer.out
 
@@ -262,10 +448,10 @@ def test_other_code_is_told_and_not_failed(
     def older(certificate: dict[str, Any]) -> None:
         certificate["code"] = {**certificate["code"], "privimage": "0.0.9", "sha256": "ab" * 32}
 
-    assert "the code that checks it now" in privimage("verify", release, "--store", tmp_path / NO_STORE).out
+    assert "the code that checks it now" in privimage("verify", release).out
     rewritten(release, older)
     assert verify(release)[1]["code"] == "passed"
-    told = privimage("verify", release, "--store", tmp_path / NO_STORE).out
+    told = privimage("verify", release).out
     assert "written by privimage 0.0.9 (code sha256 abababababababab…)" in told
     assert f"checked by {package.__version__} ({code_digest()[:16]}…); other code ran finetune, query" in told
 

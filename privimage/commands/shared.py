@@ -15,7 +15,17 @@ from privimage.progress import Terminal
 from privimage.runner import Run
 from privimage.store.files import Store
 
-__all__ = ["Commands", "add_config", "add_json", "add_store", "exit_code", "open_run", "print_json", "print_table"]
+__all__ = [
+    "DEFAULT_STORE",
+    "Commands",
+    "add_config",
+    "add_json",
+    "add_store",
+    "exit_code",
+    "open_run",
+    "print_json",
+    "print_table",
+]
 
 DEFAULT_STORE = ".privimage"
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ __all__ = [
     "share_of_grant",
     "spent_by",
     "states_of",
+    "without_guarantee",
 ]
 
 _ROUNDING = 1 + 1e-9
@@ -143,6 +144,16 @@ def reservations_of(entries: Sequence[Entry]) -> dict[str, Entry]:
     """All reservations that count, by id (all but void ones)."""
     states = states_of(entries)
     return {e.id: e for e in entries if e.kind == "reserve" and states[e.id] != "void"}
+
+
+def without_guarantee(entries: Sequence[Entry], reservations: Collection[str]) -> list[Entry]:
+    """The entries of these reservations, or of attempts under them, whose noise somebody can make again."""
+    return [
+        entry
+        for entry in entries
+        if not entry.body.get("guarantee", True)
+        and (entry.id in reservations or entry.body.get("reservation") in reservations)
+    ]
 
 
 def spent_by(entries: Sequence[Entry]) -> Spent:

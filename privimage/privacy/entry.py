@@ -72,6 +72,7 @@ class _Reserve(_Form):
     run: str
     restart_allowance: _Steps
     checkpoint_steps: _Steps
+    guarantee: bool
 
 
 class _Pause(_Form):
@@ -84,6 +85,7 @@ class _Resume(_Form):
     reservation: _Text
     attempt: _Count
     lost_steps: _Steps
+    guarantee: bool
 
 
 class _Settle(_Form):

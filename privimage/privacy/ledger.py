@@ -175,8 +175,12 @@ class Ledger:
         run: str,
         restart_allowance: int = 0,
         checkpoint_steps: int = 0,
+        guarantee: bool = True,
     ) -> Reservation:
         """Charge `event` before it happens.
+
+        Args:
+            guarantee: whether its noise is such that nobody can make it again; false in tests only.
 
         Raises:
             PrivacyRefused: there is no grant, its relation or delta does not fit, or the plan would pass its target.
@@ -191,6 +195,7 @@ class Ledger:
             "run": run,
             "restart_allowance": restart_allowance,
             "checkpoint_steps": checkpoint_steps,
+            "guarantee": guarantee,
         }
 
         def check(entries: Sequence[Entry]) -> None:
@@ -198,7 +203,7 @@ class Ledger:
 
         return Reservation(ledger=self, entry=self._chain.append("reserve", body, check))
 
-    def resume(self, reservation: Reservation, *, repeated: int = 0) -> int:
+    def resume(self, reservation: Reservation, *, repeated: int = 0, guarantee: bool = True) -> int:
         """Record that an interrupted attempt is taken over; return the number of the new attempt (2, 3, ...).
 
         The attempt before it ran at most `checkpoint_steps` steps past its last checkpoint, whose results are gone;
@@ -209,6 +214,7 @@ class Ledger:
 
         Args:
             repeated: steps before the last noted one that are run again as well, because its checkpoint is lost.
+            guarantee: as for `reserve`, of the new attempt.
 
         Raises:
             BudgetExceeded: the restart allowance is used up.
@@ -226,7 +232,8 @@ class Ledger:
                     f"may repeat {lost} more. Start it anew with another draw (--draw), which is charged in full, or "
                     "raise finetune.restart_allowance (of DP-SGD), which is another run."
                 )
-            return {"reservation": reservation.id, "attempt": len(earlier) + 2, "lost_steps": lost}
+            attempt = len(earlier) + 2
+            return {"reservation": reservation.id, "attempt": attempt, "lost_steps": lost, "guarantee": guarantee}
 
         return int(self._chain.append("resume", body, reservation.check_live_in).body["attempt"])
 

@@ -13,7 +13,7 @@ from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
-from privimage.privacy.budget import reservations_of, spent_by
+from privimage.privacy.budget import reservations_of, spent_by, without_guarantee
 from privimage.privacy.entry import Entry
 from privimage.privacy.events import event_in_words, event_to_json, times, without_cap
 from privimage.privacy.ledger import Ledger
@@ -23,6 +23,7 @@ from privimage.store.artifacts import Artifact, canonical_json
 
 __all__ = [
     "BEFORE_FINETUNE",
+    "RELEASED",
     "SCHEMA",
     "UNIT",
     "CrossCheck",
@@ -41,6 +42,13 @@ SCHEMA = 1
 # Stages that may be charged before fine-tuning: no certificate is silent about one.
 BEFORE_FINETUNE = ("query", "central")
 UNIT = "one image"
+# What each private stage released, and says of its own randomness in.
+RELEASED = {
+    "query": "query.json",
+    "central": "central.json",
+    "finetune": "denoiser.json",
+    "validate": "validation.json",
+}
 _ASSUMPTIONS = (
     "The number of training images is public.",
     "One image is the unit: several images of one person are protected as a group, with a larger epsilon.",
@@ -134,7 +142,9 @@ def build_certificate(
     return {
         "schema": SCHEMA,
         "name": config.name,
-        "guarantee": "differential privacy" if set(guarantees) == {"differential privacy"} else "none",
+        "guarantee": "differential privacy"
+        if set(guarantees) == {"differential privacy"} and not without_guarantee(entries, events)
+        else "none",
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
         "epsilon_computed": computed,

@@ -22,13 +22,14 @@ from privimage import __version__
 from privimage.config import RunConfig
 from privimage.errors import LedgerBroken, PrivimageError, StoreError
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
-from privimage.privacy.budget import spent_by
+from privimage.privacy.budget import spent_by, without_guarantee
 from privimage.privacy.entry import Entry
 from privimage.privacy.events import event_from_json, event_in_words
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.certificate import (
     BEFORE_FINETUNE,
+    RELEASED,
     SCHEMA,
     UNIT,
     certified_interval,
@@ -42,10 +43,11 @@ from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter, privacy_statement
 from privimage.release.export import SUMS, sums
 from privimage.release.figures import INTERNAL
+from privimage.release.signature import SIGNATURE
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
-__all__ = ["Check", "check_files", "read_release", "verify_certificate", "verify_release"]
+__all__ = ["Check", "check_files", "knows", "read_release", "verify_certificate", "verify_release"]
 
 # Other versions of the accountants may round otherwise; figures that were made up differ by more.
 _SAME_EPSILON, _SAME_BOUND = 1e-4, 2e-3
@@ -79,11 +81,11 @@ def _is_readable(name: str) -> bool:
 
 
 def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: RunConfig | None = None) -> list[Check]:
-    """Check a release's files against each other, its epsilon against its mechanisms, and both against the ledger.
+    """Check a release's files against each other, its epsilon against its mechanisms, and all against the store.
 
     Args:
         files: content of every file in the release folder, SHA256SUMS included.
-        ledgers: the store with the ledger, or None if it is not at hand.
+        ledgers: the store that made it, with the ledger; what it does not know is then no release. None: not at hand.
         config: the configuration that the release is said to be of; None, and that is not looked at.
     """
     checks = [_check_files(files)]
@@ -91,7 +93,7 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
         certificate = json.loads(files["certificate.json"])
         checks += [
             _check_listed(files, certificate),
-            *_check_certificate(certificate, ledgers, config),  # before what a broken file could end
+            *_check_certificate(certificate, _digests(files), ledgers, config),  # before what a broken file could end
             _check_datasheet(files, certificate),
             _check_nothing_private(files),
         ]
@@ -106,19 +108,27 @@ def verify_certificate(data: bytes, ledgers: Store | None, config: RunConfig | N
         Check(step="files", outcome="skipped", why="a certificate alone was given, and no file that it was made for")
     ]
     try:
-        checks += _check_certificate(json.loads(data), ledgers, config)
+        checks += _check_certificate(json.loads(data), _digests({"certificate.json": data}), ledgers, config)
         checks.append(_check_nothing_private({"the certificate": data}))
     except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
         checks.append(Check(step="certificate", outcome="failed", why=f"the certificate cannot be used: {error!r}"))
     return checks
 
 
-def _check_certificate(certificate: Mapping[str, Any], ledgers: Store | None, config: RunConfig | None) -> list[Check]:
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of what a release's artifact holds; sums and signature were added afterwards."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name not in (SUMS, SIGNATURE)}
+
+
+def _check_certificate(
+    certificate: Mapping[str, Any], digests: Mapping[str, str], ledgers: Store | None, config: RunConfig | None
+) -> list[Check]:
     return [
         _check_promise(certificate),
         _check_epsilon(certificate),
         _check_second_accountant(certificate),
         _check_ledger(certificate, ledgers),
+        _check_store(certificate, digests, ledgers),
         _check_code(certificate),
         *([_check_config(certificate, config)] if config else []),
     ]
@@ -140,7 +150,7 @@ def _check(step: str, ok: bool, good: str, bad: str) -> Check:
 
 
 def _check_files(files: Mapping[str, bytes]) -> Check:
-    others = {name: data for name, data in files.items() if name != SUMS}
+    others = {name: data for name, data in files.items() if name not in (SUMS, SIGNATURE)}
     good = f"nothing was changed, lost or added since the release was written ({len(others)} files, by {SUMS})"
     if files.get(SUMS) == sums(others) and all(name in others for name in REQUIRED):
         return Check(step="files", outcome="passed", why=good)
@@ -157,7 +167,7 @@ def _check_listed(files: Mapping[str, bytes], certificate: Mapping[str, Any]) ->
     wrong = [name for name, digest in listed.items() if hashlib.sha256(files.get(name, b"")).hexdigest() != digest]
     return _check(
         "certified files",
-        not wrong and set(listed) == set(files) - {SUMS, "certificate.json"},
+        not wrong and set(listed) == set(files) - {SUMS, SIGNATURE, "certificate.json"},
         "the certificate was made for exactly these files, not for another release",
         f"the certificate was made for other files: {', '.join(wrong) or 'the lists differ'}",
     )
@@ -332,13 +342,57 @@ def _check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Chec
 
 
 def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
-    """A store that made the release must have its ledger; another one may know nothing of it."""
+    """A store that made the release must have its ledger; of one that did not, nothing is proven."""
     digest = certificate["artifacts"]["finetune"]
-    if any(a.ref.stage == "finetune" and a.ref.digest == digest for a in list_artifacts(ledgers)):
-        why = f"{ledgers.url} made this release, but its ledger {certificate['ledger']['dataset']} is gone"
-        return Check(step="ledger", outcome="failed", why=why)
-    why = f"{ledgers.url} has no ledger {certificate['ledger']['dataset']}: give the store that made the release"
-    return Check(step="ledger", outcome="skipped", why=why)
+    made = any(a.ref.stage == "finetune" and a.ref.digest == digest for a in list_artifacts(ledgers))
+    has = "made this release, but its ledger" if made else "did not make this release: a ledger"
+    why = f"{ledgers.url} {has} {certificate['ledger']['dataset']} {'is gone' if made else 'is not there'}"
+    return Check(step="ledger", outcome="failed", why=why)
+
+
+def _check_store(certificate: Mapping[str, Any], digests: Mapping[str, str], store: Store | None) -> Check:
+    """What the store published is what is shown, to the byte; and what was paid for says the same of its noise."""
+    step = "store"
+    if store is None:
+        why = (
+            "the store that made it is not at hand: who made up all files together, and their digests, is not found out"
+        )
+        return Check(step=step, outcome="skipped", why=why)
+    artifacts = list_artifacts(store)
+    published = [
+        {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+        for artifact in artifacts
+        if artifact.ref.stage == "release"
+    ]
+    wrong = []
+    if not any(
+        digests.items() <= files.items() and (len(digests) == 1 or digests.keys() == files.keys())
+        for files in published
+    ):
+        nearest = max(published, key=lambda files: len(digests.items() & files.items()), default={})
+        other = sorted(name for name in digests if nearest.get(name) != digests[name])
+        wrong.append(f"the store published no such release; what it published has another {', another '.join(other)}")
+    by_digest = {(artifact.ref.stage, artifact.ref.digest): artifact for artifact in artifacts}
+    for stage, digest in certificate["artifacts"].items():
+        artifact = by_digest.get((stage, digest))
+        if artifact is None:
+            wrong.append(f"the store has no {stage} of digest {digest[:16]}…")
+        elif (found := artifact.read_json(RELEASED[stage])["guarantee"]) != "differential privacy":
+            wrong.append(f"the noise of its {stage} can be made again: it says guarantee {found!r}")
+    return _check(
+        step,
+        not wrong,
+        "the store published exactly this, to the byte, and what was paid for says that nobody can make its noise again",
+        "; ".join(wrong),
+    )
+
+
+def knows(store: Store, certificate: bytes) -> bool:
+    """Whether a store has the ledger that a certificate names."""
+    try:
+        return bool(store.list(f"ledger/{json.loads(certificate)['ledger']['dataset']}/entries"))
+    except (KeyError, TypeError, ValueError):
+        return True  # what cannot be read is said by the checks
 
 
 def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
@@ -383,6 +437,15 @@ def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], count
             f"{name} of {paid} is {held}, certified {said}" for name, (held, said) in facts.items() if held != said
         ]
     told = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
+    own = {mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]}
+    left_out = [
+        e.sequence for e in entries[len(then) :] if {e.id, e.body.get("reservation")} & own and e.kind != "close"
+    ]
+    wrong += [f"entry {number} is about its own mechanisms, and was left out" for number in left_out]
+    wrong += [
+        f"entry {entry.sequence} says that the noise of {entry.id} can be made again"
+        for entry in without_guarantee(entries, own)
+    ]
     wrong += [
         f"{entry.id} is a {entry.body['stage']} of the same plan, of which nothing is said"
         for entry in counting.values()

@@ -16,7 +16,7 @@ from privimage.errors import Uncharged
 from privimage.pipeline import Outcome, StageContext, stage_named
 from privimage.privacy.crosscheck import prv_interval
 from privimage.release import contents
-from privimage.release.certificate import build_certificate, interval_in_words
+from privimage.release.certificate import RELEASED, build_certificate, interval_in_words
 from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
 from privimage.release.pictures import sample_grid
 from privimage.release.report import ReportData, render_report
@@ -25,14 +25,6 @@ from privimage.stages.sections import GRID_IMAGES, Told, classifier_extractor, t
 from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
-
-# What each private stage released, and says of its own randomness in.
-RELEASED = {
-    "query": "query.json",
-    "central": "central.json",
-    "finetune": "denoiser.json",
-    "validate": "validation.json",
-}
 
 
 def run(context: StageContext) -> Outcome:

@@ -127,5 +127,5 @@ def test_an_internal_report_among_the_files_of_a_release_does_not_verify(
     answer = privimage("verify", release, "--store", finished_copy.folder, "--json")
     assert answer.code == 1
     failed = {check["step"]: check["why"] for check in json.loads(answer.out)["checks"] if check["outcome"] == "failed"}
-    assert list(failed) == ["private side"]
+    assert list(failed) == ["store", "private side"]
     assert "report.html refers to the private side, or is an internal report" in failed["private side"]
