@@ -14,6 +14,7 @@ from privimage.errors import InputError, PrivacyRefused
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger, check_grant
+from privimage.rollback import check_not_rolled_back
 from privimage.runner import Run, admitted, run_stage, write_private
 from privimage.store.artifacts import Artifact, open_ref
 
@@ -29,8 +30,10 @@ def grant(run: Run, *, epsilon: float, delta: float, name: str) -> tuple[Ledger,
         InputError: epsilon or delta is out of bounds, or delta is another than the configuration states.
         DataError: a set cannot be used; images are in two sets that must not share any; or a class lacks images. Which ones,
             is written below `private/`. Nothing was granted.
-        PrivacyRefused: there is another grant already, or one for another form of admission.
+        PrivacyRefused: there is another grant already, or one for another form of admission; or the store's ledgers lack
+            entries that its artifacts name.
     """
+    check_not_rolled_back(run.store)
     admit = _admit(run)
     facts = admitted(admit)
     check_grant(epsilon=epsilon, delta=delta, num_images=facts.num_train)

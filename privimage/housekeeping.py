@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from privimage.privacy.ledger import Ledger
+from privimage.rollback import check_not_rolled_back, ledgers_of
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 
@@ -59,10 +59,12 @@ def ledger_states(store: Store) -> list[LedgerState]:
     """Every ledger of the store, its chain verified.
 
     Raises:
-        LedgerBroken: an entry is missing, was edited, or cannot be read.
+        LedgerBroken: an entry is missing, was edited, or cannot be read; or an artifact or a certificate names one that is
+            not there.
     """
+    check_not_rolled_back(store)
     states = []
-    for ledger in _ledgers(store):
+    for ledger in ledgers_of(store):
         grant = ledger.grant_entry
         states.append(
             LedgerState(
@@ -110,11 +112,6 @@ def delete(store: Store, garbage: Iterable[Garbage]) -> list[str]:
     return folders
 
 
-def _ledgers(store: Store) -> list[Ledger]:
-    names = sorted({name.split("/")[1] for name in store.list("ledger") if "/entries/" in name})
-    return [Ledger(store, name) for name in names]
-
-
 def _unneeded(artifacts: Sequence[Artifact]) -> list[Artifact]:
     """Public artifacts that nothing was made of that must be kept."""
     by_digest = {(artifact.ref.stage, artifact.ref.digest): artifact for artifact in artifacts}
@@ -152,7 +149,7 @@ def _checkpoints(store: Store, artifacts: Sequence[Artifact]) -> list[tuple[Kind
     published = {(artifact.ref.stage, artifact.ref.key) for artifact in artifacts}
     claimed = {
         (entry.body["stage"], entry.body["key"])
-        for ledger in _ledgers(store)
+        for ledger in ledgers_of(store)
         for entry in ledger.reservations().values()
         if ledger.states()[entry.id] == "open"
     }

@@ -35,6 +35,7 @@ from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
 from privimage.privacy.ledger import Ledger
 from privimage.progress import Interruptible, Progress, Silent
 from privimage.release.code import code_digest
+from privimage.rollback import check_not_rolled_back
 from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
@@ -109,6 +110,7 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
         PrivacyRefused: the owner of the images granted no budget, or for another form of admission, or did not declare the
             public set; or the images are charged to another ledger.
     """
+    check_not_rolled_back(run.store)
     admitted_now = open_ref(run.store, admit)
     facts = TableFacts.from_json(open_ref(run.store, public).read_bytes("facts.json").decode())
     sensitive = admitted(admitted_now)
@@ -280,6 +282,7 @@ def _pay(
 ) -> Payment:
     """Charge a private stage, once everything that could fail for another reason was looked at."""
     run.store.probe()
+    check_not_rolled_back(run.store)
     for artifact in opened.values():
         artifact.files()  # verified now, because a damaged input must not be found after the charge
     if stage.charge is None or ledger is None or facts is None:

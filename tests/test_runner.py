@@ -16,7 +16,7 @@ from PIL import Image
 
 from privimage.charging import Door
 from privimage.data.table import read_images
-from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused, TrainingError, Uncharged
+from privimage.errors import ArtifactDamaged, BudgetExceeded, LedgerBroken, PrivacyRefused, TrainingError, Uncharged
 from privimage.granting import grant
 from privimage.pipeline import STAGES, stage_named
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_to_json
@@ -242,22 +242,21 @@ def cut_ledger(place: Place, keep: int) -> None:
 def test_an_artifact_whose_charge_vanished_is_refused_and_not_reused(finished_copy: Place) -> None:
     cut_ledger(finished_copy, keep=3)
     artifacts = published(finished_copy)
-    with pytest.raises(Uncharged, match=r"not reused\. Restore the ledger"):
+    with pytest.raises(LedgerBroken, match=r"entries were lost, .* Restore the whole ledger"):
         run_all(finished_copy.run())
     assert finished_copy.kinds == COMPLETE[:3]
     assert published(finished_copy) == artifacts
 
 
-def test_a_ledger_that_vanished_as_a_whole_and_was_granted_anew_changes_nothing_of_that(finished_copy: Place) -> None:
-    dataset = finished_copy.ledger.dataset_id
+def test_a_ledger_that_vanished_as_a_whole_cannot_be_granted_anew(finished_copy: Place) -> None:
     shutil.rmtree(finished_copy.folder / "ledger")
-    with pytest.raises(PrivacyRefused, match="has no grant"):
+    with pytest.raises(
+        LedgerBroken, match="which no ledger of .* holds: entries were lost, or an old copy was restored"
+    ):
         run_all(finished_copy.run())
-    ledger, _ = grant(finished_copy.run(), epsilon=9, delta=1e-4, name="again")
-    assert ledger.dataset_id == dataset
-    with pytest.raises(Uncharged):
-        run_all(finished_copy.run())
-    assert finished_copy.kinds == ["grant"]
+    with pytest.raises(LedgerBroken, match="was paid for by ledger entry"):
+        grant(finished_copy.run(), epsilon=9, delta=1e-4, name="again")
+    assert not list((finished_copy.folder / "ledger").rglob("entries"))
 
 
 def test_one_flipped_byte_in_the_generator_is_found_and_named_before_it_is_used(finished_copy: Place) -> None:
@@ -497,7 +496,7 @@ def test_noise_that_can_be_made_again_voids_the_guarantee(pretrained_copy: Place
     release = pretrained_copy.release
     assert json.loads((release / "certificate.json").read_text())["guarantee"] == "none"
     checks = verify_release(read_release(Store.open(str(release))), pretrained_copy.store)
-    assert [check.step for check in checks if check.outcome == "failed"] == ["promise"]
+    assert [check.step for check in checks if check.outcome == "failed"] == ["promise", "ledger", "store"]
     artifact = find(pretrained_copy.store, "finetune", results["finetune"].ref.key, False)
     assert artifact is not None
     assert artifact.read_json("denoiser.json")["guarantee"] == "none"

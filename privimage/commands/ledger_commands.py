@@ -16,6 +16,8 @@ from privimage.privacy.accounting import epsilon_of, event_in_words
 from privimage.privacy.budget import left_of_grant
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
+from privimage.privacy.witness import check_head
+from privimage.rollback import check_not_rolled_back
 from privimage.runner import admitted, stage_key
 from privimage.store.artifacts import find
 from privimage.store.files import Store
@@ -45,8 +47,11 @@ def register(commands: Commands) -> None:
     _add_which(close)
     close.add_argument("--reason", default="abandoned", help="one sentence for the ledger's readers")
     close.set_defaults(command=_close)
-    verify = parts.add_parser("verify", help="check the chain of entries")
+    verify = parts.add_parser("verify", help="check the chain of entries, and whether it holds all that artifacts name")
     _add_which(verify)
+    verify.add_argument(
+        "--head", metavar="NUMBER:SHA256", help="a head that was noted earlier: must still be in the ledger"
+    )
     verify.set_defaults(command=_verify)
 
 
@@ -99,6 +104,7 @@ def _declare(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     ledgers = _existing(options)
+    check_not_rolled_back(Store.open(options.store))
     if options.json:
         shown = [_as_json(ledger) for ledger in ledgers]
         print_json(shown[0] if options.config or options.dataset else shown)
@@ -173,6 +179,7 @@ def _print(ledger: Ledger, store: str) -> None:
         f": {f'one more run of epsilon {left:.3g}, about' if left > body['epsilon'] / 1000 else 'no other run fits'}.\n"
         f"Added up, the runs spent at most epsilon {spent.epsilon:.4g}, delta {spent.delta:g}.\n"
         f"Relation: zero-out ({body['adjacency']}); unit: {body['unit']}.\n"
+        f"Head, to be noted outside of the store: {entries[-1].sequence}:{entries[-1].digest}\n"
     )
 
 
@@ -226,11 +233,22 @@ def _close(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    found = [{"dataset": ledger.dataset_id, "entries": len(ledger.entries())} for ledger in _existing(options)]
+    ledgers = _existing(options)
+    check_not_rolled_back(Store.open(options.store))
+    if options.head:
+        sequence, _, digest = options.head.partition(":")
+        if len(ledgers) != 1 or not sequence.isdigit() or not digest:
+            raise InputError(
+                f"--head {options.head!r}: expected NUMBER:SHA256 of one ledger, as `ledger show` prints it."
+            )
+        check_head(ledgers[0].dataset_id, ledgers[0].entries(), int(sequence), digest)
+    found = [{"dataset": ledger.dataset_id, "entries": len(ledger.entries())} for ledger in ledgers]
     if options.json:
         shown = [{**row, "chain": "whole"} for row in found]
         print_json(shown[0] if options.config or options.dataset else shown)
         return 0
     for row in found:
-        print(f"Ledger {row['dataset']}: {row['entries']} entries, the chain is whole.")
+        print(
+            f"Ledger {row['dataset']}: {row['entries']} entries, the chain is whole, and holds all that artifacts name."
+        )
     return 0

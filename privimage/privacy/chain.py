@@ -18,6 +18,7 @@ from typing import Any
 
 from privimage.errors import LedgerBroken, PrivacyRefused
 from privimage.privacy.entry import Entry, check_body, entry_bytes, read_entry
+from privimage.privacy.witness import Witness
 from privimage.store.files import Store
 
 __all__ = ["Chain"]
@@ -41,12 +42,14 @@ class Chain:
         self._entries: list[Entry] = []
         # Of each reservation in these entries: 'open', or the kind of the entry that ended it.
         self._reservations: dict[str, str] = {}
+        self._witness = Witness(name)
+        self._witnessed = -1
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, in order, chain verified.
 
         Raises:
-            LedgerBroken: a number is missing, an entry was edited, or one is of a newer format.
+            LedgerBroken: a number is missing, an entry was edited, or one is of a newer format; or there were more once.
         """
         numbers = sorted(self._number(name) for name in self._store.list(self._prefix))
         for expected, found in enumerate(numbers):
@@ -62,6 +65,9 @@ class Chain:
                 raws = list(threads.map(lambda number: self._store.read(self._file(number)), new))
         for raw in raws:
             self._accept(self._verified(raw))
+        if self._witnessed != len(self._entries):
+            self._witness.check(self._entries)
+            self._witnessed = len(self._entries)
         return tuple(self._entries)
 
     def append(
@@ -95,6 +101,7 @@ class Chain:
             )
             entry = self._verified(raw)  # before it is written: what no reader accepts would end the ledger
             if self._store.create(self._file(len(entries)), raw):
+                self._witness.note(entry)
                 self._accept(entry)
                 return entry
             time.sleep(random.uniform(0, min(0.02 * (attempt + 1), 0.5)))

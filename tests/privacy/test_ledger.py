@@ -796,6 +796,7 @@ def test_an_entry_that_contradicts_an_earlier_one_is_refused(long: Store, kind: 
     """Put in by hand, with fitting digests: what was settled must not be given back, nor resumed without an end."""
     first = json.loads(long.read(name_of(1)))["id"] if which == "settled" else "0" * 16
     body = {"reservation": first, "reason": "", "artifact": "other", "attempt": 2, "step": 1, "lost_steps": 0}
+    body["guarantee"] = True
     append_by_hand(long, kind, body)
     with pytest.raises(
         LedgerBroken, match=f"entry 000004 is a '{kind}' of reservation {first}, which is (settle|absent)"
