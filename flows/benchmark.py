@@ -41,7 +41,7 @@ def benchmark(*, suite: Suite, store: StoreUrl, part: Part = WHOLE, dry_run: boo
         dry_run: Only see whether the budget holds all runs.
     """
     check_server()
-    opened = Store.open(store)
+    opened = Store.open(store, wait=True)
     if dry_run:
         prepared = prepare(suite, opened, part=part, dry=True)
         return Completed(

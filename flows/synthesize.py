@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def run_flow() -> int:
-        run = open_run(options)
+        run = open_run(options, wait=True)
         redo = [Redo.model_validate({"stage": stage, "draw": draw}) for stage, draw in run.draws.items()]
         keys = synthesize(
             config=run.config,

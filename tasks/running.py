@@ -40,7 +40,7 @@ def request_for(config: RunConfig, store: str, draws: Mapping[str, int]) -> Requ
     Raises:
         StoreError: as `Store.open`.
     """
-    Store.open(store)
+    Store.open(store, wait=True)
     return {
         "config": config.model_dump(mode="json"),
         "store": store,

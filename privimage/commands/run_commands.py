@@ -59,7 +59,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _execute(open_run(options), options.until)
+    return _execute(open_run(options, wait=True), options.until)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def _stage(options: argparse.Namespace) -> int:
     if len(plain) > 1:
         raise ConfigError(f"--draw was given {len(plain)} numbers for one stage; give one.")
     options.draw = [f"{options.name}={text}" if text.isdigit() else text for text in options.draw]
-    return _execute(open_run(options), options.name)
+    return _execute(open_run(options, wait=True), options.name)
 
 
 def _execute(run: Run, until: str | None) -> int:
