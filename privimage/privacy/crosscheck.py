@@ -71,7 +71,7 @@ def prv_interval(events: Sequence[dpa.DpEvent], delta: float) -> tuple[float, fl
                 losses = _composed(history, domain)
                 lower = float(losses.compute_epsilon(delta + slack, delta_error, error)[0])
                 near, upper = (float(bound) for bound in losses.compute_epsilon(delta - slack, delta_error, error)[1:])
-        except RuntimeError as failed:
+        except (RuntimeError, ValueError) as failed:  # the latter of a delta that rounding would drown
             raise PrivacyRefused(f"The second accountant certifies no interval here: {failed}") from failed
     return max(0.0, lower), max(0.0, min(upper, largest))
 
