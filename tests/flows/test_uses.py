@@ -36,11 +36,12 @@ from privimage.errors import PrivimageError
 
 config = load_config({config!r})
 on_a_gpu = load_config({config!r}, ["performance.device=cuda", "classifier.epochs=2"])
+dear = load_config({config!r}, ["privacy.epsilon=5", "classifier.epochs=2"])
 flows = {{"housekeeping": housekeeping, "regenerate": regenerate, "stage": stage, "synthesize": synthesize}}
 said = {{}}
 for name, flow, parameters in json.loads({calls!r}):
     if parameters.get("config"):
-        parameters["config"] = on_a_gpu if parameters["config"] == "gpu" else config
+        parameters["config"] = {{"gpu": on_a_gpu, "dear": dear, "own": config}}[parameters["config"]]
     try:
         answer = flows[flow](**parameters, return_state=True)
         said[name] = [answer.name, answer.message or ""]
@@ -98,6 +99,8 @@ def test_what_cannot_work_fails_fast_in_one_sentence_and_spends_nothing(server: 
         ("order", "synthesize", {**store, "config": "own", "start_at": "release", "stop_after": "select"}),
         ("device", "synthesize", {**store, "config": "gpu"}),
         ("store", "synthesize", {"store": "s3://", "config": "own"}),
+        ("dear", "synthesize", {**store, "config": "dear"}),
+        ("dear plan", "synthesize", {**store, "config": "dear", "dry_run": True}),
     )
     missing = "query, select, pretrain, finetune of this configuration is not in the store: start at query or before."
     assert said["no generator"] == ["InputError", f"start_at is synthesize, but {missing}"]
@@ -107,6 +110,9 @@ def test_what_cannot_work_fails_fast_in_one_sentence_and_spends_nothing(server: 
     assert "release, which is not among the stages up to select" in said["order"][1]
     assert said["device"][0] == "ConfigError" and "which this machine does not have" in said["device"][1]
     assert said["store"][0] == "StoreError"
+    assert said["dear"] == said["dear plan"]
+    assert said["dear"][0] == "BudgetExceeded" and "asks for epsilon 5; the grant is epsilon 3" in said["dear"][1]
+    assert [artifact.ref.stage for artifact in list_artifacts(place.store)].count("classifier") == 1, "none was trained"
     assert place.kinds == ["grant"]
 
 

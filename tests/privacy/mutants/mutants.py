@@ -1470,7 +1470,7 @@ _RUNNER = _of(
         "test_a_foreign_error_with_open_images_is_told_in_a_private_file_only",
     ),
 ) + _of(
-    "runner.py",
+    "runs.py",
     "test_runner.py",
     (
         "A sealed stage's key is a plain hash",
