@@ -12,7 +12,7 @@ from privimage.charging import check_not_settled
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import PrivacyRefused
 from privimage.ledgers import ledger_of
-from privimage.pipeline import Stage, stages_of, stages_until
+from privimage.pipeline import Stage, stage_named, stages_of, stages_until
 from privimage.preflight import check_against_data, planned_central, planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import WHOLE_GRANT, Plan, share_of_grant
@@ -55,6 +55,11 @@ class RunPlan:
     share_taken: float | None
     share_asked: float | None
     refused: PrivacyRefused | None
+
+    @property
+    def charges(self) -> bool:
+        """Whether a stage is still to be charged; one that goes on with its charge is not."""
+        return any(row.action == "run" and stage_named(row.stage).charge for row in self.stages)
 
     @property
     def refusal(self) -> str | None:
@@ -114,8 +119,8 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     )
 
 
-def check_affordable(run: Run, until: str | None = None) -> None:
-    """Raise what the ledger would say to the private stages that `until` needs, as far as it can be known now.
+def check_affordable(run: Run, until: str | None = None) -> RunPlan:
+    """Raise what the ledger would say to the private stages that `until` needs, as far as it can be known now; else the plan.
 
     Nothing is said before the images are admitted, nor of a stage that would go on with what was charged to it.
 
@@ -123,7 +128,9 @@ def check_affordable(run: Run, until: str | None = None) -> None:
         InputError: configuration and admitted data contradict each other.
         PrivacyRefused: the ledger would refuse what is still to be charged.
     """
-    refuse(plan_run(run, until))
+    plan = plan_run(run, until)
+    refuse(plan)
+    return plan
 
 
 def refuse(plan: RunPlan) -> None:

@@ -72,7 +72,8 @@ def run_all(
 
 
 def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef, until: str | None = None) -> None:
-    """Raise before hours of training, not after: configuration and data contradict each other, or the ledger would refuse.
+    """Raise before hours of training, not after: configuration and data contradict each other, the ledger would refuse, or
+    no release could come of it (`stages/rehearsal.py`).
 
     The charge of each private stage checks the same again, before it spends.
 
@@ -80,6 +81,7 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef, until: str | No
         InputError: configuration and admitted data contradict each other.
         PrivacyRefused: the owner of the images granted no budget, or too little for what `until` needs; or they are charged to
             another ledger.
+        StoreError: there is too little room for the release.
     """
     facts = TableFacts.from_json(open_ref(run.store, public).read_bytes("facts.json").decode())
     sensitive = admitted(open_ref(run.store, admit))
@@ -87,7 +89,24 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef, until: str | No
     ledger = ledger_of(run.store, sensitive, run.config.sensitive.shared_ledger)
     privacy = run.config.privacy
     ledger.check_granted(epsilon=privacy.epsilon, delta=privacy.delta, num_images=sensitive.num_train)
-    check_affordable(run, until)
+    if check_affordable(run, until).charges:
+        _rehearse(run, facts, sensitive)
+
+
+def _rehearse(run: Run, public: TableFacts, sensitive: SensitiveFacts) -> None:
+    from privimage.stages.rehearsal import rehearse_release  # torch is loaded where something is to be computed only
+
+    rehearse_release(run.config, sensitive, public, run.store)
+
+
+def _public_facts(opened: Mapping[str, Artifact]) -> TableFacts:
+    """Facts of the public images that these artifacts go back to."""
+    waiting = [artifact for artifact in opened.values() if not artifact.ref.sealed]
+    for artifact in waiting:
+        if artifact.ref.stage == "public":
+            return TableFacts.from_json(artifact.read_bytes("facts.json").decode())
+        waiting += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
+    raise Uncharged("A private stage goes back to no public images: nothing was charged.")
 
 
 def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageResult:
@@ -225,6 +244,8 @@ def _pay(
     if stage.charge is None or ledger is None or facts is None:
         raise Uncharged(f"Stage {stage.name} is private but has no admitted images as input.")
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
+    if not ledger.open_reservations(stage.name, key):
+        _rehearse(run, _public_facts(opened), facts)
     if stage.rehearse:
         stage.rehearse(run.config, public)
     bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
