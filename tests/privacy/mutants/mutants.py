@@ -2064,6 +2064,185 @@ _AUDIT = (
     )
 )
 
+# What survived the tests until somebody tried: each with a test of its own, and relatives of them.
+_SEEN = (
+    _of(
+        "privacy/entropy.py",
+        "privacy/test_resolution.py",
+        (
+            "Uniform draws have 24 bits, so that noise ends at 5.3 standard deviations",
+            "return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52",
+            "return ((bits >> np.uint64(40)).astype(np.float64) + 0.5) * 2.0**-24",
+            "test_uniform_draws_are_finer_than_two_to_the_minus_50",
+        ),
+        (
+            "Normal draws are made of 32 bits",
+            "np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
+            "np.asarray(ndtri((np.floor(self.uniform(count) * 2.0**32) + 0.5) * 2.0**-32), dtype=np.float64)",
+            "test_no_two_of_two_million_draws_are_equal[normal]",
+        ),
+        (
+            "Normal draws are rounded to float32",
+            "np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
+            "np.asarray(ndtri(self.uniform(count)), dtype=np.float32)",
+            "test_no_two_of_two_million_draws_are_equal[normal]",
+        ),
+    )
+    + _of(
+        "privacy/events.py",
+        "privacy/test_events.py",
+        (
+            "A plan pays for any sampling rate",
+            'if name != "noise_multiplier"',
+            'if name not in ("noise_multiplier", "sampling_probability")',
+            "test_a_plan_that_was_opened_for_a_small_sampling_rate_pays_for_no_larger_one",
+        ),
+        (
+            "A plan pays for any number of steps",
+            'if name != "noise_multiplier"',
+            'if name not in ("noise_multiplier", "count")',
+            "test_another_rate_count_or_kind_is_another_shape_and_another_noise_is_none",
+        ),
+        (
+            "A plan pays for any cap of the batches",
+            'if name != "noise_multiplier"',
+            'if name not in ("noise_multiplier", "truncated_batch_size")',
+            "test_each_number_of_a_cut_batch_but_its_noise_belongs_to_its_shape",
+        ),
+    )
+    + _of(
+        "privacy/mechanisms.py",
+        "privacy/test_events.py",
+        (
+            "Rounds of sums are accounted as one",
+            "return single if len(self.dimensions) == 1 else",
+            "return single if len(self.dimensions) <= 2 else",
+            "test_sums_of_each_number_of_rounds_cost_as_many_gaussians",
+        ),
+        (
+            "The last round of sums is not accounted",
+            "dpa.SelfComposedDpEvent(single, len(self.dimensions))",
+            "dpa.SelfComposedDpEvent(single, len(self.dimensions) - 1)",
+            "test_sums_of_each_number_of_rounds_cost_as_many_gaussians",
+        ),
+    )
+    + _of(
+        "stages/generation.py",
+        "test_charging.py",
+        (
+            "A checkpoint that another reservation paid for is gone on from",
+            'if about["reservation"] != paid.reservations[-1]:',
+            "if False:",
+            "test_a_checkpoint_that_another_reservation_paid_for_is_not_gone_on_from",
+        ),
+        (
+            "Fine-tuning starts before the checkpoint that was accounted for",
+            "if (saved.step if saved else 0) < paid.from_step:",
+            "if False:",
+            "test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed",
+        ),
+    )
+    + _of(
+        "charging.py",
+        "test_charging.py",
+        (
+            "An attempt that goes on may start from anywhere",
+            "from_step = ledger.recorded_step(live) - repeated",
+            "from_step = 0",
+            "test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed",
+        ),
+        (
+            "The door counts as opened once images were read",
+            "        self.opened = True\n"
+            '        return read_images(self._sealed_inputs[0].files(f"{split}-"), spill=self._spill)',
+            '        found = read_images(self._sealed_inputs[0].files(f"{split}-"), spill=self._spill)\n'
+            "        self.opened = True\n"
+            "        return found",
+            "test_the_door_counts_as_opened_before_the_first_image_is_read",
+        ),
+    )
+    + _of(
+        "store/identity.py",
+        "store/test_identity.py",
+        (
+            "A new key is made where only a ledger is left",
+            'return any(sealed) or bool(store.list("ledger"))',
+            "return any(sealed)",
+            "test_where_only_a_ledger_is_left_no_new_key_is_made",
+        ),
+        (
+            "A new key is made where only a sealed artifact is left",
+            'return any(sealed) or bool(store.list("ledger"))',
+            'return bool(store.list("ledger"))',
+            "test_where_only_a_sealed_artifact_is_left_neither_is",
+        ),
+    )
+    + _of(
+        "data/admission.py",
+        "data/test_admission_says_nothing.py",
+        (
+            "A message tells how many images cannot be used",
+            "raise SensitiveDataProblem(_UNUSABLE if problems else _OVERLAP, problems + overlap)",
+            'raise SensitiveDataProblem(f"{len(problems)}: {_UNUSABLE}", problems + overlap)',
+            "test_a_message_does_not_tell_how_many_images_cannot_be_used[7]",
+        ),
+        (
+            "What libraries say of an image is passed on",
+            'warnings.catch_warnings(action="ignore")',
+            "warnings.catch_warnings()",
+            "test_what_libraries_say_of_an_image_is_not_passed_on",
+        ),
+    )
+    + _of(
+        "privacy/entry.py",
+        "privacy/test_entries.py",
+        (
+            "An entry may hold an infinite number",
+            'strict=True, extra="allow", allow_inf_nan=False',
+            'strict=True, extra="allow"',
+            "test_a_grant_of_a_number_that_json_has_and_arithmetic_has_not_is_refused[epsilon-1e999]",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "release/test_private_side.py",
+        (
+            "Nobody looks for the private side in a release",
+            "if any(sign in data for sign in signs)]",
+            "if any(sign in data for sign in ())]",
+            "test_so_is_a_certificate_that_does",
+        ),
+        (
+            "An internal report in a release is not noticed",
+            'signs = (b"private/artifacts", b"private/checkpoints", INTERNAL.encode())',
+            'signs = (b"private/artifacts", b"private/checkpoints")',
+            "test_a_file_of_a_release_that_names_the_private_side_is_found",
+        ),
+    )
+    + _of(
+        "privacy/budget.py",
+        "privacy/test_entries.py",
+        (
+            "A plan that took the whole grant lets others in once it intends less",
+            'Plan.from_json(members[0].body["plan"]).intends) > WHOLE_GRANT',
+            'Plan.from_json(members[-1].body["plan"]).intends) > WHOLE_GRANT',
+            "test_a_plan_that_took_the_whole_grant_has_it_though_a_later_entry_of_it_intends_less",
+        ),
+    )
+    + _of(
+        "generators/private_sum.py",
+        "generators/test_blocks.py",
+        (
+            "A block holds the first image of the next one, too",
+            "images[block * BLOCK : (block + 1) * BLOCK],\n"
+            "                    labels[block * BLOCK : (block + 1) * BLOCK],",
+            "images[block * BLOCK : (block + 1) * BLOCK + 1],\n"
+            "                    labels[block * BLOCK : (block + 1) * BLOCK + 1],",
+            "test_an_image_is_counted_once_in_the_sum_however_blocks_fall",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
     *_ENGINES,
@@ -2096,4 +2275,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *_VALIDATION,
     *_STRATEGIES,
     *_AUDIT,
+    *_SEEN,
 )
