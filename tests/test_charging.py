@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from privimage import charging
-from privimage.errors import PrivimageError, Uncharged
+from privimage import charging, plan
+from privimage.errors import BudgetExceeded, PrivimageError, Uncharged
 from privimage.runner import run_all
 from privimage.stages import generation
+from privimage.store.artifacts import remove
 from privimage.store.tensors import pack, unpack
 from tests.pipeline_fixtures import Place
-
-Interrupted = Callable[[], Path]
 
 
 @pytest.fixture
@@ -36,11 +34,6 @@ def interrupted(pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch) -> Plac
             run_all(pretrained_copy.run(), "finetune")
     assert pretrained_copy.kinds[-1] == "reserve finetune"
     return pretrained_copy
-
-
-def checkpoint(place: Place) -> Path:
-    (found,) = place.folder.glob("private/checkpoints/finetune/*/step-*.ckpt")
-    return found
 
 
 def test_what_was_interrupted_goes_on_from_its_own_checkpoint(interrupted: Place) -> None:
@@ -73,6 +66,28 @@ def test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed(
     monkeypatch.setattr(generation, "_latest", lambda checkpoints, context: None)
     with pytest.raises(Uncharged, match="vanished while it was resumed; run again"):
         run_all(interrupted.run(), "finetune")
+
+
+def test_a_paid_artifact_that_is_gone_is_missed_by_the_charge_itself_too(
+    granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan finds it before anything is trained; but a plan is no guard, and another process may delete it after."""
+    key = run_all(granted_copy.run(), "query")["query"].ref.key
+    remove(granted_copy.store, "query", key, force=True)
+    monkeypatch.setattr(plan, "check_not_settled", lambda ledger, stage, key: None)
+    with pytest.raises(Uncharged, match="its artifact is gone: restore it"):
+        run_all(granted_copy.run(), "query")
+    assert granted_copy.kinds == ["grant", "reserve query", "settle"]
+
+
+def test_what_does_not_fit_is_refused_by_the_charge_itself_too(
+    granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_all(granted_copy.run(), "query")
+    monkeypatch.setattr("privimage.runner.check_affordable", plan.plan_run)
+    with pytest.raises(BudgetExceeded, match="Nothing was charged"):
+        run_all(granted_copy.run("privacy.epsilon=2.9", draws={"query": 2}), "query")
+    assert granted_copy.kinds == ["grant", "reserve query", "settle"]
 
 
 def test_the_door_counts_as_opened_before_the_first_image_is_read(

@@ -18,7 +18,7 @@ from privimage.device import choose_devices, free_memory, rows_with_gradients
 from privimage.errors import ConfigError, DataError, PrivacyRefused, StoreError
 from privimage.generators import private_sum
 from privimage.privacy.ledger import Ledger
-from privimage.runner import run_all
+from privimage.runner import run_all, run_stage
 from privimage.stages import rehearsal, release
 from privimage.stages.rehearsal import check_room, rehearse_release
 from privimage.store.files import Store
@@ -226,6 +226,22 @@ def test_a_charge_that_would_be_refused_after_an_earlier_one_is_found_before_it(
     check_nothing_charged(granted_copy, PrivacyRefused, "fine-tuning does not fit")
 
 
+def test_a_stage_that_is_run_by_itself_is_rehearsed_before_its_charge(
+    anew: None, granted_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a task of a flow does, which another version's check may have gone before."""
+    results = run_all(granted_copy.run(), "index")
+    admit = run_all(granted_copy.run(), "admit")["admit"].ref
+
+    def too_large(data: object) -> str:
+        raise DataError("The report has 6.7 MB, expected at most 5 MB")
+
+    monkeypatch.setattr(release, "render_report", too_large)
+    with pytest.raises(DataError, match=r"6\.7 MB"):
+        run_stage("query", granted_copy.run(), {"admit": admit, "classifier": results["classifier"].ref})
+    assert granted_copy.kinds == ["grant"]
+
+
 def test_weights_for_the_evaluation_that_are_not_there_are_missed_before_the_charge(
     anew: None, granted_copy: Place, tmp_path: Path
 ) -> None:
@@ -247,7 +263,7 @@ def test_room_is_that_of_all_copies_that_are_made_of_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, store = config_with(synthesize={"num_images": 1_000_000}), Store.open(str(tmp_path / "store"))
-    bytes_of_noise = 4 * 1_000_000 * (64 + 200) + 2**26
+    bytes_of_noise = 4 * 1_000_000 * (64 + 200) + 2**24
     monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda place: SimpleNamespace(free=bytes_of_noise))
     check_room(config, facts_with(), store)
     monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda place: SimpleNamespace(free=bytes_of_noise - 1))

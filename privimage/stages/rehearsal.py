@@ -39,7 +39,8 @@ __all__ = ["check_room", "rehearse_release"]
 
 COPIES = 4
 """Of the synthetic images, while the release is written: two artifacts, the release folder, and a payload in the making."""
-REST = 64 * 2**20
+REST = 16 * 2**20
+"""Bytes of report, pictures and all else."""
 
 # Ways that were gone well by this process.
 _gone: set[tuple[str, SensitiveFacts, TableFacts]] = set()

@@ -1399,12 +1399,6 @@ _CHARGING = _of(
         "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
     ),
     (
-        "A paid artifact that is gone is made and charged again in silence",
-        "        _check_not_settled(ledger, stage, key)\n",
-        "",
-        "test_a_paid_artifact_that_is_gone_is_not_made_again_in_silence",
-    ),
-    (
         "A charge whose run was killed does not count in the certificate",
         "reservations = [*earlier, live]",
         "reservations = [live]",
@@ -1452,7 +1446,43 @@ _REHEARSAL = _of(
         "        pass\n",
         "test_a_device_that_runs_out_of_memory_does_so_before_the_charge",
     ),
-)
+) + [
+    Mutant(
+        name="The way to the release is not gone before the charge",
+        file="privimage/stages/rehearsal.py",
+        old="    with scratch_folder(store) as folder:\n        _release(config, facts, public, folder)\n",
+        new="",
+        test="test_rehearsal.py::test_what_the_release_would_refuse_is_refused_before_the_charge",
+    ),
+    Mutant(
+        name="A charge that goes by no check is not rehearsed",
+        file="privimage/runner.py",
+        old="        _rehearse(run, _public_facts(opened), facts)\n",
+        new="        pass\n",
+        test="test_rehearsal.py::test_a_stage_that_is_run_by_itself_is_rehearsed_before_its_charge",
+    ),
+    Mutant(
+        name="What the ledger would refuse is trained first",
+        file="privimage/plan.py",
+        old="    if plan.refused:\n        raise plan.refused\n",
+        new="    return\n",
+        test="test_plan.py::test_what_the_grant_does_not_hold_is_refused_before_anything_is_trained[run]",
+    ),
+    Mutant(
+        name="A grant is for any delta",
+        file="privimage/privacy/ledger.py",
+        old="SMALLEST_DELTA <= delta < 1 / num_images",
+        new="0 < delta < 1 / num_images",
+        test="test_cli.py::test_a_grant_of_nothing_or_everything_or_of_what_no_accountant_can_use_is_refused[1-1e-100]",
+    ),
+    Mutant(
+        name="What a fault of the storage has lost is said to be nothing",
+        file="privimage/store/files.py",
+        old='_AGAIN = "run again: it goes on from what the store holds then."',
+        new='_AGAIN = "run again: nothing is lost."',
+        test="store/test_s3_faults.py::test_no_advice_promises_what_a_storage_that_fails_cannot_tell",
+    ),
+]
 
 _RUNNER = _of(
     "runner.py",
@@ -2150,6 +2180,12 @@ _SEEN = (
             "from_step = ledger.recorded_step(live) - repeated",
             "from_step = 0",
             "test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed",
+        ),
+        (
+            "A paid artifact that is gone is made and charged again in silence",
+            "        check_not_settled(ledger, stage, key)\n",
+            "",
+            "test_a_paid_artifact_that_is_gone_is_missed_by_the_charge_itself_too",
         ),
         (
             "The door counts as opened once images were read",
