@@ -1446,7 +1446,9 @@ _REHEARSAL = _of(
         "        pass\n",
         "test_a_device_that_runs_out_of_memory_does_so_before_the_charge",
     ),
-) + [
+)
+
+_CHECKED_BEFORE = [
     Mutant(
         name="The way to the release is not gone before the charge",
         file="privimage/stages/rehearsal.py",
@@ -2303,6 +2305,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_GIVEN_BACK,
     *_CHECKPOINTS,
     *_REHEARSAL,
+    *_CHECKED_BEFORE,
     *_RUNNER,
     *_STAGES,
     *_DATA,
