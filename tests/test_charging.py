@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from privimage import charging, plan
 from privimage.errors import BudgetExceeded, PrivimageError, Uncharged
+from privimage.pipeline import Charge
+from privimage.privacy.entropy import SecretRandom
+from privimage.privacy.mechanisms import ClassSums
 from privimage.runner import run_all
 from privimage.stages import generation
 from privimage.store.artifacts import remove
+from privimage.store.files import Store
 from privimage.store.tensors import pack, unpack
 from tests.pipeline_fixtures import Place
+from tests.privacy.test_ledger import PLAN, TRAINING, granted, reserve
 
 
 @pytest.fixture
@@ -66,6 +73,44 @@ def test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed(
     monkeypatch.setattr(generation, "_latest", lambda checkpoints, context: None)
     with pytest.raises(Uncharged, match="vanished while it was resumed; run again"):
         run_all(interrupted.run(), "finetune")
+
+
+def test_no_attempt_runs_further_than_its_block_past_a_checkpoint_that_is_noted_in_the_ledger(
+    pretrained_copy: Place,
+) -> None:
+    """What an attempt may lose is what the allowance was charged for: `checkpoint_steps`, here 2 of 4."""
+    run_all(pretrained_copy.run(), "finetune")
+    noted = sorted(file.stem for file in pretrained_copy.folder.glob("ledger/*/steps/*/*.json"))
+    assert noted == ["000000002", "000000004"]
+
+
+def test_a_reservation_pays_for_no_other_mechanism_than_it_was_made_for() -> None:
+    """Another version of the code may find, under the same key, a charge that an attempt with less noise left."""
+    ledger = granted(Store.open(f"memory://{secrets.token_hex(6)}"))
+    reserve(ledger, TRAINING, stage="finetune", key="k", restart_allowance=4, checkpoint_steps=2)
+    other = ClassSums(num_images=1000, num_classes=2, dimension=3, noise_multiplier=1.0)
+    charge = Charge(mechanism=other, plan=PLAN, num_images=1000, restart_allowance=4, checkpoint_steps=2)
+    before = ledger.entries()
+    with pytest.raises(Uncharged, match="was made for another mechanism"):
+        charging.pay(
+            "finetune", "k", charge, ledger, run_name="a run", latest_checkpoint=lambda: 0, random=SecretRandom()
+        )
+    assert ledger.entries() == before
+
+
+def test_a_sealed_stage_tells_foreign_errors_in_private_though_it_came_through_no_door(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Admission reads the sensitive files themselves, and libraries name them."""
+
+    def fails(*_: object) -> object:
+        raise RuntimeError("cannot decode Mustermann_Max.png")
+
+    monkeypatch.setattr("privimage.stages.admission.admit_sensitive", fails)
+    place = Place(config=tiny_config, folder=tmp_path / "store")
+    with pytest.raises(PrivimageError, match="which is private") as caught:
+        run_all(place.run(), "admit")
+    assert "Mustermann" not in str(caught.value) and caught.value.__context__ is None
 
 
 def test_a_paid_artifact_that_is_gone_is_missed_by_the_charge_itself_too(

@@ -2168,6 +2168,18 @@ _SEEN = (
             "test_a_checkpoint_that_another_reservation_paid_for_is_not_gone_on_from",
         ),
         (
+            "Checkpoints are saved at the end alone, so that a crash loses more than was accounted",
+            "if state.step % config.checkpoint_steps == 0 or clock.due() or done or stopping:",
+            "if clock.due() or done or stopping:",
+            "test_no_attempt_runs_further_than_its_block_past_a_checkpoint_that_is_noted_in_the_ledger",
+        ),
+        (
+            "Saved checkpoints are not noted in the ledger",
+            "                paid.record_step(state.step)\n",
+            "",
+            "test_no_attempt_runs_further_than_its_block_past_a_checkpoint_that_is_noted_in_the_ledger",
+        ),
+        (
             "Fine-tuning starts before the checkpoint that was accounted for",
             "if (saved.step if saved else 0) < paid.from_step:",
             "if False:",
@@ -2184,6 +2196,12 @@ _SEEN = (
             "test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed",
         ),
         (
+            "A reservation pays for another mechanism than it was made for",
+            "if live.event != charge.mechanism.event:",
+            "if False:",
+            "test_a_reservation_pays_for_no_other_mechanism_than_it_was_made_for",
+        ),
+        (
             "A paid artifact that is gone is made and charged again in silence",
             "        check_not_settled(ledger, stage, key)\n",
             "",
@@ -2197,6 +2215,26 @@ _SEEN = (
             "        self.opened = True\n"
             "        return found",
             "test_the_door_counts_as_opened_before_the_first_image_is_read",
+        ),
+    )
+    + _of(
+        "runner.py",
+        "test_charging.py",
+        (
+            "A foreign error of a sealed stage leaks what it says of the images",
+            "if not foreign or not (door.opened or stage.sealed):",
+            "if not foreign or not door.opened:",
+            "test_a_sealed_stage_tells_foreign_errors_in_private_though_it_came_through_no_door",
+        ),
+    )
+    + _of(
+        "runner.py",
+        "test_runner.py",
+        (
+            "An artifact is reused without a look at what paid for it",
+            "        check_paid(existing, ledger)\n",
+            "        pass\n",
+            "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
         ),
     )
     + _of(
