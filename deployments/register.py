@@ -31,7 +31,7 @@ from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.server import check_server
+from flows.server import check_answers, check_server
 from privimage.commands.shared import add_store, exit_code
 from privimage.config import RunConfig, load_config
 from privimage.errors import ConfigError, InputError
@@ -169,6 +169,7 @@ def _register(options: argparse.Namespace) -> int:
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("PREFECT_API_URL is not set: set it to the server's API, such as http://127.0.0.1:4200/api.")
     data_sets = read_data_sets(options.datasets)
+    check_answers()
     store = options.store if "://" in options.store else Path(options.store).resolve().as_uri()
     names = deployments(data_sets, store=store, root=options.root)["deployments"]
     for entrypoint in sorted({entry["entrypoint"] for entry in names}):

@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, State
 
 from flows.forms import Redo, StoreUrl
-from flows.server import check_server
+from flows.server import check_answers, check_server
 from flows.synthesize import synthesize
 from privimage.benchmark.running import WHOLE, prepare, results_folder, run_suite
 from privimage.benchmark.suite import Cell, Part, Suite
@@ -41,7 +41,7 @@ def benchmark(*, suite: Suite, store: StoreUrl, part: Part = WHOLE, dry_run: boo
         dry_run: Only see whether the budget holds all runs.
     """
     check_server()
-    opened = Store.open(store)
+    opened = Store.open(store, wait=True)
     if dry_run:
         prepared = prepare(suite, opened, part=part, dry=True)
         return Completed(
@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def run_flow() -> int:
+        check_answers()
         benchmark(suite=suite_of(options), store=options.store, part=part_of(options), dry_run=options.dry_run)
         return 0
 

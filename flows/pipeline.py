@@ -19,7 +19,7 @@ from privimage.config import RunConfig
 from privimage.errors import InputError
 from privimage.interrupts import StopRequest
 from privimage.pipeline import STAGES, Stage, stages_until
-from privimage.plan import RunPlan, plan_run
+from privimage.plan import RunPlan, plan_run, refuse
 from privimage.runner import Run
 from privimage.store.files import Store
 from tasks.policies import COMPUTING
@@ -57,6 +57,7 @@ def run_stages(
     request = request_for(config, store, draws)
     planned = plan_request(request, last)
     get_run_logger().info(plan_in_words(planned))
+    refuse(planned)
     _check_there(planned, before=first)
     if dry_run:
         return Completed(name="Planned", message=plan_in_words(planned))
@@ -74,7 +75,7 @@ def run_stages(
             futures[stage.name] = STAGE_TASKS[stage.name].submit(request, inputs)
             _wait_for(futures[stage.name], stop)
             if stage.name == "admit" and "public" in futures:
-                _wait_for(check.submit(request, futures["public"], futures["admit"]), stop)
+                _wait_for(check.submit(request, futures["public"], futures["admit"], last), stop)
                 if any(row.epsilon is None for row in planned.stages):
                     plan_request(request, last)  # once more: now its epsilons are known
     finally:

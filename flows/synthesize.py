@@ -25,6 +25,7 @@ from flows.forms import (
     draws_of,
 )
 from flows.pipeline import Keys, run_stages
+from flows.server import check_answers
 from privimage.commands.shared import add_config, exit_code, open_run
 from privimage.config import RunConfig
 from privimage.pipeline import STAGES
@@ -82,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def run_flow() -> int:
-        run = open_run(options)
+        check_answers()
+        run = open_run(options, wait=True)
         redo = [Redo.model_validate({"stage": stage, "draw": draw}) for stage, draw in run.draws.items()]
         keys = synthesize(
             config=run.config,

@@ -18,7 +18,7 @@ from privimage.privacy.entropy import Random
 from privimage.privacy.ledger import Ledger, Reservation
 from privimage.store.artifacts import Artifact
 
-__all__ = ["Door", "Payment", "check_paid", "pay"]
+__all__ = ["Door", "Payment", "check_not_settled", "check_paid", "pay"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def pay(
         from_step = ledger.recorded_step(live) - repeated
         reservations = left_open
     else:
-        _check_not_settled(ledger, stage, key)
+        check_not_settled(ledger, stage, key)
         # What runs in one go may have run already when it was killed: it is charged again, in the same plan.
         live = ledger.reserve(
             stage=stage,
@@ -113,7 +113,8 @@ def _steps_to_repeat(
     return max(0, recorded - latest_checkpoint())
 
 
-def _check_not_settled(ledger: Ledger, stage: str, key: str) -> None:
+def check_not_settled(ledger: Ledger, stage: str, key: str) -> None:
+    """Raise Uncharged if the ledger says that this artifact, which is not there, was published once."""
     settled = {entry for entry, state in ledger.states().items() if state == "settled"}
     for entry in ledger.reservations().values():
         if (entry.body["stage"], entry.body["key"]) == (stage, key) and entry.id in settled:

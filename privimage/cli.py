@@ -19,6 +19,7 @@ from privimage.commands import (
     run_commands,
 )
 from privimage.commands.shared import exit_code
+from privimage.readers import go_on_without_readers
 
 __all__ = ["build_parser", "main"]
 
@@ -26,10 +27,8 @@ __all__ = ["build_parser", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors become one line on stderr and an exit code."""
     options = build_parser().parse_args(arguments)
-    try:
-        return exit_code(lambda: int(options.command(options)))
-    except BrokenPipeError:
-        return 1
+    go_on_without_readers()
+    return exit_code(lambda: int(options.command(options)))
 
 
 def build_parser() -> argparse.ArgumentParser:

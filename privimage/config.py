@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from privimage.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from privimage.config_form import Section
 from privimage.config_sources import (
     DemoDigits,
@@ -113,8 +114,14 @@ class PublicConfig(Section):
 class PrivacyConfig(Section):
     """The one place where privacy is stated; every noise level is derived from it."""
 
-    epsilon: float = Field(gt=0, le=1000, description="Total epsilon of the release: all that is charged, together.")
-    delta: float = Field(gt=0, lt=0.1, description="Total delta; must be below 1 / number of training images.")
+    epsilon: float = Field(
+        ge=SMALLEST_EPSILON,
+        le=LARGEST_EPSILON,
+        description="Total epsilon of the release: all that is charged, together.",
+    )
+    delta: float = Field(
+        ge=SMALLEST_DELTA, lt=0.1, description="Total delta: from 1e-10 to below 1 / number of training images."
+    )
     query_error: float | None = Field(
         default=0.02,
         gt=0,

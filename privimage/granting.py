@@ -15,7 +15,8 @@ from privimage.ledgers import bind_ledger, ledger_of
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger, check_grant
 from privimage.rollback import check_not_rolled_back
-from privimage.runner import Run, admitted, run_stage, write_private
+from privimage.runner import run_stage, write_private
+from privimage.runs import Run, admitted
 from privimage.store.artifacts import Artifact, open_ref
 
 __all__ = ["declare", "grant"]

@@ -8,20 +8,21 @@ from typing import Literal
 
 import dp_accounting as dpa
 
+from privimage.charging import check_not_settled
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.declared import check_declared
 from privimage.errors import PrivacyRefused
 from privimage.ledgers import ledger_of
-from privimage.pipeline import Stage, stages_until
+from privimage.pipeline import Stage, stage_named, stages_of, stages_until
 from privimage.preflight import check_against_data, planned_central, planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import WHOLE_GRANT, Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
-from privimage.runner import Run, admitted, stage_key
+from privimage.runs import Run, admitted, stage_key
 from privimage.stages.charges import central_plan, finetune_plan, plan_without_query, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
 
-__all__ = ["PlannedStage", "RunPlan", "grant_in_words", "look_up", "plan_run"]
+__all__ = ["PlannedStage", "RunPlan", "check_affordable", "grant_in_words", "look_up", "plan_run", "refuse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class RunPlan:
     """The rows, the run's total, and the state of the ledger (None: not admitted, or no grant).
 
     `share_taken` of the grant is spent or set aside; `share_asked` is what this run would still take: nothing where its
-    plan was opened before. `refusal` is what the ledger would say.
+    plan was opened before. `refused` is what the ledger would raise.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -54,7 +55,17 @@ class RunPlan:
     granted: float | None
     share_taken: float | None
     share_asked: float | None
-    refusal: str | None
+    refused: PrivacyRefused | None
+
+    @property
+    def charges(self) -> bool:
+        """Whether a stage is still to be charged; one that goes on with its charge is not."""
+        return any(row.action == "run" and stage_named(row.stage).charge for row in self.stages)
+
+    @property
+    def refusal(self) -> str | None:
+        """What the ledger would say."""
+        return str(self.refused) if self.refused else None
 
 
 def plan_run(run: Run, until: str | None = None) -> RunPlan:
@@ -69,7 +80,8 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     facts = admitted(admit) if admit else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
     costs: dict[str, float | None] = {"query": None, "central": None, "finetune": None, "validate": None}
-    share_taken = share_asked = refusal = None
+    share_taken = share_asked = None
+    refused: PrivacyRefused | None = None
     if facts and ledger and admit and public:
         categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
         check_against_data(run.config, categories, facts)
@@ -78,8 +90,10 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
             if plan:
                 ledger.check_fits(plan, num_images=facts.num_train)
                 check_declared(run.store, run.config.sensitive, facts, admit, [categories])
+            _check_not_gone(run, found, keys, ledger)
         except PrivacyRefused as error:
-            plan, refusal = None, str(error)
+            nothing = not any(stage.charge and not found[stage.name] for stage in stages_until(until, run.config))
+            plan, refused = None, None if nothing or _goes_on(found, keys, ledger) else error
         grant, spent = ledger.grant_entry, ledger.spent()
         if grant:
             share_taken = spent.share
@@ -103,8 +117,28 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
         granted=ledger.grant_entry.body["epsilon"] if ledger and ledger.grant_entry else None,
         share_taken=share_taken,
         share_asked=share_asked,
-        refusal=refusal,
+        refused=refused,
     )
+
+
+def check_affordable(run: Run, until: str | None = None) -> RunPlan:
+    """Raise what the ledger would say to the private stages that `until` needs, as far as it can be known now; else the plan.
+
+    Nothing is said before the images are admitted, nor of a stage that would go on with what was charged to it.
+
+    Raises:
+        InputError: configuration and admitted data contradict each other.
+        PrivacyRefused: the ledger would refuse what is still to be charged.
+    """
+    plan = plan_run(run, until)
+    refuse(plan)
+    return plan
+
+
+def refuse(plan: RunPlan) -> None:
+    """Raise PrivacyRefused, as the ledger would, if the plan foresees that."""
+    if plan.refused:
+        raise plan.refused
 
 
 def grant_in_words(plan: RunPlan) -> str:
@@ -150,6 +184,28 @@ def _action(
     if stage.charge and key and ledger and ledger.open_reservations(stage.name, key):
         return "resume"
     return "run"
+
+
+def _check_not_gone(
+    run: Run, found: Mapping[str, Artifact | None], keys: Mapping[str, str | None], ledger: Ledger
+) -> None:
+    """Raise Uncharged if an artifact that would be charged again was paid for and published before."""
+    for stage in stages_of(run.config):
+        key = keys.get(stage.name)
+        if stage.charge and key and not found[stage.name]:
+            check_not_settled(ledger, stage.name, key)
+
+
+def _goes_on(found: Mapping[str, Artifact | None], keys: Mapping[str, str | None], ledger: Ledger) -> bool:
+    """Whether fine-tuning may go on with what an interrupted attempt reserved, which asks for nothing more."""
+    states = ledger.states()
+    left_open = {
+        entry.body["key"]
+        for entry in ledger.reservations().values()
+        if entry.body["stage"] == "finetune" and states[entry.id] == "open"
+    }
+    key = keys.get("finetune")
+    return not found.get("finetune") and (key in left_open if key else bool(left_open))
 
 
 def _cost(

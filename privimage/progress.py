@@ -10,6 +10,8 @@ from typing import Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from privimage.readers import go_on_without_readers
+
 __all__ = ["Interruptible", "Progress", "Silent", "Terminal", "Ticker"]
 
 T = TypeVar("T")
@@ -68,10 +70,11 @@ class Interruptible(Progress):
 
 
 class Terminal(Progress):
-    """A bar on a terminal; where the stream is no terminal, a line every 10 seconds."""
+    """A bar on a terminal; where the stream is no terminal, a line every 10 seconds. Goes on where nobody reads any more."""
 
     def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = 10.0) -> None:
         self._stream = stream or sys.stderr
+        go_on_without_readers(self._stream)
         self._pause = seconds_between_lines
 
     def note(self, text: str) -> None:

@@ -13,30 +13,29 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from privimage.charging import Door, Payment, check_paid, pay
-from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.data.marks import DIGESTS_FILE, read_digests
 from privimage.declared import check_declared, check_holds_nothing_sensitive, check_may_be_published, public_sets_of
 from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
-from privimage.interrupts import StopRequest
 from privimage.ledgers import bind_ledger, ledger_of
-from privimage.parts import MapJobs, collect_parts, jobs_for, one_after_another
+from privimage.parts import collect_parts, jobs_for
 from privimage.pipeline import Outcome, Stage, StageContext, stage_of, stages_until
+from privimage.plan import check_affordable
 from privimage.preflight import check_against_data
-from privimage.privacy.entropy import InsecureRandomForTests, SecretRandom
+from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.ledger import Ledger
-from privimage.progress import Interruptible, Progress, Silent
+from privimage.progress import Interruptible, Progress
 from privimage.release.code import code_digest
 from privimage.rollback import check_not_rolled_back
-from privimage.store.artifacts import Artifact, ArtifactRef, artifact_key, blind, find, open_ref, publish
+from privimage.runs import Run, admitted, stage_key
+from privimage.store.artifacts import Artifact, ArtifactRef, find, open_ref, publish
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
 from privimage.store.scratch import scratch_folder
@@ -44,32 +43,6 @@ from privimage.store.scratch import scratch_folder
 __all__ = ["Run", "StageResult", "admitted", "check_run", "run_all", "run_stage", "stage_key", "write_private"]
 
 PACKAGES = ("privimage", "torch", "numpy", "pyarrow", "opacus", "dp-accounting", "opendp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A configuration bound to a store.
-
-    Attributes:
-        draws: stages of which another, independent run is asked for, by number; a private stage is charged again.
-        provenance: who runs this (such as Prefect's run id), for the manifests.
-        insecure_random_voiding_guarantee: tests only; everything made with it says `guarantee: none`.
-        stop: ask it, and the run stops where nothing is lost, by raising Stopped.
-        map_jobs: how the parts of a stage are made: in this process, or on a cluster.
-        turn: entered while a stage computes, such as to wait for a free GPU; a reused stage does not wait.
-        as_steward: the data steward is here, and may be told whether a public set holds sensitive images (`granting`).
-    """
-
-    config: RunConfig
-    store: Store
-    progress: Progress = field(default_factory=Silent)
-    draws: Mapping[str, int] = field(default_factory=dict)
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    insecure_random_voiding_guarantee: InsecureRandomForTests | None = None
-    stop: StopRequest = field(default_factory=StopRequest)
-    map_jobs: MapJobs = one_after_another
-    turn: Callable[[Stage], AbstractContextManager[object]] = lambda stage: nullcontext()
-    as_steward: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +63,28 @@ def run_all(
 ) -> dict[str, StageResult]:
     """Run, or reuse, every stage that `until` needs (None: all), in order."""
     results: dict[str, StageResult] = {}
+    check_affordable(run, until)
     for stage in stages_until(until, run.config):
         run.stop.check()
         on_start(stage)
         results[stage.name] = run_stage(stage.name, run, {name: results[name].ref for name in stage.inputs})
         on_end(stage, results[stage.name])
         if stage.name == "admit" and "public" in results:
-            check_run(run, results["public"].ref, results["admit"].ref)
+            check_run(run, results["public"].ref, results["admit"].ref, until)
     return results
 
 
-def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
-    """Raise before hours of training, not after: configuration and data contradict each other, or nothing was granted.
+def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef, until: str | None = None) -> None:
+    """Raise before hours of training, not after: configuration and data contradict each other, the ledger would refuse, or
+    no release could come of it (`stages/rehearsal.py`).
 
-    The charge of the query checks the same again, before it spends.
+    The charge of each private stage checks the same again, before it spends.
 
     Raises:
         InputError: configuration and admitted data contradict each other.
-        PrivacyRefused: the owner of the images granted no budget, or for another form of admission, or did not declare the
-            public set; or the images are charged to another ledger.
+        PrivacyRefused: the owner of the images granted no budget, or too little for what `until` needs, or for another form of
+            admission, or did not declare the public set; or the images are charged to another ledger.
+        StoreError: there is too little room for the release.
     """
     check_not_rolled_back(run.store)
     admitted_now = open_ref(run.store, admit)
@@ -119,26 +95,14 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef) -> None:
     privacy = run.config.privacy
     ledger.check_granted(epsilon=privacy.epsilon, delta=privacy.delta, num_images=sensitive.num_train)
     check_declared(run.store, run.config.sensitive, sensitive, admitted_now, [facts])
+    if check_affordable(run, until).charges:
+        _rehearse(run, facts, sensitive)
 
 
-def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
-    """The key of what `stage` makes from inputs with these content digests.
+def _rehearse(run: Run, public: TableFacts, sensitive: SensitiveFacts) -> None:
+    from privimage.stages.rehearsal import rehearse_release  # torch is loaded where something is to be computed only
 
-    A sealed stage's key is blinded: it hashes names and sizes of sensitive files, and is named in public manifests.
-    """
-    key = artifact_key(
-        stage=stage.name,
-        version=stage.version,
-        config=stage.fields(run.config),
-        inputs=digests,
-        draw=run.draws.get(stage.name, 1),
-    )
-    return blind(run.store, key) if stage.sealed else key
-
-
-def admitted(artifact: Artifact) -> SensitiveFacts:
-    """The public facts of an admitted sensitive set."""
-    return SensitiveFacts.from_json(artifact.read_bytes("facts.json").decode())
+    rehearse_release(run.config, sensitive, public, run.store)
 
 
 def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageResult:
@@ -288,12 +252,17 @@ def _pay(
     if stage.charge is None or ledger is None or facts is None:
         raise Uncharged(f"Stage {stage.name} is private but has no admitted images as input.")
     public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
+    origins = public_sets_of(public.values())
+    if not origins:
+        raise Uncharged(f"Stage {stage.name} goes back to no public images: nothing was charged.")
+    if not ledger.open_reservations(stage.name, key):
+        _rehearse(run, origins[0], facts)
     if stage.rehearse:
         stage.rehearse(run.config, public)
     bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     (admit,) = (artifact for artifact in opened.values() if artifact.ref.sealed)
     if ledger.grant_entry:  # else the charge is refused for that
-        check_declared(run.store, run.config.sensitive, facts, admit, public_sets_of(public.values()))
+        check_declared(run.store, run.config.sensitive, facts, admit, origins)
     return pay(
         stage.name,
         key,

@@ -17,7 +17,7 @@ __all__ = ["collect_garbage", "verify_ledgers"]
 @task(name="ledgers", **SMALL)
 def verify_ledgers(store: str) -> int:
     """Every chain of entries is whole, or this fails; returns how many there are."""
-    states = ledger_states(Store.open(store))
+    states = ledger_states(Store.open(store, wait=True))
     rows = [
         {
             "ledger": state.dataset,
@@ -35,7 +35,7 @@ def verify_ledgers(store: str) -> int:
 @task(name="garbage", **SMALL)
 def collect_garbage(store: str, keep_days: float, dry_run: bool) -> tuple[int, int]:
     """Find what is not needed, and delete what is due unless it is a dry run; returns how many were found and deleted."""
-    opened = Store.open(store)
+    opened = Store.open(store, wait=True)
     found = find_garbage(opened, keep_days=keep_days)
     due = sum(item.due for item in found)
     text = f"Not needed in {store}: {len(found)} folders, {due} of them for {keep_days:g} days or more"

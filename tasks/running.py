@@ -40,7 +40,7 @@ def request_for(config: RunConfig, store: str, draws: Mapping[str, int]) -> Requ
     Raises:
         StoreError: as `Store.open`.
     """
-    Store.open(store)
+    Store.open(store, wait=True)
     return {
         "config": config.model_dump(mode="json"),
         "store": store,
@@ -71,9 +71,9 @@ def reference_or_reused(stage: str, request: Request, inputs: Mapping[str, Refer
     return reference
 
 
-def check_request(request: Request, public: Reference, admit: Reference) -> None:
-    """Compare the configuration with the admitted data, before anything long or costly is started."""
-    check_run(_run(request), ArtifactRef.from_json(public), ArtifactRef.from_json(admit))
+def check_request(request: Request, public: Reference, admit: Reference, last: str | None) -> None:
+    """Compare the configuration with the admitted data and their ledger, before anything long or costly is started."""
+    check_run(_run(request), ArtifactRef.from_json(public), ArtifactRef.from_json(admit), last)
 
 
 def plan_request(request: Request, last: str | None) -> RunPlan:

@@ -15,9 +15,9 @@ __all__ = ["STAGE_TASKS", "check"]
 
 
 @task(name="check", task_run_name="check-{request[label]}", **SMALL)
-def check(request: Request, public: Reference, admit: Reference) -> None:
-    """Configuration against admitted data: fails here rather than after hours of training."""
-    check_request(request, public, admit)
+def check(request: Request, public: Reference, admit: Reference, last: str | None) -> None:
+    """Configuration against admitted data and ledger: fails here rather than after hours of training."""
+    check_request(request, public, admit, last)
 
 
 def _as_task(stage: Stage) -> Task[..., Any]:

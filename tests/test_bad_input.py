@@ -244,7 +244,7 @@ def test_a_second_grant_that_differs(privimage: Command, granted_copy: Place) ->
 def test_a_grant_with_a_delta_that_promises_nothing(privimage: Command, granted_copy: Place) -> None:
     answer = privimage("ledger", "grant", *granted_copy.options(), "--epsilon", "3", "--delta", "0.01")
     assert answer.code == 2
-    assert "a delta between 0 and 1 / number of training images" in answer.complaint
+    assert "a delta from 1e-10 to below 1 / number of training images" in answer.complaint
 
 
 # ------------------------------------------------------------------ storage

@@ -197,14 +197,29 @@ def test_the_same_grant_again_changes_nothing(privimage: Command, finished_copy:
     assert finished_copy.entries == before
 
 
-@pytest.mark.parametrize(("epsilon", "delta"), [("0", "1e-4"), ("-1", "1e-4"), ("inf", "1e-4"), ("1", "0"), ("1", "1")])
-def test_a_grant_of_nothing_or_everything_is_refused(
+@pytest.mark.parametrize(
+    ("epsilon", "delta"),
+    [
+        *(("0", "1e-4"), ("-1", "1e-4"), ("inf", "1e-4"), ("1", "0"), ("1", "1")),
+        *(
+            ("1e6", "1e-4"),
+            ("1e-9", "1e-4"),
+            ("nan", "1e-4"),
+            ("1", "1e-11"),
+            ("1", "1e-15"),
+            ("1", "1e-100"),
+            ("1", "nan"),
+        ),
+    ],
+)
+def test_a_grant_of_nothing_or_everything_or_of_what_no_accountant_can_use_is_refused(
     privimage: Command, tiny_config: Path, tmp_path: Path, epsilon: str, delta: str
 ) -> None:
     store = tmp_path / "store"
     answer = privimage("ledger", "grant", tiny_config, "--store", store, "--epsilon", epsilon, "--delta", delta)
     assert answer.code == 2
-    assert "A grant needs a finite epsilon above 0 and a delta between 0 and" in answer.complaint
+    assert "A grant needs an epsilon from 0.0001 to 1000, and a delta from 1e-10 to below 1 /" in answer.complaint
+    assert "Nothing was granted" in answer.complaint
     assert not (store / "ledger").exists()
 
 

@@ -204,3 +204,20 @@ def test_all_configurations_of_the_repository_are_valid_and_have_names_of_their_
 def test_performance_alone_is_no_part_of_a_result(tiny_config: Path) -> None:
     config = load_config(tiny_config, ["performance.physical_batch_size=1"])
     assert config.model_dump(exclude={"performance"}) == load_config(tiny_config).model_dump(exclude={"performance"})
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "said"),
+    [
+        (1.0, 1e-100, "privacy.delta: Input should be greater than or equal to 0.0000000001 (found 1e-100)"),
+        (1.0, 1e-15, "privacy.delta"),
+        (1e-9, 1e-5, "privacy.epsilon: Input should be greater than or equal to 0.0001"),
+        (1e6, 1e-5, "privacy.epsilon: Input should be less than or equal to 1000"),
+    ],
+)
+def test_an_epsilon_or_delta_that_no_accountant_can_use_is_refused_by_the_configuration_itself(
+    epsilon: float, delta: float, said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config({**SETTINGS, "privacy": {"epsilon": epsilon, "delta": delta}})
+    assert said in str(refused.value)

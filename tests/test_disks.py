@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from privimage.stages import rehearsal
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 
@@ -47,9 +48,26 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.fixture
+def filled_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the disk had room when the run looked, and somebody else filled it then."""
+    monkeypatch.setattr(rehearsal, "check_room", lambda config, facts, store: None)
+
+
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_charged(
+    privimage: Command, granted: Place, disk: Disk
+) -> None:
+    place = granted.copy_to(disk.folder / "store")
+    disk.resize(disk.used() + 150_000)
+    answer = privimage("run", *place.options())
+    assert answer.code == 2
+    assert "The 40 images of the release may need 0.0168 GB in" in answer.complaint
+    assert place.kinds == ["grant"]
+
+
 @pytest.mark.parametrize("room", [0, 40_000, 150_000])
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
-    privimage: Command, granted: Place, finished: Place, disk: Disk, room: int
+    privimage: Command, granted: Place, finished: Place, disk: Disk, room: int, filled_later: None
 ) -> None:
     place = granted.copy_to(disk.folder / "store")
     disk.resize(disk.used() + room)
@@ -73,7 +91,12 @@ def test_a_store_that_may_not_be_written_is_named_and_left_alone(
 
 
 def test_a_download_to_a_full_disk_leaves_nothing_half(
-    s3_bucket: str, disk: Disk, tmp_path: Path, privimage: Command, granted: Place, monkeypatch: pytest.MonkeyPatch
+    s3_bucket: str,
+    disk: Disk,
+    privimage: Command,
+    granted: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    filled_later: None,
 ) -> None:
     store = Store.open(f"s3://{s3_bucket}/store")
     for name in granted.store.list():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,11 +129,13 @@ def test_a_smaller_epsilon_than_the_reused_query_costs_is_foreseen(
     privimage: Callable[..., Answer], finished: Place
 ) -> None:
     answer = privimage("plan", *finished.options("privacy.epsilon=0.05"), "--json")
+    assert answer.code == 3
     plan = json.loads(answer.out)
     assert all(row["epsilon"] is None or row["epsilon"] >= 0 for row in plan["stages"])
     assert "costs all of its epsilon 0.05" in plan["refusal"]
     shown = privimage("plan", *finished.options("privacy.epsilon=0.05"))
     assert "It would be refused: What this run builds on" in shown.out
+    assert shown.code == 3
 
 
 def test_a_run_whose_part_is_set_aside_asks_for_no_more(pretrained_copy: Place) -> None:
@@ -182,3 +185,63 @@ def test_a_grant_of_another_delta_than_the_run_states_is_refused_because_it_coul
         and "Nothing was granted" in refused.complaint
     )
     assert privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-4").code == 0
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_what_the_grant_does_not_hold_is_refused_before_anything_is_trained(
+    privimage: Callable[..., Answer], granted_copy: Place, command: str
+) -> None:
+    """Another learning rate of the public classifier: all of it would be trained anew, and then refused."""
+    first = granted_copy.run("privacy.epsilon=3", "selection.strategy=none")
+    run_all(first, "finetune")
+    before, there = granted_copy.entries, sorted(granted_copy.folder.glob("artifacts/*/*"))
+    answer = privimage(command, *granted_copy.options("classifier.learning_rate=0.01"))
+    assert answer.code == 3
+    assert "has the whole grant" in answer.err + answer.out
+    assert "classifier  " not in answer.err and sorted(granted_copy.folder.glob("artifacts/*/*")) == there
+    assert granted_copy.entries == before
+
+
+def test_a_run_is_refused_at_once_where_its_images_are_admitted_by_itself(
+    privimage: Callable[..., Answer], tiny_config: Path, tmp_path: Path
+) -> None:
+    """Nothing of it was known before: it admits the images, and trains nothing."""
+    options = [tiny_config, "--store", tmp_path / "store"]
+    assert privimage("ledger", "grant", *options, "--epsilon", "3", "--delta", "1e-4").code == 0
+    place = Place(config=tiny_config, folder=tmp_path / "store")
+    run_all(place.run("privacy.epsilon=3", "selection.strategy=none"), "finetune")
+    shutil.rmtree(tmp_path / "store" / "artifacts" / "public")
+    answer = privimage("run", *options)
+    assert (answer.code, answer.err.count("has the whole grant")) == (3, 1)
+    assert "classifier  " not in answer.err
+
+
+def test_an_artifact_that_was_paid_for_and_is_gone_is_missed_before_anything_is_trained(finished_copy: Place) -> None:
+    (artifact,) = (finished_copy.folder / "artifacts" / "query").iterdir()
+    shutil.rmtree(artifact)
+    plan = plan_run(finished_copy.run())
+    assert plan.refusal is not None and "its artifact is gone: restore it" in plan.refusal
+
+
+def test_what_is_asked_for_and_costs_nothing_is_refused_nothing(finished_copy: Place) -> None:
+    """The same configuration is refused where it would be charged, and not where all that is charged is there."""
+    assert plan_run(finished_copy.run("privacy.epsilon=0.05")).refusal
+    assert plan_run(finished_copy.run("privacy.epsilon=0.05"), "query").refusal is None
+    run_all(finished_copy.run("privacy.epsilon=0.05"), "select")
+
+
+def test_fine_tuning_that_was_interrupted_goes_on_where_a_plan_does_not_know_its_key(
+    pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generator was cleared away; made again, it has the same key, and the charge is there."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("privimage.stages.generation.finetune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_all(pretrained_copy.run())
+    shutil.rmtree(pretrained_copy.folder / "artifacts" / "pretrain")
+    assert plan_run(pretrained_copy.run()).refusal is None
+    assert not run_all(pretrained_copy.run(), "finetune")["finetune"].reused

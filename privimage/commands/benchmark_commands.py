@@ -74,7 +74,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from privimage.benchmark.running import check_public, hand_out, results_folder, run_of, run_suite
 
     suite, part = suite_of(options), part_of(options)
-    store, stop, progress = Store.open(options.store), StopRequest(), Terminal()
+    store, stop, progress = Store.open(options.store, wait=not options.dry_run), StopRequest(), Terminal()
     if options.to:
         check_public(suite)
     if options.dry_run:

@@ -20,7 +20,9 @@ __all__ = ["register"]
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    plan = commands.add_parser("plan", help="what a run would do, reuse and cost; runs nothing")
+    plan = commands.add_parser(
+        "plan", help="what a run would do, reuse and cost; runs nothing; exit code 3 if it would be refused"
+    )
     add_config(plan)
     add_json(plan)
     plan.set_defaults(command=_plan)
@@ -39,9 +41,11 @@ def register(commands: Commands) -> None:
 def _plan(options: argparse.Namespace) -> int:
     run = open_run(options)
     plan = plan_run(run)
+    code = plan.refused.exit_code if plan.refused else 0
     if options.json:
-        print_json(asdict(plan))
-        return 0
+        shown = {name: value for name, value in asdict(plan).items() if name != "refused"}
+        print_json({**shown, "refusal": plan.refusal})
+        return code
     rows = [
         [
             row.stage,
@@ -55,11 +59,11 @@ def _plan(options: argparse.Namespace) -> int:
     print_table(["stage", "action", "key", "of epsilon", "what"], rows)
     print(f"\nThis run states epsilon {plan.epsilon:g}, delta {plan.delta:g} in all.")
     print(grant_in_words(plan))
-    return 0
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _execute(open_run(options), options.until)
+    return _execute(open_run(options, wait=True), options.until)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -67,7 +71,7 @@ def _stage(options: argparse.Namespace) -> int:
     if len(plain) > 1:
         raise ConfigError(f"--draw was given {len(plain)} numbers for one stage; give one.")
     options.draw = [f"{options.name}={text}" if text.isdigit() else text for text in options.draw]
-    return _execute(open_run(options), options.name)
+    return _execute(open_run(options, wait=True), options.name)
 
 
 def _execute(run: Run, until: str | None) -> int:

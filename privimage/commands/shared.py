@@ -75,8 +75,8 @@ def exit_code(command: Callable[[], int]) -> int:
         return 1
 
 
-def open_run(options: argparse.Namespace) -> Run:
-    """The run that the options of `add_config` describe."""
+def open_run(options: argparse.Namespace, *, wait: bool = False) -> Run:
+    """The run that the options of `add_config` describe; to `wait` for a store's server as `Store.open` does."""
     from privimage.pipeline import stage_named
 
     config = load_config(options.config, options.set)
@@ -86,7 +86,7 @@ def open_run(options: argparse.Namespace) -> Run:
         if not number.isdigit() or int(number) < 1:
             raise ConfigError(f"--draw {text!r}: expected STAGE=N with N of 1 or more, such as finetune=2")
         draws[stage_named(name).name] = int(number)
-    return Run(config=config, store=Store.open(options.store), progress=Terminal(), draws=draws)
+    return Run(config=config, store=Store.open(options.store, wait=wait), progress=Terminal(), draws=draws)
 
 
 def print_json(value: Any) -> None:

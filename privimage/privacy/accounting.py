@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import dp_accounting as dpa
+import numpy as np
 from dp_accounting import pld
 from scipy.optimize import brentq
 
@@ -43,6 +44,7 @@ __all__ = [
     "event_in_words",
     "event_shape",
     "event_to_json",
+    "is_accountable",
 ]
 
 LARGEST_LOSS = 300.0
@@ -89,6 +91,9 @@ def _epsilon(texts: tuple[str, ...], delta: float) -> float:
     grid = _grid(near, count, largest_loss)
     while True:
         found = _epsilon_on_grid(events, delta, grid)
+        if math.isinf(found):
+            # What the distribution leaves out of its tail is more than delta: it has no answer, the looser bound has.
+            return renyi_epsilon(events, delta)
         # Where Rényi accounting is far off, the grid was made for a larger epsilon than there is.
         nearer = max(found, near / 100)
         finer = _grid(nearer, count, largest_loss)
@@ -128,7 +133,8 @@ def deltas_of(events: Sequence[dpa.DpEvent], epsilons: Sequence[float]) -> list[
 
 def _epsilon_on_grid(events: Sequence[dpa.DpEvent], delta: float, grid: float) -> float:
     accountant = _composed(events, grid)
-    return float(accountant.get_epsilon(delta))
+    with np.errstate(over="ignore"):  # what overflows in there is infinite, and meant so
+        return float(accountant.get_epsilon(delta))
 
 
 def _composed(events: Sequence[dpa.DpEvent], grid: float) -> pld.PLDAccountant:
@@ -171,3 +177,17 @@ def calibrate_noise_multiplier(
     while cost(enough) > epsilon:
         enough += _NOISE_TOLERANCE
     return math.exp(enough)
+
+
+@lru_cache(maxsize=256)
+def is_accountable(epsilon: float, delta: float) -> bool:
+    """Whether noise is found for which one release, and many sampled ones, cost about this epsilon at this delta."""
+
+    def sampled(noise_multiplier: float) -> dpa.DpEvent:
+        return dpa.SelfComposedDpEvent(dpa.PoissonSampledDpEvent(0.01, dpa.GaussianDpEvent(noise_multiplier)), 1000)
+
+    for event_with in (dpa.GaussianDpEvent, sampled):
+        noise = calibrate_noise_multiplier(event_with, epsilon=epsilon, delta=delta, prior=[])
+        if not epsilon / 10 < epsilon_of([event_with(noise)], delta) <= epsilon:
+            return False
+    return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import dp_accounting as dpa
 from opacus.accountants.analysis.prv import (
@@ -18,7 +20,7 @@ from opacus.accountants.analysis.prv import (
 from scipy.stats import binom
 
 from privimage.errors import PrivacyRefused
-from privimage.privacy.events import times, without_cap
+from privimage.privacy.events import event_from_json, event_to_json, times, without_cap
 from privimage.privacy.renyi import RENYI_ORDERS, renyi_divergence, renyi_epsilon
 
 __all__ = ["prv_interval"]
@@ -44,6 +46,12 @@ def prv_interval(events: Sequence[dpa.DpEvent], delta: float) -> tuple[float, fl
         PrivacyRefused: an event is no (Poisson-sampled, repeated) Gaussian, epsilon may be above 200, or
             batches are cut too often for the argument above, or Opacus's numerical checks fail.
     """
+    return _interval(tuple(json.dumps(event_to_json(event)) for event in events), delta)
+
+
+@lru_cache(maxsize=64)
+def _interval(texts: tuple[str, ...], delta: float) -> tuple[float, float]:
+    events = [event_from_json(json.loads(text)) for text in texts]
     uncut = [without_cap(event) for event in events]
     history = [_history_row(event) for event in uncut]
     largest = renyi_epsilon(uncut, 0.9 * delta)
@@ -71,7 +79,7 @@ def prv_interval(events: Sequence[dpa.DpEvent], delta: float) -> tuple[float, fl
                 losses = _composed(history, domain)
                 lower = float(losses.compute_epsilon(delta + slack, delta_error, error)[0])
                 near, upper = (float(bound) for bound in losses.compute_epsilon(delta - slack, delta_error, error)[1:])
-        except RuntimeError as failed:
+        except (RuntimeError, ValueError) as failed:  # the latter of a delta that rounding would drown
             raise PrivacyRefused(f"The second accountant certifies no interval here: {failed}") from failed
     return max(0.0, lower), max(0.0, min(upper, largest))
 

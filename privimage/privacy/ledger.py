@@ -22,8 +22,9 @@ from typing import Any
 
 import dp_accounting as dpa
 
+from privimage.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from privimage.errors import BudgetExceeded, ConfigError, LedgerBroken, PrivacyRefused, Uncharged
-from privimage.privacy.accounting import event_to_json
+from privimage.privacy.accounting import event_to_json, is_accountable
 from privimage.privacy.budget import Plan, Spent, check_budget, grant_for, reservations_of, spent_by, states_of
 from privimage.privacy.chain import Chain
 from privimage.privacy.entry import Entry
@@ -342,11 +343,16 @@ def _paused(entries: Sequence[Entry], reservation: str) -> bool:
 
 
 def check_grant(*, epsilon: float, delta: float, num_images: int) -> None:
-    """Raise ConfigError for an epsilon or delta that cannot be granted."""
-    if not (0 < epsilon < float("inf") and 0 < delta < 1 / num_images):
+    """Raise ConfigError for an epsilon or delta of which no run could be accounted; it is tried, because a grant is for ever."""
+    if not (SMALLEST_EPSILON <= epsilon <= LARGEST_EPSILON and SMALLEST_DELTA <= delta < 1 / num_images):
         raise ConfigError(
-            f"A grant needs a finite epsilon above 0 and a delta between 0 and 1 / number of training images = "
-            f"{1 / num_images:.3g}; found {epsilon:g} and {delta:g}."
+            f"A grant needs an epsilon from {SMALLEST_EPSILON:g} to {LARGEST_EPSILON:g}, and a delta from {SMALLEST_DELTA:g} to "
+            f"below 1 / number of training images = {1 / num_images:.3g}; found {epsilon:g} and {delta:g}. Nothing was granted."
+        )
+    if not is_accountable(epsilon, delta):
+        raise ConfigError(
+            f"No run could be accounted with epsilon {epsilon:g} at delta {delta:g}: choose a larger delta or another epsilon. "
+            "Nothing was granted."
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from privimage.release.blocks import Card, Cards, Code, Figures, Picture, Pictures, Plot, Section, Table
 from privimage.release.figures import Figure, Kind
 from privimage.release.page import Noted
-from privimage.release.pictures import bar_svg, columns_that_fit, curve_svg, heat_svg, thumbnail_strip
+from privimage.release.pictures import bar_svg, columns_that_fit, curve_svg, heat_svg, thumbnail_strip, too_many_strips
 
 __all__ = [
     "StageCost",
@@ -71,19 +71,23 @@ def samples(synthetic: Labelled, class_names: Sequence[str], per_class: int, *, 
         intro=f"{is_public.sum():,} of all images are public ones, unchanged: those in rows that say so; the others are generated."
         if some
         else "One row for each class; every image is generated.",
-        blocks=[Pictures(pictures=rows)],
+        blocks=[Pictures(pictures=rows, optional=too_many_strips(len(names), images))],
     )
 
 
 def real_beside_synthetic(synthetic: Labelled, real: Labelled, class_names: Sequence[str], per_class: int) -> Section:
     """The first held-out images of each class, and the first synthetic ones below them; fewer where there are many."""
     columns = columns_that_fit(2 * len(class_names), synthetic[0], per_class)
+    many = too_many_strips(2 * len(class_names), synthetic[0])
     sides = {"real": real, "synthetic": synthetic}
     cards = [
         Card(
             title=f"Class {name}",
             blocks=[
-                Pictures(pictures=[_strip(side, number, name, columns, what, what) for what, side in sides.items()])
+                Pictures(
+                    pictures=[_strip(side, number, name, columns, what, what) for what, side in sides.items()],
+                    optional=many,
+                )
             ],
         )
         for number, name in enumerate(class_names)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from privimage.errors import DataError
 
-__all__ = ["bar_svg", "columns_that_fit", "curve_svg", "heat_svg", "sample_grid", "thumbnail_strip"]
+__all__ = ["bar_svg", "columns_that_fit", "curve_svg", "heat_svg", "sample_grid", "thumbnail_strip", "too_many_strips"]
 
 CELL = 64
 GAP = 3
@@ -99,9 +99,19 @@ def columns_that_fit(rows: int, images: Images, most: int) -> int:
 
     That is so for images that do not compress at all; others take less.
     """
+    return max(1, min(most, MAX_STRIPS_BYTES // (rows * _strip_bytes(images))))
+
+
+def too_many_strips(rows: int, images: Images) -> bool:
+    """Whether so many strips are too large even with one image each: a report has to do without some of them."""
+    return rows * _strip_bytes(images) > MAX_STRIPS_BYTES
+
+
+def _strip_bytes(images: Images) -> int:
+    """Of one image in a strip, at most."""
     channels, height, width = images.shape[1:]
     shrink = max(1, max(height, width) // CELL)
-    return max(1, min(most, MAX_STRIPS_BYTES // (rows * channels * height * width // shrink**2)))
+    return int(channels * height * width // shrink**2)
 
 
 def curve_svg(series: Mapping[str, Sequence[tuple[int, float]]], xlabel: str, ylabel: str, title: str) -> str:

@@ -29,6 +29,8 @@ __all__ = ["Store", "advice", "check_name"]
 
 _PART = re.compile(r"[A-Za-z0-9_=+@,-][A-Za-z0-9_=+@,.-]*")
 _CREATE_ATTEMPTS = 6
+# What is still there is not known where the storage fails: no word of what was lost or not.
+_AGAIN = "run again: it goes on from what the store holds then."
 
 
 def check_name(name: str) -> str:
@@ -57,7 +59,7 @@ class Store:
     backend: Backend
 
     @staticmethod
-    def open(url: str, *, known: bool = False) -> Store:
+    def open(url: str, *, known: bool = False, wait: bool = False) -> Store:
         """Open the store at `file:///folder`, a plain path, `memory://name`, or `s3://bucket/prefix`.
 
         A local folder is created; a bucket has to exist. S3 endpoint and credentials come from AWS_ENDPOINT_URL,
@@ -65,8 +67,9 @@ class Store:
 
         Args:
             known: this run has opened it before, perhaps in another process, so the bucket is not looked at once more. That look
-                tells a wrong URL or key at once, and therefore does not wait for a server that is away for a minute, as all
-                operations do.
+                tells a wrong URL or key at once.
+            wait: for a run, which is to outlast a minute in which the server is away, also if it begins in it. Without, an
+                address where nobody answers is told within seconds.
 
         Raises:
             StoreError: unknown kind of URL; no such bucket; access denied; no connection; no folder can be made.
@@ -81,7 +84,7 @@ class Store:
             return Store(url=f"memory://{root}", backend=MemoryBackend(root))
         if scheme == "s3" and _is_name(root):
             bucket, _, prefix = root.partition("/")
-            return _open_bucket(bucket, prefix, check=not known)
+            return _open_bucket(bucket, prefix, check=not known, wait=wait)
         raise StoreError(f"{url!r} is no store: expected a path, file:///folder, memory://name or s3://bucket/prefix.")
 
     def read(self, name: str) -> bytes:
@@ -218,12 +221,14 @@ def advice(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "check credentials and permissions."
     if isinstance(error, ConnectionError | TimeoutError):
-        return "check AWS_ENDPOINT_URL and the network, then run again: nothing is lost."
+        return f"check AWS_ENDPOINT_URL and the network, then {_AGAIN}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "free some space there, then run again: nothing is lost."
+        return f"free some space there, then {_AGAIN}"
     if error.errno == errno.EROFS:
         return "name a folder that can be written, or have it mounted so."
-    return "look after the storage, then run again: nothing is lost."
+    if error.errno == errno.ENODEV:
+        return "restore it, with the ledger that was in it, from a backup: what was spent is written nowhere else."
+    return f"look after the storage, then {_AGAIN}"
 
 
 def _is_name(name: str) -> bool:
@@ -238,7 +243,7 @@ def _open_folder(folder: Path) -> Store:
         raise StoreError(f"Cannot make the store's folder {root} ({error}); name one that can be written.") from error
 
 
-def _open_bucket(bucket: str, prefix: str, *, check: bool) -> Store:
+def _open_bucket(bucket: str, prefix: str, *, check: bool, wait: bool) -> Store:
     from privimage.store.s3 import S3Backend, endpoint  # takes a fifth of a second, which a folder need not
 
     url = f"s3://{bucket}/{prefix}".rstrip("/")
@@ -246,7 +251,7 @@ def _open_bucket(bucket: str, prefix: str, *, check: bool) -> Store:
     server = endpoint() or "AWS S3"
     try:
         if check:
-            backend.check()
+            backend.check(wait=wait)
     except FileNotFoundError as error:
         raise StoreError(f"There is no bucket {bucket!r} at {server}: create it or correct the URL.") from error
     except PermissionError as error:

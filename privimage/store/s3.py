@@ -49,14 +49,24 @@ class S3Backend:
         self._patience = patience or Patience()
         self._client = s3_client(attempts)
 
-    def check(self) -> None:
+    def check(self, *, wait: bool = False) -> None:
         """List one name, with few retries, so that a wrong URL or key is told at once.
+
+        Args:
+            wait: as patiently as all operations for a server that is away.
 
         Raises:
             OSError: FileNotFoundError (no bucket), PermissionError, ConnectionError, or another.
         """
-        with as_oserror(missing_bucket=FileNotFoundError(self.bucket)):
-            s3_client(attempts=2).list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+
+        def look() -> None:
+            with as_oserror(missing_bucket=FileNotFoundError(self.bucket)):
+                s3_client(attempts=2).list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+
+        if wait:
+            self._patience(look, endpoint() or "AWS S3")
+        else:
+            look()
 
     def read(self, name: str) -> bytes:
         return bytes(self._persist(lambda: self._client.get_object(**self._where(name))["Body"].read()))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from privimage.errors import LedgerBroken, PrivacyRefused
+from privimage.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
+from privimage.errors import ConfigError, LedgerBroken, PrivacyRefused
 from privimage.privacy import numerics
 from privimage.privacy.accounting import (
     calibrate_noise_multiplier,
@@ -25,7 +26,10 @@ from privimage.privacy.accounting import (
     event_in_words,
     event_shape,
     event_to_json,
+    is_accountable,
 )
+from privimage.privacy.crosscheck import prv_interval
+from privimage.privacy.ledger import check_grant
 from privimage.privacy.renyi import renyi_epsilon
 
 DELTA = 1e-5
@@ -341,3 +345,29 @@ print(*sorted({"torch", "prefect", "opacus"} & set(sys.modules)))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("epsilon", [SMALLEST_EPSILON, 1.0, LARGEST_EPSILON])
+@pytest.mark.parametrize("delta", [SMALLEST_DELTA, 1e-4])
+def test_what_a_configuration_and_a_grant_may_state_can_be_accounted(epsilon: float, delta: float) -> None:
+    assert is_accountable(epsilon, delta)
+    check_grant(epsilon=epsilon, delta=delta, num_images=1000)
+
+
+@pytest.mark.parametrize("event", [dp_sgd(2.0, 0.01, 2000), dpa.GaussianDpEvent(5.0)])
+def test_at_the_smallest_delta_both_accountants_still_agree_to_a_thousandth(event: dpa.DpEvent) -> None:
+    """At 1e-12 they are 1 % and more apart, whichever is right: rounding of float64 is all that is left."""
+    low, high = prv_interval([event], SMALLEST_DELTA)
+    assert 0.999 * low <= epsilon_of([event], SMALLEST_DELTA) <= 1.001 * high
+
+
+@pytest.mark.parametrize("delta", [1e-15, 1e-30, 1e-100])
+def test_a_delta_below_all_bounds_has_a_looser_epsilon_and_no_overflow(delta: float) -> None:
+    event = dp_sgd(2.0, 0.01, 100)
+    assert epsilon_of([event], SMALLEST_DELTA) < epsilon_of([event], delta) <= renyi_epsilon([event], delta)
+
+
+def test_what_is_within_the_bounds_is_tried_all_the_same_before_it_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privimage.privacy.ledger.is_accountable", lambda epsilon, delta: False)
+    with pytest.raises(ConfigError, match="No run could be accounted with epsilon 1 at delta 1e-06"):
+        check_grant(epsilon=1.0, delta=1e-6, num_images=1000)

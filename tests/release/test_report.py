@@ -347,3 +347,16 @@ def test_a_report_that_is_too_large_leaves_out_what_is_optional_and_then_refuses
 
 def test_the_same_data_gives_the_same_report() -> None:
     assert render_report(DATA) == render_report(DATA)
+
+
+def test_a_thousand_classes_of_pictures_that_do_not_compress_still_make_a_report() -> None:
+    """A release that is refused for its report was paid for all the same."""
+    names = tuple(f"class {number}" for number in range(1000))
+    images = np.random.default_rng(0).integers(0, 256, (2000, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(2000) % 1000
+    shown = contents.samples((images, labels), names, 12, is_public=labels < 0)
+    document = render_report(replace(DATA, sections=[shown]))
+    assert len(document.encode()) < report.MAX_BYTES
+    assert "left out to keep this file small" in document and "class 999" in document
+    few = contents.samples((images[:20], labels[:20] % 3), names[:3], 12, is_public=labels[:20] < 0)
+    assert "left out" not in render_report(replace(DATA, sections=[few]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -16,9 +17,11 @@ import pytest
 
 from privimage.errors import StoreError
 from privimage.store import s3
-from privimage.store.files import Store
+from privimage.store.artifacts import list_artifacts
+from privimage.store.files import Store, advice
 from privimage.store.patience import Patience
 from privimage.store.s3 import S3Backend
+from tests.pipeline_fixtures import Answer
 from tests.store.faulty_s3 import FAULTS, Fault, FaultyS3
 
 MIB = 2**20
@@ -169,6 +172,61 @@ def test_a_store_that_is_known_is_opened_in_an_outage_and_one_that_is_new_is_ref
             Store.open(store.url)
         again = Store.open(store.url, known=True)
     assert again.url == store.url and again.read("a") == b"1"
+
+
+def test_a_run_that_begins_in_an_outage_waits_for_its_end_as_one_that_runs_does(
+    s3_bucket: str, faulty: FaultyS3, privimage: Callable[..., Answer], tmp_path: Path, tiny_config: Path
+) -> None:
+    waits = threading.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waits.set()
+
+    log, heard = logging.getLogger("privimage.store.patience"), Heard()
+    log.addHandler(heard)
+    url = f"s3://{s3_bucket}/begun"
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            with faulty.gone():
+                run = threads.submit(privimage, "run", tiny_config, "--store", url, "--until", "public")
+                assert waits.wait(60)
+                assert not run.done()
+            answer = run.result(timeout=60)
+    finally:
+        log.removeHandler(heard)
+    assert answer.code == 0, answer.err
+    assert {artifact.ref.stage for artifact in list_artifacts(Store.open(url))} == {"public"}
+
+
+def test_a_wrong_bucket_is_told_at_once_by_a_run_too(faulty: FaultyS3) -> None:
+    with pytest.raises(StoreError, match="There is no bucket 'no-such-bucket'"):
+        Store.open("s3://no-such-bucket/prefix", wait=True)
+    assert len(faulty.seen) == 1
+
+
+def test_of_a_bucket_that_was_deleted_it_is_not_said_that_nothing_is_lost(
+    s3_bucket: str, store: Store, faulty: FaultyS3
+) -> None:
+    store.create("ledger/a/entries/000000.json", b"{}")
+    store.backend.delete_tree("")
+    faulty.client.delete_bucket(Bucket=s3_bucket)
+    for operation in (lambda: store.read("ledger/a/entries/000000.json"), lambda: store.create("b", b"2")):
+        with pytest.raises(StoreError, match="no bucket .* any more.*; restore it, with the ledger that was in it"):
+            operation()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("away"),
+        TimeoutError("late"),
+        PermissionError("no"),
+        *(OSError(number, "fails") for number in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE)),
+    ],
+)
+def test_no_advice_promises_what_a_storage_that_fails_cannot_tell(error: OSError) -> None:
+    assert "lost" not in advice(error)
 
 
 def test_a_server_that_stays_away_ends_in_one_sentence_that_names_it(

@@ -1456,12 +1456,6 @@ _CHARGING = _of(
         "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
     ),
     (
-        "A paid artifact that is gone is made and charged again in silence",
-        "        _check_not_settled(ledger, stage, key)\n",
-        "",
-        "test_a_paid_artifact_that_is_gone_is_not_made_again_in_silence",
-    ),
-    (
         "A charge whose run was killed does not count in the certificate",
         "reservations = [*earlier, live]",
         "reservations = [live]",
@@ -1511,6 +1505,44 @@ _REHEARSAL = _of(
     ),
 )
 
+_CHECKED_BEFORE = [
+    Mutant(
+        name="The way to the release is not gone before the charge",
+        file="privimage/stages/rehearsal.py",
+        old="    with scratch_folder(store) as folder:\n        _release(config, facts, public, folder)\n",
+        new="",
+        test="test_rehearsal.py::test_what_the_release_would_refuse_is_refused_before_the_charge",
+    ),
+    Mutant(
+        name="A charge that goes by no check is not rehearsed",
+        file="privimage/runner.py",
+        old="        _rehearse(run, _public_facts(opened), facts)\n",
+        new="        pass\n",
+        test="test_rehearsal.py::test_a_stage_that_is_run_by_itself_is_rehearsed_before_its_charge",
+    ),
+    Mutant(
+        name="What the ledger would refuse is trained first",
+        file="privimage/plan.py",
+        old="    if plan.refused:\n        raise plan.refused\n",
+        new="    return\n",
+        test="test_plan.py::test_what_the_grant_does_not_hold_is_refused_before_anything_is_trained[run]",
+    ),
+    Mutant(
+        name="A grant is for any delta",
+        file="privimage/privacy/ledger.py",
+        old="SMALLEST_DELTA <= delta < 1 / num_images",
+        new="0 < delta < 1 / num_images",
+        test="test_cli.py::test_a_grant_of_nothing_or_everything_or_of_what_no_accountant_can_use_is_refused[1-1e-100]",
+    ),
+    Mutant(
+        name="What a fault of the storage has lost is said to be nothing",
+        file="privimage/store/files.py",
+        old='_AGAIN = "run again: it goes on from what the store holds then."',
+        new='_AGAIN = "run again: nothing is lost."',
+        test="store/test_s3_faults.py::test_no_advice_promises_what_a_storage_that_fails_cannot_tell",
+    ),
+]
+
 _RUNNER = _of(
     "runner.py",
     "test_private_errors.py",
@@ -1527,7 +1559,7 @@ _RUNNER = _of(
         "test_a_foreign_error_with_open_images_is_told_in_a_private_file_only",
     ),
 ) + _of(
-    "runner.py",
+    "runs.py",
     "test_runner.py",
     (
         "A sealed stage's key is a plain hash",
@@ -2121,6 +2153,229 @@ _AUDIT = (
     )
 )
 
+# What survived the tests until somebody tried: each with a test of its own, and relatives of them.
+_SEEN = (
+    _of(
+        "privacy/entropy.py",
+        "privacy/test_resolution.py",
+        (
+            "Uniform draws have 24 bits, so that noise ends at 5.3 standard deviations",
+            "return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52",
+            "return ((bits >> np.uint64(40)).astype(np.float64) + 0.5) * 2.0**-24",
+            "test_uniform_draws_are_finer_than_two_to_the_minus_50",
+        ),
+        (
+            "Normal draws are made of 32 bits",
+            "np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
+            "np.asarray(ndtri((np.floor(self.uniform(count) * 2.0**32) + 0.5) * 2.0**-32), dtype=np.float64)",
+            "test_no_two_of_two_million_draws_are_equal[normal]",
+        ),
+        (
+            "Normal draws are rounded to float32",
+            "np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
+            "np.asarray(ndtri(self.uniform(count)), dtype=np.float32)",
+            "test_no_two_of_two_million_draws_are_equal[normal]",
+        ),
+    )
+    + _of(
+        "privacy/events.py",
+        "privacy/test_events.py",
+        (
+            "A plan pays for any sampling rate",
+            'if name != "noise_multiplier"',
+            'if name not in ("noise_multiplier", "sampling_probability")',
+            "test_a_plan_that_was_opened_for_a_small_sampling_rate_pays_for_no_larger_one",
+        ),
+        (
+            "A plan pays for any number of steps",
+            'if name != "noise_multiplier"',
+            'if name not in ("noise_multiplier", "count")',
+            "test_another_rate_count_or_kind_is_another_shape_and_another_noise_is_none",
+        ),
+        (
+            "A plan pays for any cap of the batches",
+            'if name != "noise_multiplier"',
+            'if name not in ("noise_multiplier", "truncated_batch_size")',
+            "test_each_number_of_a_cut_batch_but_its_noise_belongs_to_its_shape",
+        ),
+    )
+    + _of(
+        "privacy/mechanisms.py",
+        "privacy/test_events.py",
+        (
+            "Rounds of sums are accounted as one",
+            "return single if len(self.dimensions) == 1 else",
+            "return single if len(self.dimensions) <= 2 else",
+            "test_sums_of_each_number_of_rounds_cost_as_many_gaussians",
+        ),
+        (
+            "The last round of sums is not accounted",
+            "dpa.SelfComposedDpEvent(single, len(self.dimensions))",
+            "dpa.SelfComposedDpEvent(single, len(self.dimensions) - 1)",
+            "test_sums_of_each_number_of_rounds_cost_as_many_gaussians",
+        ),
+    )
+    + _of(
+        "stages/generation.py",
+        "test_charging.py",
+        (
+            "A checkpoint that another reservation paid for is gone on from",
+            'if about["reservation"] != paid.reservations[-1]:',
+            "if False:",
+            "test_a_checkpoint_that_another_reservation_paid_for_is_not_gone_on_from",
+        ),
+        (
+            "Checkpoints are saved at the end alone, so that a crash loses more than was accounted",
+            "if state.step % config.checkpoint_steps == 0 or clock.due() or done or stopping:",
+            "if clock.due() or done or stopping:",
+            "test_no_attempt_runs_further_than_its_block_past_a_checkpoint_that_is_noted_in_the_ledger",
+        ),
+        (
+            "Saved checkpoints are not noted in the ledger",
+            "                paid.record_step(state.step)\n",
+            "",
+            "test_no_attempt_runs_further_than_its_block_past_a_checkpoint_that_is_noted_in_the_ledger",
+        ),
+        (
+            "Fine-tuning starts before the checkpoint that was accounted for",
+            "if (saved.step if saved else 0) < paid.from_step:",
+            "if False:",
+            "test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed",
+        ),
+    )
+    + _of(
+        "charging.py",
+        "test_charging.py",
+        (
+            "An attempt that goes on may start from anywhere",
+            "from_step = ledger.recorded_step(live) - repeated",
+            "from_step = 0",
+            "test_a_checkpoint_that_vanishes_after_it_was_accounted_for_is_missed",
+        ),
+        (
+            "A reservation pays for another mechanism than it was made for",
+            "if live.event != charge.mechanism.event:",
+            "if False:",
+            "test_a_reservation_pays_for_no_other_mechanism_than_it_was_made_for",
+        ),
+        (
+            "A paid artifact that is gone is made and charged again in silence",
+            "        check_not_settled(ledger, stage, key)\n",
+            "",
+            "test_a_paid_artifact_that_is_gone_is_missed_by_the_charge_itself_too",
+        ),
+        (
+            "The door counts as opened once images were read",
+            "        self.opened = True\n"
+            '        return read_images(self._sealed_inputs[0].files(f"{split}-"), spill=self._spill)',
+            '        found = read_images(self._sealed_inputs[0].files(f"{split}-"), spill=self._spill)\n'
+            "        self.opened = True\n"
+            "        return found",
+            "test_the_door_counts_as_opened_before_the_first_image_is_read",
+        ),
+    )
+    + _of(
+        "runner.py",
+        "test_charging.py",
+        (
+            "A foreign error of a sealed stage leaks what it says of the images",
+            "if not foreign or not (door.opened or stage.sealed):",
+            "if not foreign or not door.opened:",
+            "test_a_sealed_stage_tells_foreign_errors_in_private_though_it_came_through_no_door",
+        ),
+    )
+    + _of(
+        "runner.py",
+        "test_runner.py",
+        (
+            "An artifact is reused without a look at what paid for it",
+            "        check_paid(existing, ledger)\n",
+            "        pass\n",
+            "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
+        ),
+    )
+    + _of(
+        "store/identity.py",
+        "store/test_identity.py",
+        (
+            "A new key is made where only a ledger is left",
+            'return any(sealed) or bool(store.list("ledger"))',
+            "return any(sealed)",
+            "test_where_only_a_ledger_is_left_no_new_key_is_made",
+        ),
+        (
+            "A new key is made where only a sealed artifact is left",
+            'return any(sealed) or bool(store.list("ledger"))',
+            'return bool(store.list("ledger"))',
+            "test_where_only_a_sealed_artifact_is_left_neither_is",
+        ),
+    )
+    + _of(
+        "data/admission.py",
+        "data/test_admission_says_nothing.py",
+        (
+            "A message tells how many images cannot be used",
+            "raise SensitiveDataProblem(_UNUSABLE if problems else _OVERLAP, problems + overlap)",
+            'raise SensitiveDataProblem(f"{len(problems)}: {_UNUSABLE}", problems + overlap)',
+            "test_a_message_does_not_tell_how_many_images_cannot_be_used[7]",
+        ),
+        (
+            "What libraries say of an image is passed on",
+            'warnings.catch_warnings(action="ignore")',
+            "warnings.catch_warnings()",
+            "test_what_libraries_say_of_an_image_is_not_passed_on",
+        ),
+    )
+    + _of(
+        "privacy/entry.py",
+        "privacy/test_entries.py",
+        (
+            "An entry may hold an infinite number",
+            'strict=True, extra="allow", allow_inf_nan=False',
+            'strict=True, extra="allow"',
+            "test_a_grant_of_a_number_that_json_has_and_arithmetic_has_not_is_refused[epsilon-1e999]",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "release/test_private_side.py",
+        (
+            "Nobody looks for the private side in a release",
+            "if any(sign in data for sign in signs)]",
+            "if any(sign in data for sign in ())]",
+            "test_so_is_a_certificate_that_does",
+        ),
+        (
+            "An internal report in a release is not noticed",
+            'signs = (b"private/artifacts", b"private/checkpoints", INTERNAL.encode())',
+            'signs = (b"private/artifacts", b"private/checkpoints")',
+            "test_a_file_of_a_release_that_names_the_private_side_is_found",
+        ),
+    )
+    + _of(
+        "privacy/budget.py",
+        "privacy/test_entries.py",
+        (
+            "A plan that took the whole grant lets others in once it intends less",
+            'Plan.from_json(members[0].body["plan"]).intends) > WHOLE_GRANT',
+            'Plan.from_json(members[-1].body["plan"]).intends) > WHOLE_GRANT',
+            "test_a_plan_that_took_the_whole_grant_has_it_though_a_later_entry_of_it_intends_less",
+        ),
+    )
+    + _of(
+        "generators/private_sum.py",
+        "generators/test_blocks.py",
+        (
+            "A block holds the first image of the next one, too",
+            "images[block * BLOCK : (block + 1) * BLOCK],\n"
+            "                    labels[block * BLOCK : (block + 1) * BLOCK],",
+            "images[block * BLOCK : (block + 1) * BLOCK + 1],\n"
+            "                    labels[block * BLOCK : (block + 1) * BLOCK + 1],",
+            "test_an_image_is_counted_once_in_the_sum_however_blocks_fall",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *_CLIPPING,
     *_ENGINES,
@@ -2146,6 +2401,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_GIVEN_BACK,
     *_CHECKPOINTS,
     *_REHEARSAL,
+    *_CHECKED_BEFORE,
     *_RUNNER,
     *_STAGES,
     *_DATA,
@@ -2154,4 +2410,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *_VALIDATION,
     *_STRATEGIES,
     *_AUDIT,
+    *_SEEN,
 )
