@@ -227,7 +227,7 @@ def _of_generator(function: str) -> Callable[..., Any]:
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="public",
-        version=1,
+        version=2,
         about="public images -> canonical image table",
         inputs=(),
         fields=key_fields.public_fields,
@@ -235,7 +235,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="admit",
-        version=1,
+        version=2,
         about="sensitive images -> sealed image table",
         inputs=(),
         fields=key_fields.admit_fields,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 import numpy as np
+from PIL import Image
 
 from privimage.config import ImageConfig, SensitiveConfig, SourceConfig
-from privimage.data.decode import canonical, pixel_digest
+from privimage.data.decode import Decoded, decode
+from privimage.data.depth import STATE_BITS, unclear_range
 from privimage.data.facts import Identity, SensitiveFacts, TableFacts
+from privimage.data.private_decoder import PrivateDecoder
+from privimage.data.problems import REPAIR, Problem, UnusableImage
 from privimage.data.sources import Source, SourceImage, open_source
 from privimage.data.splits import Split, split_of
 from privimage.data.table import TableWriter, encode_png
@@ -37,11 +41,18 @@ __all__ = [
 FACTS_FILE = "facts.json"
 _UNUSABLE = "Some sensitive images or labels cannot be used as they are; which ones is private, for their owner to see."
 _OVERLAP = "An image is in both sensitive.train and sensitive.test: remove it from one, test images must be held out."
+_LABEL = "Give each image a label, or remove those that have none."
 _NAMED_IN_MESSAGE = 5
 _FETCHES = 8
 _FETCH_AHEAD = 64  # bounds memory: at most so many images are under way at once
 
 T = TypeVar("T")
+
+
+class _Decoder(Protocol):
+    """`decode` for one canonical form, in whichever process."""
+
+    def __call__(self, found: bytes | Image.Image, /, *, bits: int | None) -> Decoded: ...
 
 
 class Track(Protocol):
@@ -62,9 +73,9 @@ class SensitiveDataProblem(DataError):
     written where only the owner of the data reads.
     """
 
-    def __init__(self, message: str, details: list[str]) -> None:
+    def __init__(self, message: str, details: Sequence[str]) -> None:
         super().__init__(message)
-        self.details = details
+        self.details = list(details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +84,18 @@ class _Admitted:
     digest: bytes
     label: int
     path: str
+    used_bits: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Refused:
     path: str
     reason: str
+    cure: str
+
+    def told(self, source: str) -> Problem:
+        """Its line of the private list."""
+        return Problem(f"{source}: {self.path}: {self.reason}", self.cure)
 
 
 def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progress: Track = no_progress) -> TableFacts:
@@ -99,7 +116,7 @@ def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progres
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         spool = cast(BinaryIO, file)
-        for item in progress(_prepared(public, image), "public images", len(public)):
+        for item in progress(_prepared(public, partial(decode, config=image)), "public images", len(public)):
             if isinstance(item, _Refused):
                 refused.append(item)
                 continue
@@ -150,23 +167,24 @@ def admit_sensitive(
     with ExitStack() as stack:
         # Pillow's warnings say what it found in a file, and would go to the log.
         stack.enter_context(warnings.catch_warnings(action="ignore"))
+        decoder = stack.enter_context(PrivateDecoder(image, folder))
         tables = {name: stack.enter_context(TableWriter(folder, name, train.class_names, image)) for name in splits}
 
         def add(item: _Admitted, split: Split) -> None:
             tables[split].add_png(item.png, item.label)
             per_class[split][item.label] += 1
 
-        for item in progress(_prepared_privately(train, image), "sensitive images", len(train)):
+        for item in progress(_prepared_privately(train, decoder), "sensitive images", len(train)):
             if isinstance(item, _Refused):
-                problems.append(f"train: {item.path}: {item.reason}")
+                problems.append(item.told("train"))
                 continue
             add(item, split_of(item.digest, test_fraction, config.validation_fraction))
             identity.add(item.digest, item.label)
             digests.add(item.digest)
         if test is not None:
-            for item in progress(_prepared_privately(test, image), "sensitive test images", len(test)):
+            for item in progress(_prepared_privately(test, decoder), "sensitive test images", len(test)):
                 if isinstance(item, _Refused):
-                    problems.append(f"test: {item.path}: {item.reason}")
+                    problems.append(item.told("test"))
                     continue
                 add(item, "test")
                 if item.digest in digests:
@@ -187,9 +205,19 @@ def admit_sensitive(
     return facts
 
 
-def _prepared(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refused]:
-    """Every image of the source, in its order, canonical or with the reason why not."""
-    prepare = partial(_prepare, num_classes=len(source.class_names), image=image)
+def _prepared(source: Source, decoder: _Decoder) -> Iterator[_Admitted | _Refused]:
+    """Every image of the source, in its order, canonical or with the reason why not; at the end one against them all."""
+    prepare = partial(_prepare, num_classes=len(source.class_names), decoder=decoder)
+    used_bits: list[int] = []
+    for item in _each(source, prepare):
+        yield item
+        if isinstance(item, _Admitted) and item.used_bits is not None:
+            used_bits.append(item.used_bits)
+    if unclear := unclear_range(used_bits):
+        yield _Refused(path="all of them", reason=unclear, cure=STATE_BITS)
+
+
+def _each(source: Source, prepare: Callable[[SourceImage], _Admitted | _Refused]) -> Iterator[_Admitted | _Refused]:
     if not source.remote_files:
         # Threads would only get into each other's way: decoding small images hardly leaves the interpreter.
         yield from map(prepare, source)
@@ -200,9 +228,9 @@ def _prepared(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refus
             yield from pool.map(prepare, chunk)
 
 
-def _prepared_privately(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refused]:
+def _prepared_privately(source: Source, decoder: _Decoder) -> Iterator[_Admitted | _Refused]:
     """As `_prepared`; where the source itself fails half-way, that too is told in private only."""
-    items = _prepared(source, image)
+    items = _prepared(source, decoder)
     while True:
         try:
             item = next(items, None)
@@ -213,18 +241,25 @@ def _prepared_privately(source: Source, image: ImageConfig) -> Iterator[_Admitte
             return
         yield item
     # Raised out here, since `from None` would still carry the original error as `__context__`.
-    raise SensitiveDataProblem(_UNUSABLE, [reason])
+    raise SensitiveDataProblem(_UNUSABLE, [Problem(reason, REPAIR)])
 
 
-def _prepare(item: SourceImage, num_classes: int, image: ImageConfig) -> _Admitted | _Refused:
+def _prepare(item: SourceImage, num_classes: int, decoder: _Decoder) -> _Admitted | _Refused:
     if not 0 <= item.label < num_classes:
-        return _Refused(path=item.path, reason=f"label {item.label} is missing or outside 0..{num_classes - 1}")
+        reason = f"label {item.label} is missing or outside 0..{num_classes - 1}"
+        return _Refused(path=item.path, reason=reason, cure=_LABEL)
     try:
-        original = item.load()
-        pixels = canonical(original, image)
+        found = decoder(item.read(), bits=item.bits)
     except DataError as error:
-        return _Refused(path=item.path, reason=str(error))
-    return _Admitted(png=encode_png(pixels), digest=pixel_digest(original), label=item.label, path=item.path)
+        cure = error.cure if isinstance(error, UnusableImage) else REPAIR
+        return _Refused(path=item.path, reason=str(error), cure=cure)
+    return _Admitted(
+        png=encode_png(found.pixels),
+        digest=found.digest,
+        label=item.label,
+        path=item.path,
+        used_bits=found.used_bits,
+    )
 
 
 def _refuse_public(source: Source, refused: list[_Refused], labels: list[int]) -> None:

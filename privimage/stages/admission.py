@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
+from privimage.data.problems import private_list
 from privimage.errors import DataError
 from privimage.pipeline import Outcome, StageContext
 
@@ -41,6 +42,6 @@ def run_sensitive(context: StageContext) -> Outcome:
     try:
         admit_sensitive(context.config.sensitive, context.config.image, context.folder, progress)
     except SensitiveDataProblem as problem:
-        place = context.write_private("admission", "\n".join(problem.details) + "\n")
+        place = context.write_private("admission", private_list(problem.details))
         raise DataError(f"{problem} Details, which are private, are in {place}") from None
     return Outcome(metrics={})
