@@ -155,7 +155,8 @@ def pixel_digest(image: Image.Image) -> bytes:
 
     The same picture has the same digest under another file name, in another lossless container, and in another mode: gray
     as L, RGB, RGBA that is opaque, a palette, or 16 bits of 257 times the values. Else copies of one picture, saved in two
-    ways, would land in different splits, and a set that was saved anew would have another budget.
+    ways, would land in different splits, and a set that was saved anew would have another budget. Of files that are gray or
+    RGB with 8 bits this is the digest that earlier versions took of them, and so is the name of a set of such files.
 
     Raises:
         UnusableImage: a mode that Pillow cannot convert.
@@ -167,8 +168,8 @@ def pixel_digest(image: Image.Image) -> bytes:
         raise UnusableImage(f"pixel mode {image.mode} has no way to RGB", _CONVERT) from None
     if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
         pixels = pixels[:, :, 0]
-    kind = "gray" if pixels.ndim == 2 else "colour"
-    header = f"{kind} {image.width} {image.height}\n".encode()
+    mode = "L" if pixels.ndim == 2 else "RGB"
+    header = f"{mode} {image.width} {image.height}\n".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
