@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -30,11 +30,28 @@ class TorchvisionSource(Section):
     download: bool = Field(default=False, description="Let torchvision download the files if they are not there.")
 
 
+def _bits() -> Any:
+    return Field(
+        default=None,
+        ge=8,
+        le=16,
+        title="Bits",
+        description="How many bits gray values use in files that store them in 16 or 32, such as 12 for radiographs; none = 16.",
+    )
+
+
 class FolderSource(Section):
     """A folder (or zip) with one sub-folder of image files per class."""
 
     kind: Literal["folder"] = "folder"
     path: str = Field(description="Folder or .zip file, local or s3://, that holds one folder per class.")
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        title="Split",
+        description="Read only the folder of this name, such as 'train', at the top or in every class folder; none = all.",
+    )
+    bits: int | None = _bits()
 
 
 class ParquetSource(Section):
@@ -44,6 +61,14 @@ class ParquetSource(Section):
     path: str = Field(description="A .parquet file, or a folder of them, local or s3://.")
     image_column: str = Field(default="image", description="Column with the images.")
     label_column: str = Field(default="label", description="Column with the class numbers.")
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        title="Split",
+        description="Of a folder, read only the files of this split, such as 'train' for train-00000-of-00001.parquet; 'all' = "
+        "all files, whatever they are called; none = all, if none of them looks like a split.",
+    )
+    bits: int | None = _bits()
     max_images: int | None = Field(
         default=None,
         ge=2,

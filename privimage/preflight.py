@@ -32,11 +32,17 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
         )
     classes, categories = len(sensitive.class_names), len(public.class_names)
     chooses = config.selection.strategy in ("semantic", "random")
-    if chooses and config.selection.categories_per_class * classes > categories:
+    asked = config.selection.categories_per_class * classes
+    if chooses and asked > categories:
+        cure = f"lower it to at most {categories // classes}"
+        if categories < classes:
+            cure = (
+                f"give a public set with {classes} categories or more and set it to 1, or set selection.strategy to all (train on "
+                "the whole public set) or none"
+            )
         raise ConfigError(
-            f"selection.categories_per_class = {config.selection.categories_per_class} asks for "
-            f"{config.selection.categories_per_class * classes} categories for {classes} classes, but the public set has "
-            f"{categories}: lower it to at most {categories // classes}."
+            f"selection.categories_per_class = {config.selection.categories_per_class} asks for {asked} categories for {classes} "
+            f"classes, but the public set has {categories}: {cure}."
         )
     if config.synthesize.num_images < LEAST_OF_A_CLASS * classes:
         raise ConfigError(

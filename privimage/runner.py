@@ -299,7 +299,8 @@ def write_private(store: Store, title: str, text: str) -> str:
     """Put a text where only the private side reads; its place."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     name = f"private/problems/{stamp}-{secrets.token_hex(4)}-{title}.txt"
-    store.create(name, text.encode())
+    # A traceback may name a file whose name is no UTF-8, which is no reason to lose it.
+    store.create(name, text.encode(errors="backslashreplace"))
     local = store.local_path(name)
     return str(local) if local else f"{store.url}/{name}"
 

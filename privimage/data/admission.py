@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, TypeVar, cast
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from privimage.config import ImageConfig, SensitiveConfig, SourceConfig
-from privimage.data.decode import canonical, pixel_digest
-from privimage.data.facts import Identity, SensitiveFacts, TableFacts
+from privimage.data.decode import Decoded, decode
+from privimage.data.depth import STATE_BITS, unclear_range
+from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.data.marks import DIGESTS_FILE, MARKS_FILE, mark, write_digests
+from privimage.data.private_decoder import PrivateDecoder
+from privimage.data.problems import REPAIR, Problem, UnusableImage
 from privimage.data.sources import Source, SourceImage, open_source
 from privimage.data.splits import Split, split_rows, split_sizes
+from privimage.data.spool import Admitted, Spool
 from privimage.data.table import TableWriter, encode_png
 from privimage.errors import DataError
 
@@ -44,11 +48,18 @@ FINDINGS = "findings.json"
 MARKS = "marks of single images"
 """The purpose of the key of `marks.parquet`."""
 _UNUSABLE = "Some sensitive images or labels cannot be used as they are; which ones is private, for their owner to see."
+_LABEL = "Give each image a label, or remove those that have none."
 _NAMED_IN_MESSAGE = 5
 _FETCHES = 8
 _FETCH_AHEAD = 64  # bounds memory: at most so many images are under way at once
 
 T = TypeVar("T")
+
+
+class _Decoder(Protocol):
+    """`decode` for one canonical form, in whichever process."""
+
+    def __call__(self, found: bytes | Image.Image, /, *, bits: int | None) -> Decoded: ...
 
 
 class Track(Protocol):
@@ -69,23 +80,20 @@ class SensitiveDataProblem(DataError):
     written where only the owner of the data reads.
     """
 
-    def __init__(self, message: str, details: list[str]) -> None:
+    def __init__(self, message: str, details: Sequence[str]) -> None:
         super().__init__(message)
-        self.details = details
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Admitted:
-    png: bytes
-    digest: bytes
-    label: int
-    path: str
+        self.details = list(details)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Refused:
     path: str
     reason: str
+    cure: str
+
+    def told(self, source: str) -> Problem:
+        """Its line of the private list."""
+        return Problem(f"{source}: {self.path}: {self.reason}", self.cure)
 
 
 def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progress: Track = no_progress) -> TableFacts:
@@ -101,8 +109,8 @@ def admit_public(source: SourceConfig, image: ImageConfig, folder: Path, progres
     public = open_source(source)
     refused: list[_Refused] = []
     folder.mkdir(parents=True, exist_ok=True)
-    with _Spool.opened(folder) as spool:
-        for item in progress(_prepared(public, image), "public images", len(public)):
+    with Spool.opened(folder) as spool:
+        for item in progress(_prepared(public, partial(decode, config=image)), "public images", len(public)):
             if isinstance(item, _Refused):
                 refused.append(item)
             else:
@@ -155,15 +163,16 @@ def admit_sensitive(
     with ExitStack() as stack:
         # Pillow's warnings say what it found in a file, and would go to the log.
         stack.enter_context(warnings.catch_warnings(action="ignore"))
-        spool, held_out = (stack.enter_context(_Spool.opened(folder)) for _ in range(2))
+        spool, held_out = (stack.enter_context(Spool.opened(folder)) for _ in range(2))
+        decoder = stack.enter_context(PrivateDecoder(image, folder))
         problems: list[str] = []
         for source, into, name, about in (
             (train, spool, "train", "sensitive images"),
             (test, held_out, "test", "sensitive test images"),
         ):
-            for item in progress(_prepared_privately(source, image), about, len(source)) if source else ():
+            for item in progress(_prepared_privately(source, decoder), about, len(source)) if source else ():
                 if isinstance(item, _Refused):
-                    problems.append(f"{name}: {item.path}: {item.reason}")
+                    problems.append(item.told(name))
                 else:
                     into.add(item)
         problems += _empty_classes(train.class_names, spool.labels)
@@ -193,9 +202,9 @@ def _write_tables(
     folder: Path,
     class_names: Sequence[str],
     image: ImageConfig,
-    spool: _Spool,
+    spool: Spool,
     rows: Mapping[Split, NDArray[np.int64]],
-    held_out: _Spool | None,
+    held_out: Spool | None,
 ) -> list[str]:
     """Write the table of each split; return what the data steward has to see."""
     findings = []
@@ -221,46 +230,19 @@ def _write_tables(
     return findings
 
 
-class _Spool:
-    """Admitted images, whose files wait in a temporary one until all are known."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._ends: list[int] = [0]
-        self.digests: list[bytes] = []
-        self.labels: list[int] = []
-        self.paths: list[str] = []
-
-    @classmethod
-    @contextmanager
-    def opened(cls, folder: Path) -> Iterator[Self]:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            yield cls(cast(BinaryIO, file))
-
-    def add(self, item: _Admitted) -> None:
-        self._ends.append(self._ends[-1] + self._file.write(item.png))
-        self.digests.append(item.digest)
-        self.labels.append(item.label)
-        self.paths.append(item.path)
-
-    def png(self, row: int) -> bytes:
-        self._file.seek(self._ends[row])
-        return self._file.read(self._ends[row + 1] - self._ends[row])
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        return np.arange(len(self.labels))
-
-    def identity(self) -> str:
-        identity = Identity()
-        for digest, label in zip(self.digests, self.labels, strict=True):
-            identity.add(digest, label)
-        return identity.hexdigest()
+def _prepared(source: Source, decoder: _Decoder) -> Iterator[Admitted | _Refused]:
+    """Every image of the source, in its order, canonical or with the reason why not; at the end one against them all."""
+    prepare = partial(_prepare, num_classes=len(source.class_names), decoder=decoder)
+    used_bits: list[int] = []
+    for item in _each(source, prepare):
+        yield item
+        if isinstance(item, Admitted) and item.used_bits is not None:
+            used_bits.append(item.used_bits)
+    if unclear := unclear_range(used_bits):
+        yield _Refused(path="all of them", reason=unclear, cure=STATE_BITS)
 
 
-def _prepared(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refused]:
-    """Every image of the source, in its order, canonical or with the reason why not."""
-    prepare = partial(_prepare, num_classes=len(source.class_names), image=image)
+def _each(source: Source, prepare: Callable[[SourceImage], Admitted | _Refused]) -> Iterator[Admitted | _Refused]:
     if not source.remote_files:
         # Threads would only get into each other's way: decoding small images hardly leaves the interpreter.
         yield from map(prepare, source)
@@ -271,9 +253,9 @@ def _prepared(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refus
             yield from pool.map(prepare, chunk)
 
 
-def _prepared_privately(source: Source, image: ImageConfig) -> Iterator[_Admitted | _Refused]:
+def _prepared_privately(source: Source, decoder: _Decoder) -> Iterator[Admitted | _Refused]:
     """As `_prepared`; where the source itself fails half-way, that too is told in private only."""
-    items = _prepared(source, image)
+    items = _prepared(source, decoder)
     while True:
         try:
             item = next(items, None)
@@ -284,18 +266,25 @@ def _prepared_privately(source: Source, image: ImageConfig) -> Iterator[_Admitte
             return
         yield item
     # Raised out here, since `from None` would still carry the original error as `__context__`.
-    raise SensitiveDataProblem(_UNUSABLE, [reason])
+    raise SensitiveDataProblem(_UNUSABLE, [Problem(reason, REPAIR)])
 
 
-def _prepare(item: SourceImage, num_classes: int, image: ImageConfig) -> _Admitted | _Refused:
+def _prepare(item: SourceImage, num_classes: int, decoder: _Decoder) -> Admitted | _Refused:
     if not 0 <= item.label < num_classes:
-        return _Refused(path=item.path, reason=f"label {item.label} is missing or outside 0..{num_classes - 1}")
+        reason = f"label {item.label} is missing or outside 0..{num_classes - 1}"
+        return _Refused(path=item.path, reason=reason, cure=_LABEL)
     try:
-        original = item.load()
-        pixels = canonical(original, image)
+        found = decoder(item.read(), bits=item.bits)
     except DataError as error:
-        return _Refused(path=item.path, reason=str(error))
-    return _Admitted(png=encode_png(pixels), digest=pixel_digest(original), label=item.label, path=item.path)
+        cure = error.cure if isinstance(error, UnusableImage) else REPAIR
+        return _Refused(path=item.path, reason=str(error), cure=cure)
+    return Admitted(
+        png=encode_png(found.pixels),
+        digest=found.digest,
+        label=item.label,
+        path=item.path,
+        used_bits=found.used_bits,
+    )
 
 
 def _refuse_public(source: Source, refused: list[_Refused], labels: list[int]) -> None:

@@ -44,7 +44,7 @@ def demo_digits() -> Source:
     def images() -> Iterator[SourceImage]:
         for index, label in enumerate(digits.target):
             load = partial(Image.fromarray, pixels[index])
-            yield SourceImage(load=load, label=int(label), path=f"demo-digits/{index}")
+            yield SourceImage(read=load, label=int(label), path=f"demo-digits/{index}")
 
     return Source(
         origin="the demo digits",
@@ -64,7 +64,7 @@ def demo_glyphs(images_per_category: int, seed: int) -> Source:
         for label in range(len(_CHARACTERS)):
             for index in range(images_per_category):
                 load = partial(render_glyph, label, index, seed)
-                yield SourceImage(load=load, label=label, path=f"demo-glyphs/{_class_name(label)}/{index}")
+                yield SourceImage(read=load, label=label, path=f"demo-glyphs/{_class_name(label)}/{index}")
 
     return Source(
         origin="the demo glyphs",

@@ -7,11 +7,11 @@ fingerprint that changes needlessly (a file was touched) costs one admission and
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from privimage.config import DemoDigits, DemoGlyphs, FolderSource, ParquetSource, SourceConfig, TorchvisionSource
+from privimage.data.local_files import walk
 from privimage.data.location import filesystem, is_remote, local_path, reading
 from privimage.errors import DataError
 
@@ -31,11 +31,16 @@ def source_fingerprint(source: SourceConfig) -> dict[str, Any]:
             # torchvision verifies its own downloads, and a root folder may hold other sets too.
             return source.model_dump(mode="json", include={"kind", "name", "root", "split", "subset"})
         case FolderSource():
-            return {"kind": source.kind, "files": _listing(source.path)}
+            return {"kind": source.kind, "files": _listing(source.path), **_stated(source)}
         case ParquetSource():
             columns = {"image": source.image_column, "label": source.label_column}
             some = {} if source.max_images is None else {"max_images": source.max_images}
-            return {"kind": source.kind, "columns": columns, "files": _listing(source.path), **some}
+            return {"kind": source.kind, "columns": columns, "files": _listing(source.path), **some, **_stated(source)}
+
+
+def _stated(source: FolderSource | ParquetSource) -> dict[str, Any]:
+    """What is said about how to read the files, where anything is."""
+    return source.model_dump(mode="json", include={"split", "bits"}, exclude_none=True)
 
 
 def _listing(path: str) -> str:
@@ -55,12 +60,10 @@ def _local_rows(root: Path) -> list[tuple[str, str, str]]:
         status = root.stat()
         return [("", str(status.st_size), str(status.st_mtime_ns))]
     rows = []
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            file = Path(folder, name)
-            if file.is_file():
-                status = file.stat()
-                rows.append((file.relative_to(root).as_posix(), str(status.st_size), str(status.st_mtime_ns)))
+    for entry in walk(root, lambda error: None):
+        if entry.kind == "file":
+            status = (root / entry.path).stat()
+            rows.append((entry.path, str(status.st_size), str(status.st_mtime_ns)))
     return rows
 
 

@@ -2,161 +2,153 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from typing import Any
 
 from botocore.exceptions import BotoCoreError
-from PIL import Image
 
 from privimage.config import FolderSource
-from privimage.data.decode import open_image
+from privimage.data.class_names import composed
+from privimage.data.clutter import is_about_the_set
+from privimage.data.listing import File, Listing
+from privimage.data.local_files import walk
 from privimage.data.location import filesystem, is_remote, local_path, reading
-from privimage.data.records import Source, SourceImage
+from privimage.data.problems import UnusableImage, printable
+from privimage.data.records import Source, SourceImage, refused_file
+from privimage.data.structure import check_structure, only_split, unwrapped
+from privimage.data.zip_listing import list_zip
 from privimage.errors import DataError
 
 __all__ = ["open_folder"]
 
-# Image files hardly compress: an archive that grows a hundredfold, beyond what a small one may, is a bomb.
-_MAX_ZIP_RATIO = 100
-_MAX_ZIP_FREE = 1 << 30
-_MAX_ZIP_MEMBER = 1 << 30
-
-_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-# RuntimeError is how zipfile refuses encrypted members and compressions that it does not know.
+# RuntimeError is how zipfile refuses what it cannot decrypt or unpack.
 _READING_ERRORS = (OSError, BotoCoreError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Listing:
-    """Files and folders below a root, as relative paths with forward slashes, and how to read a file."""
-
-    folders: list[str]
-    files: list[str]
-    read: Callable[[str], bytes]
+_BESIDE = ("it lies beside the class folders", "Move these files into the folder of their class, or remove them.")
+_SPECIAL = (
+    "it is no file: a named pipe, a device, or a link that leads nowhere",
+    "Remove these, or put the files there.",
+)
+_CIRCLE = ("a link to a folder above itself, whose images would count again and again", "Remove these links.")
+_MARKER = ("it has the name of a folder, and content", "Rename these objects, or remove them.")
 
 
 def open_folder(config: FolderSource) -> Source:
     """The images of a folder (or zip) with one folder per class; class names and images in sorted order.
 
-    Every file inside a class folder, at any depth, counts as an image, so that none is dropped silently; hidden files
-    and what macOS and Windows leave behind are ignored, and so are files beside the class folders. A class folder
-    without images stays a class. A zip whose only top-level folder holds the class folders is understood.
+    Every file inside a class folder, at any depth, counts as an image, and so does one beside the class folders, which is
+    refused, unless it is a text about the set. Nothing else is left out but hidden files and what systems leave behind (see
+    `clutter`). A class folder without images stays a class. A zip whose only top-level folder holds the class folders is
+    understood. Names of classes are brought into Unicode's composed form. With `split` only the folder of that name is read.
 
     Raises:
-        DataError: nothing at the path, no class folders, fewer than two, no images, or a zip that is damaged or
-            expands beyond all proportion.
+        DataError: nothing at the path, no class folders, fewer than two, no images, class folders that look like parts of a
+            data set, names that cannot be published, or a zip that is damaged, encrypted, or expands beyond all proportion.
     """
     listing = _list(config.path)
-    class_names = tuple(sorted({folder.split("/")[0] for folder in listing.folders}))
-    if not class_names:
+    if config.split is not None:
+        listing = only_split(config.path, listing, config.split)
+    check_structure(config.path, listing)
+    folders = sorted(listing.tops(), key=lambda name: (composed(name), name))
+    if listing.unclear & set(folders) or (listing.unclear and not folders):
+        raise DataError(
+            f"{config.path} does not say in which encoding the names of its folders are, and they would be published garbled: make "
+            "the zip anew with names in UTF-8, or unpack it and give the folder."
+        )
+    if not folders:
         raise DataError(f"{config.path} has no class folders: put the images of each class into a folder of its name.")
-    labels = {name: label for label, name in enumerate(class_names)}
-    files = sorted((labels[name], path) for path in listing.files for name, _, below in [path.partition("/")] if below)
+    if any("\\" in name for name in folders):
+        raise DataError(f"{config.path} has class folders with a backslash in their name: separate folders by slashes.")
+    labels = {name: label for label, name in enumerate(folders)}
+    good: list[tuple[int, str, File]] = []
+    refused: list[tuple[str, tuple[str, str]]] = []
+    for file in listing.files:
+        top, _, below = file.path.partition("/")
+        if file.refused:
+            refused.append((file.path, file.refused))
+        elif below:
+            good.append((labels[top], file.path, file))
+        elif not is_about_the_set(file.path):
+            refused.append((file.path, _BESIDE))
+    good.sort(key=lambda found: found[:2])
+    refused.sort()
 
     def images() -> Iterator[SourceImage]:
-        for label, path in files:
-            yield SourceImage(load=partial(_load, listing.read, path), label=label, path=path)
+        for label, path, file in good:
+            yield SourceImage(read=partial(_read, file.read), label=label, path=printable(path), bits=config.bits)
+        for path, why in refused:
+            yield refused_file(path, *why)
 
     return Source(
         origin=config.path,
-        class_names=class_names,
-        num_images=len(files),
+        class_names=tuple(composed(name) for name in folders),
+        num_images=len(good) + len(refused),
         images=images,
         remote_files=is_remote(config.path) and not config.path.lower().endswith(".zip"),
     )
 
 
-def _load(read: Callable[[str], bytes], path: str) -> Image.Image:
+def _read(read: Callable[[], bytes]) -> bytes:
     try:
-        data = read(path)
+        return read()
     except _READING_ERRORS as error:
-        raise DataError(f"the file cannot be read ({type(error).__name__})") from None
-    return open_image(data)
+        raise UnusableImage(f"the file cannot be read ({type(error).__name__})") from None
 
 
-def _list(path: str) -> _Listing:
+def _list(path: str) -> Listing:
     if path.lower().endswith(".zip"):
-        return _list_zip(path)
+        return unwrapped(list_zip(path))
     return _list_remote(path) if is_remote(path) else _list_local(path)
 
 
-def _list_local(path: str) -> _Listing:
-    """Listed by the operating system and not by fsspec, which overlooks folders that are symbolic links."""
+def _list_local(path: str) -> Listing:
     root = local_path(path)
     if not root.is_dir():
         raise DataError(f"No folder at {path}: give a folder (or a .zip file) that holds one folder per class.")
-    folders: list[str] = []
-    files: list[str] = []
+    why_not = {"file": None, "special": _SPECIAL, "circle": _CIRCLE}
     with reading(path):
-        for folder, subfolders, names in os.walk(root, onerror=_fail, followlinks=True):
-            above = PurePosixPath(os.path.relpath(folder, root).replace(os.sep, "/"))
-            folders += [str(above / name) for name in subfolders]
-            files += [str(above / name) for name in names]
-    return _visible(folders, files, lambda name: (root / name).read_bytes())
+        found = list(walk(root, _fail))
+    return Listing.of(
+        [entry.path for entry in found if entry.kind == "folder"],
+        [
+            File(path=entry.path, read=(root / entry.path).read_bytes, refused=why_not[entry.kind])
+            for entry in found
+            if entry.kind != "folder"
+        ],
+    )
 
 
 def _fail(error: OSError) -> None:
     raise error
 
 
-def _list_remote(path: str) -> _Listing:
+def _list_remote(path: str) -> Listing:
     fs, root = filesystem(path)
     with reading(path):
-        found = fs.find(root, withdirs=True, detail=True)
-    if not found:
+        found: dict[str, dict[str, Any]] = fs.find(root, detail=True)
+        # On S3 a folder would hide an object of the same name, and its markers are objects anyway.
+        every = {} if path.startswith("s3://") else fs.find(root, withdirs=True, detail=True)
+    if not found and not every:
         raise DataError(f"Nothing found at {path}: check the path, the bucket and its endpoint.")
-    folders: list[str] = []
-    files: list[str] = []
+    folders = [_below(root, name) for name, entry in every.items() if entry["type"] == "directory"]
+    files: list[File] = []
     for name, entry in found.items():
-        relative = name.removeprefix(root).strip("/")
         # Object stores have no folders; a marker, an empty object named `cats/`, stands for an empty one.
-        is_folder = entry["type"] == "directory" or entry["name"].endswith("/")
-        (folders if is_folder else files).append(relative)
-    folders += [name.rpartition("/")[0] for name in files if "/" in name]
-    return _visible(folders, files, lambda name: bytes(fs.cat_file(f"{root}/{name}")))
+        is_marker = name.endswith("/")
+        if is_marker and not entry.get("size"):
+            folders.append(_below(root, name))
+        else:
+            refused = _MARKER if is_marker else None
+            files.append(File(path=_below(root, name), read=partial(_fetch, fs, name), refused=refused))
+    return Listing.of(folders, files)
 
 
-def _list_zip(path: str) -> _Listing:
-    fs, root = filesystem(path)
-    try:
-        with reading(path):
-            archive = zipfile.ZipFile(fs.open(root, "rb"))
-            size = int(fs.size(root))
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is no readable zip file ({error}).") from None
-    members = archive.infolist()
-    # A member never yields more than its declared size (zipfile stops there), so the sum is a true bound.
-    if sum(member.file_size for member in members) > max(_MAX_ZIP_FREE, _MAX_ZIP_RATIO * size) or any(
-        member.file_size > _MAX_ZIP_MEMBER for member in members
-    ):
-        raise DataError(f"{path} expands beyond all proportion, as a zip bomb does: unpack it and give the folder.")
-    files = [member.filename for member in members if not member.is_dir()]
-    folders = [member.filename.rstrip("/") for member in members if member.is_dir()]
-    folders += [name.rpartition("/")[0] for name in files if "/" in name]
-    listing = _visible(folders, files, archive.read)
-    return _unwrapped(listing)
+def _below(root: str, name: str) -> str:
+    return name.removeprefix(root).removeprefix("/")
 
 
-def _unwrapped(listing: _Listing) -> _Listing:
-    """Step into a zip's only top-level folder where that holds folders: zipping a folder adds this level."""
-    top = {folder.split("/")[0] for folder in listing.folders}
-    if len(top) != 1 or not any("/" in folder for folder in listing.folders):
-        return listing
-    prefix = f"{top.pop()}/"
-    return _Listing(
-        folders=[name.removeprefix(prefix) for name in listing.folders if name.startswith(prefix)],
-        files=[name.removeprefix(prefix) for name in listing.files if name.startswith(prefix)],
-        read=lambda name: listing.read(prefix + name),
-    )
-
-
-def _visible(folders: list[str], files: list[str], read: Callable[[str], bytes]) -> _Listing:
-    def shown(path: str) -> bool:
-        return bool(path) and not any(part.startswith(".") or part in _CLUTTER for part in path.split("/"))
-
-    return _Listing(folders=list(filter(shown, folders)), files=list(filter(shown, files)), read=read)
+def _fetch(fs: Any, name: str) -> bytes:
+    return bytes(fs.cat_file(name))

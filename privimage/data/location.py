@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -21,8 +22,10 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    """The path of a local file or folder, with ~ resolved."""
-    return Path(path.removeprefix("file://")).expanduser()
+    """The path of a local file or folder: ~ is resolved, and in a file:// URL what is percent-encoded (RFC 8089)."""
+    if path.startswith("file://"):
+        return Path(unquote(path.removeprefix("file://").removeprefix("localhost")))
+    return Path(path).expanduser()
 
 
 def filesystem(path: str) -> tuple[Any, str]:

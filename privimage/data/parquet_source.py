@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from privimage.config import ParquetSource
-from privimage.data.decode import open_image
-from privimage.data.location import filesystem, is_remote, local_path, open_parquet_file, reading
+from privimage.data.class_names import composed
+from privimage.data.location import open_parquet_file, reading
+from privimage.data.parquet_files import parquet_files
+from privimage.data.problems import UnusableImage, printable
 from privimage.data.records import Source, SourceImage
 from privimage.errors import DataError
 
@@ -28,33 +29,34 @@ _BUFFER_BYTES = 1 << 20  # column chunks are streamed, not read whole: a row gro
 
 
 def open_parquet(config: ParquetSource) -> Source:
-    """The images of a .parquet file, or of all of them in a folder in sorted order.
+    """The images of a .parquet file, or of those in a folder that `parquet_files` finds, in sorted order.
 
     The image column is a struct with `bytes` (and `path`), or plain binary. Class names come from the `huggingface`
     schema metadata (ClassLabel), or else from a JSON list under `label_names`; without either, the labels that occur
-    become the classes, in sorted order. String labels are always class names themselves. A missing label is -1.
+    become the classes, in sorted order. String labels are always class names themselves. A missing label is -1; so is one
+    that is blank, or below 0 where it would name its class.
     Under `max_images` the rows are a random choice that depends on nothing but the two numbers of rows.
 
     Raises:
         DataError: nothing at the path, no Parquet, a column is missing or of the wrong type, the files disagree, or
             the source has fewer than two classes or no rows.
     """
-    fs, files = _files(config.path)
+    fs, files = parquet_files(config.path, config.split)
     schemas = []
     num_rows = 0
     for file in files:
-        with _parquet_file(fs, file) as parquet:
+        with _parquet_file(fs, file, config.path) as parquet:
             schemas.append(parquet.schema_arrow)
             num_rows += parquet.metadata.num_rows
-            _check_columns(file, parquet.schema_arrow, config)
-    stated = {_stated_names(schema, config.label_column) for schema in schemas}
+            _check_columns(parquet.schema_arrow, config)
+    stated = {_stated_names(config.path, schema, config.label_column) for schema in schemas}
     if len(stated) > 1 or len({_holds_strings(schema, config.label_column) for schema in schemas}) > 1:
         raise DataError(f"The files of {config.path} name different classes or label types: give them as one data set.")
     names = stated.pop()
     numbers: dict[Any, int] | None = None
     if names is None or _holds_strings(schemas[0], config.label_column):
-        values = _distinct(fs, files, config.label_column)
-        names = tuple(str(value) for value in values)
+        values = _distinct(fs, files, config)
+        names = tuple(composed(str(value)) for value in values)
         numbers = {value: number for number, value in enumerate(values)}
     return Source(
         origin=config.path,
@@ -64,45 +66,29 @@ def open_parquet(config: ParquetSource) -> Source:
     )
 
 
-def _files(path: str) -> tuple[Any, list[str]]:
-    fs, root = filesystem(path)
-    if not is_remote(path) and not local_path(path).exists():
-        raise DataError(f"Nothing found at {path}: give a .parquet file, or a folder that holds some.")
-    with reading(path):
-        if fs.isfile(root):
-            return fs, [root]
-        files = sorted(
-            name
-            for name in fs.ls(root, detail=False)
-            if name.endswith(".parquet") and not name.rpartition("/")[2].startswith((".", "_"))
-        )
-    if not files:
-        raise DataError(f"{path} holds no .parquet files.")
-    return fs, files
-
-
 @contextmanager
-def _parquet_file(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
-    with reading(path), open_parquet_file(fs, path) as file:
+def _parquet_file(fs: Any, file: str, origin: str) -> Iterator[pq.ParquetFile]:
+    """Opened; what goes wrong names `origin`, since the names of files of sensitive images are private."""
+    with reading(origin), open_parquet_file(fs, file) as opened:
         try:
-            with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
+            with pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES) as parquet:
                 yield parquet
         except pa.ArrowException as error:
-            raise DataError(f"{path} is no readable Parquet file ({error}).") from None
+            raise DataError(f"{origin} is no readable Parquet file, or a file in it is none ({error}).") from None
 
 
-def _check_columns(file: str, schema: pa.Schema, config: ParquetSource) -> None:
+def _check_columns(schema: pa.Schema, config: ParquetSource) -> None:
     for name in (config.image_column, config.label_column):
         if name not in schema.names:
-            raise DataError(f"{file} has no column {name!r}; it has {', '.join(schema.names)}.")
+            raise DataError(f"{config.path} has no column {name!r}; it has {', '.join(schema.names)}.")
     image = schema.field(config.image_column).type
     if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
         image = image.field("bytes").type
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        raise DataError(f"Column {config.image_column!r} of {file} holds {image}, expected struct<bytes, path>.")
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_binary_view(image)):
+        raise DataError(f"Column {config.image_column!r} of {config.path} holds {image}, expected struct<bytes, path>.")
     label = _value_type(schema, config.label_column)
     if not (pa.types.is_integer(label) or _is_string(label)):
-        raise DataError(f"Column {config.label_column!r} of {file} holds {label}, expected integers or strings.")
+        raise DataError(f"Column {config.label_column!r} of {config.path} holds {label}, expected integers or strings.")
 
 
 def _value_type(schema: pa.Schema, column: str) -> pa.DataType:
@@ -118,7 +104,7 @@ def _holds_strings(schema: pa.Schema, column: str) -> bool:
     return _is_string(_value_type(schema, column))
 
 
-def _stated_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+def _stated_names(origin: str, schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     """Class names that the schema's metadata states, if it does."""
     metadata = schema.metadata or {}
     try:
@@ -126,17 +112,34 @@ def _stated_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
         names = features.get(column, {}).get("names") or json.loads(metadata.get(b"label_names", b"null"))
     except (ValueError, AttributeError):
         raise DataError("The Parquet metadata 'huggingface' or 'label_names' is not the JSON it should be.") from None
-    return tuple(str(name) for name in names) if names else None
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:
+        # As cards of Hugging Face spell a list of names: {"0": ..., "1": ...}.
+        names = [names[str(number)] for number in range(len(names))]
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise DataError(f"The class names in the metadata of {origin} are no list of names: write them as a JSON list.")
+    return tuple(composed(str(name)) for name in names)
 
 
-def _distinct(fs: Any, files: list[str], column: str) -> list[Any]:
-    """All labels that occur, sorted; reads the label column only."""
+def _distinct(fs: Any, files: list[str], config: ParquetSource) -> list[Any]:
+    """All labels that occur, sorted, but those that `_is_missing`; reads the label column only."""
     values: set[Any] = set()
     for file in files:
-        with _parquet_file(fs, file) as parquet:
-            for batch in parquet.iter_batches(columns=[column]):
-                values.update(pc.unique(batch.column(0)).to_pylist())
-    return sorted(values - {None})
+        with _parquet_file(fs, file, config.path) as parquet:
+            for batch in parquet.iter_batches(columns=[config.label_column]):
+                values.update(pc.unique(_plain(batch.column(0))).to_pylist())
+    return sorted(value for value in values if not _is_missing(value))
+
+
+def _is_missing(value: str | int | None) -> bool:
+    """Whether a label that names its class says that there is none: null, blank, or below 0, as Hugging Face marks test sets."""
+    return value is None or (not value.strip() if isinstance(value, str) else value < 0)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Arrow counts no distinct views: as plain strings."""
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 def _taken(num_rows: int, max_images: int | None) -> NDArray[np.bool_] | None:
@@ -158,7 +161,7 @@ def _images(
     seen = 0
     for file in files:
         row = 0
-        with _parquet_file(fs, file) as parquet:
+        with _parquet_file(fs, file, config.path) as parquet:
             columns = [config.image_column, config.label_column]
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 labels = batch.column(config.label_column).to_pylist()
@@ -168,8 +171,13 @@ def _images(
                         continue
                     data, path = _encoded(image.as_py())
                     place = path or f"{file.rpartition('/')[2]}, row {row - 1}"
-                    label = numbers[value] if numbers and value is not None else value
-                    yield SourceImage(load=partial(_load, data), label=-1 if label is None else label, path=place)
+                    label = value if numbers is None else numbers.get(value)
+                    yield SourceImage(
+                        read=partial(_read, data),
+                        label=-1 if label is None else label,
+                        path=printable(place),
+                        bits=config.bits,
+                    )
 
 
 def _encoded(value: Any) -> tuple[bytes | None, str | None]:
@@ -178,7 +186,9 @@ def _encoded(value: Any) -> tuple[bytes | None, str | None]:
     return value, None
 
 
-def _load(data: bytes | None) -> Image.Image:
+def _read(data: bytes | None) -> bytes:
     if data is None:
-        raise DataError("the row holds no image bytes")
-    return open_image(data)
+        raise UnusableImage(
+            "the row holds no image bytes", "Write the files' content into the table, or remove these rows."
+        )
+    return data

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from privimage.config import TorchvisionSource
-from privimage.data.decode import open_image
+from privimage.data.problems import UnusableImage
 from privimage.data.records import Source, SourceImage
 from privimage.errors import ConfigError, DataError
 
@@ -94,7 +94,7 @@ def _celeba_labels(dataset: Any, attribute: str | None) -> list[int]:
     return [int(label) for label in dataset.attr[:, dataset.attr_names.index(attribute)]]
 
 
-def _loader(config: TorchvisionSource, dataset: Any) -> Callable[[int], Image.Image]:
+def _loader(config: TorchvisionSource, dataset: Any) -> Callable[[int], bytes | Image.Image]:
     """How to load an image by its number; files are read here, so that damaged ones are refused as everywhere."""
     match config.name:
         case "EuroSAT" | "ImageNet":
@@ -108,19 +108,18 @@ def _loader(config: TorchvisionSource, dataset: Any) -> Callable[[int], Image.Im
             return lambda index: dataset[index][0]
 
 
-def _load_file(files: Sequence[Path], index: int) -> Image.Image:
+def _load_file(files: Sequence[Path], index: int) -> bytes:
     try:
-        data = files[index].read_bytes()
+        return files[index].read_bytes()
     except OSError as error:
-        raise DataError(f"the file cannot be read ({type(error).__name__})") from None
-    return open_image(data)
+        raise UnusableImage(f"the file cannot be read ({type(error).__name__})") from None
 
 
 def _images(
-    config: TorchvisionSource, labels: Sequence[int], load: Callable[[int], Image.Image]
+    config: TorchvisionSource, labels: Sequence[int], load: Callable[[int], bytes | Image.Image]
 ) -> Iterator[SourceImage]:
     for index, label in enumerate(labels):
-        yield SourceImage(load=partial(load, index), label=label, path=f"{config.name}/{config.split}/{index}")
+        yield SourceImage(read=partial(load, index), label=label, path=f"{config.name}/{config.split}/{index}")
 
 
 def _pcam(config: TorchvisionSource, dataset: Any) -> Source:
@@ -128,7 +127,7 @@ def _pcam(config: TorchvisionSource, dataset: Any) -> Source:
         # The labels can only be had together with the images.
         for index in range(len(dataset)):
             image, label = dataset[index]
-            yield SourceImage(load=image.copy, label=int(label), path=f"{config.name}/{config.split}/{index}")
+            yield SourceImage(read=image.copy, label=int(label), path=f"{config.name}/{config.split}/{index}")
 
     return _source(config, ("normal", "tumor"), len(dataset), images)
 

@@ -21,7 +21,9 @@ from privimage.errors import DataError, InputError
 __all__ = ["FORMATS", "export_images", "folder_names"]
 
 SHARD_IMAGES = 10_000
-_PLAIN = re.compile(r"\w(?:[\w .+-]*\w)?", re.ASCII)
+_PLAIN = re.compile(r"\w(?:[\w .+-]{,62}\w)?", re.ASCII)
+# What Windows takes for a device, with whatever ending.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,13 @@ def export_images(files: Mapping[str, bytes], layout: str, to: Path) -> int:
 def folder_names(class_names: Sequence[str]) -> list[str]:
     """Names of class folders whose alphabetical order is the order of labels, which is how ImageFolder numbers them.
 
-    They are the class names where these sort so and suit every file system; if not, all begin with their number.
+    They are the class names where these sort so and suit every file system (no more than 64 plain characters, and no device
+    of Windows); if not, all begin with their number.
     """
     plain = list(class_names) == sorted(class_names) and len({name.casefold() for name in class_names}) == len(
         class_names
     )
-    if plain and all(_PLAIN.fullmatch(name) for name in class_names):
+    if plain and all(_PLAIN.fullmatch(name) and not _DEVICE.fullmatch(name) for name in class_names):
         return list(class_names)
     digits = len(str(len(class_names) - 1))
     return [

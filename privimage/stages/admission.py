@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
+from privimage.data.problems import private_list
 from privimage.errors import DataError
 from privimage.pipeline import Outcome, StageContext
 from privimage.store.identity import key_for
@@ -45,6 +46,6 @@ def run_sensitive(context: StageContext) -> Outcome:
             context.config.sensitive, context.config.image, context.folder, partial(key_for, context.store), progress
         )
     except SensitiveDataProblem as problem:
-        place = context.write_private("admission", "\n".join(problem.details) + "\n")
+        place = context.write_private("admission", private_list(problem.details))
         raise DataError(f"{problem} Details, which are private, are in {place}") from None
     return Outcome(metrics={})

@@ -175,17 +175,15 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [9_900, 12_000, 50_000])
+@pytest.mark.parametrize("side", [10_100, 12_000, 50_000])
 def test_decompression_bombs_are_refused_before_they_are_decoded(side: int) -> None:
     with pytest.raises(DataError, match="megapixels"):
         open_image(bomb(side, side))
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_where_warnings_are_errors_too() -> None:
-    with pytest.raises(DataError, match="megapixels"):
-        open_image(bomb(12_000, 12_000))
+def test_a_large_image_that_pillow_warns_of_is_read_without_a_word() -> None:
+    assert open_image(stored(Image.new("1", (9_500, 9_500), 1))).size == (9_500, 9_500)
 
 
 def test_the_digest_sees_pixels_and_not_containers() -> None:

@@ -73,7 +73,7 @@ def test_a_zip_is_read_in_place_with_or_without_a_top_folder(
 
 
 def test_zip_bombs_and_broken_zips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("privimage.data.folder_source._MAX_ZIP_FREE", 1_000_000)
+    monkeypatch.setattr("privimage.data.zip_listing._MAX_FREE", 1_000_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("a/1.bmp", "b/2.bmp"):
             archive.writestr(name, bytes(5_000_000))
