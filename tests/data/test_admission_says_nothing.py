@@ -31,7 +31,7 @@ def test_a_message_does_not_tell_how_many_images_cannot_be_used(
     for number in range(damaged):
         (tmp_path / "in" / "cat" / f"{number:03d}.png").write_bytes(b"no image")
     with pytest.raises(SensitiveDataProblem) as caught:
-        admit_sensitive(sensitive(tmp_path / "in"), gray8, tmp_path / "out")
+        admit_sensitive(sensitive(tmp_path / "in"), gray8, tmp_path / "out", lambda purpose: bytes(32))
     assert not re.search(r"\d", str(caught.value))
     assert len(caught.value.details) == damaged, "which is told in private"
 
@@ -57,6 +57,6 @@ def test_what_libraries_say_of_an_image_is_not_passed_on(
 
 def admit_or_refuse(folder: Path, image: ImageConfig) -> None:
     try:
-        admit_sensitive(sensitive(folder / "in"), image, folder / "out")
+        admit_sensitive(sensitive(folder / "in"), image, folder / "out", lambda purpose: bytes(32))
     except SensitiveDataProblem:
         return

@@ -221,7 +221,7 @@ def test_a_file_whose_name_is_no_utf8_is_an_image_like_others(
     root = make_folder(tmp_path / "in")
     (root / "cat" / "000.png").rename(latin1(root / "cat", b"Gr\xfcn\n.png"))
     assert admit_public(FolderSource(path=str(root)), gray8, tmp_path / "public").num_images == 80
-    assert admit_sensitive(sensitive(root), gray8, tmp_path / "out").num_train
+    assert admit_sensitive(sensitive(root), gray8, tmp_path / "out", lambda purpose: bytes(32)).num_train
 
 
 def test_a_damaged_file_whose_name_is_no_utf8_is_one_line_of_the_private_list(
@@ -230,7 +230,7 @@ def test_a_damaged_file_whose_name_is_no_utf8_is_one_line_of_the_private_list(
     root = make_folder(tmp_path / "in")
     latin1(root / "cat", b"Gr\xfcn\n.png").write_bytes(b"")
     with pytest.raises(SensitiveDataProblem) as caught:
-        admit_sensitive(sensitive(root), gray8, tmp_path / "out")
+        admit_sensitive(sensitive(root), gray8, tmp_path / "out", lambda purpose: bytes(32))
     assert caught.value.details == [r"train: cat/Gr\udcfcn\n.png: the file is empty"]
 
 
