@@ -18,6 +18,7 @@ from privimage.preflight import check_against_data, planned_central, planned_val
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import WHOLE_GRANT, Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
+from privimage.rollback import check_not_rolled_back
 from privimage.runs import Run, admitted, stage_key
 from privimage.stages.charges import central_plan, finetune_plan, plan_without_query, query_plan, validation_plan
 from privimage.store.artifacts import Artifact, find
@@ -74,7 +75,9 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     Raises:
         InputError: configuration and admitted data contradict each other.
         ArtifactDamaged: a manifest cannot be read.
+        LedgerBroken: a ledger is not whole, or lacks entries that artifacts name.
     """
+    check_not_rolled_back(run.store)
     found, keys = look_up(run, until)
     admit, public = found.get("admit"), found.get("public")
     facts = admitted(admit) if admit else None

@@ -316,6 +316,26 @@ def test_noise_that_somebody_can_make_again_is_not_certified_by_an_edited_word(
     assert {"ledger", "store"} <= outcome(verify, release, place)
 
 
+def test_entries_about_its_own_mechanisms_that_are_left_out_are_missed(
+    release: Path, finished: Place, privimage: Callable[..., Answer]
+) -> None:
+    def forged(certificate: dict[str, Any]) -> None:
+        entries_cut(certificate, release, finished)
+
+    rewritten(release, forged)
+    told = privimage("verify", release, "--store", finished.folder).out
+    assert "failed   ledger:" in told and "entry 4 is about its own mechanisms, and was left out" in told
+
+
+def test_an_artifact_that_says_that_its_noise_can_be_made_again_does_not_verify(
+    pretrained_copy: Place, privimage: Callable[..., Answer]
+) -> None:
+    place = pretrained_copy
+    run_all(place.run(insecure=InsecureRandomForTests(0)))
+    told = privimage("verify", place.release, "--store", place.folder).out
+    assert "failed   store: the noise of its finetune can be made again: it says guarantee 'none'" in told
+
+
 def test_an_unrelated_store_does_not_verify_it(
     release: Path, granted: Place, verify: Verify, privimage: Callable[..., Answer]
 ) -> None:

@@ -45,6 +45,12 @@ def test_a_cut_ledger_is_refused_wherever_it_would_be_believed(
     assert len(finished_copy.entries) == keep
 
 
+def test_what_artifacts_name_is_missed_before_anything_was_released(pretrained_copy: Place) -> None:
+    cut(pretrained_copy, 1)
+    with pytest.raises(LedgerBroken, match=r"Artifact query \w+ was paid for by ledger entry \w+, which no ledger"):
+        check_not_rolled_back(pretrained_copy.store)
+
+
 def test_without_its_last_entry_the_ledger_differs_from_the_certificate(finished_copy: Place) -> None:
     """The charge is there, but whatever came after it may be gone as well: steps that a restart repeated, say."""
     cut(finished_copy, len(finished_copy.entries) - 1)

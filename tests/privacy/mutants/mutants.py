@@ -1271,8 +1271,8 @@ _LIFE = _of(
     ),
     (
         "Resuming costs none of the restart allowance",
-        '"lost_steps": lost}',
-        '"lost_steps": 0}',
+        '"lost_steps": lost, "guarantee"',
+        '"lost_steps": 0, "guarantee"',
         "test_each_resume_counts_the_steps_it_may_repeat_until_the_allowance_is_used_up",
     ),
     (
@@ -1466,8 +1466,8 @@ _CHARGING = _of(
     "test_crash.py",
     (
         "Steps whose checkpoint is damaged are run again unaccounted",
-        "attempt = ledger.resume(live, repeated=repeated)",
-        "attempt = ledger.resume(live)",
+        "attempt = ledger.resume(live, repeated=repeated, guarantee",
+        "attempt = ledger.resume(live, guarantee",
         "test_a_damaged_checkpoint_is_passed_over_and_the_steps_it_held_are_charged_to_the_allowance",
     ),
 )
@@ -1516,7 +1516,7 @@ _CHECKED_BEFORE = [
     Mutant(
         name="A charge that goes by no check is not rehearsed",
         file="privimage/runner.py",
-        old="        _rehearse(run, _public_facts(opened), facts)\n",
+        old="        _rehearse(run, origins[0], facts)\n",
         new="        pass\n",
         test="test_rehearsal.py::test_a_stage_that_is_run_by_itself_is_rehearsed_before_its_charge",
     ),
@@ -1613,10 +1613,15 @@ _DATA = _of(
     "data/test_admission.py",
     (
         "The split of an image depends on how many came before it",
-        '    position = int.from_bytes(hashlib.sha256(b"privimage split v1" + digest).digest()[:8], "big") / 2**64\n',
-        '    split_of.__dict__["seen"] = split_of.__dict__.get("seen", 0) + 1\n'
-        '    position = split_of.__dict__["seen"] * 0.618 % 1\n',
-        "test_removing_one_image_moves_no_other",
+        "hmac.digest(key, digests[row], hashlib.sha256)",
+        "hmac.digest(key, row.to_bytes(8), hashlib.sha256)",
+        "test_splits_and_identity_survive_renaming_reordering_and_another_container",
+    ),
+    (
+        "The order of the splits needs no key",
+        "hmac.digest(key, digests[row], hashlib.sha256)",
+        "hashlib.sha256(digests[row]).digest()",
+        "test_nobody_knows_the_order_without_the_key",
     ),
 ) + _of(
     "store/artifacts.py",
@@ -1634,8 +1639,8 @@ _RELEASE = _of(
     "test_runner.py",
     (
         "The certificate ignores what the stages say of their randomness",
-        '"differential privacy" if set(guarantees) == {"differential privacy"} else "none"',
-        '"differential privacy"',
+        'if set(guarantees) == {"differential privacy"} and not without_guarantee(entries, events)',
+        "if True",
         "test_noise_that_can_be_made_again_voids_the_guarantee",
     ),
 ) + _of(
@@ -2166,14 +2171,14 @@ _SEEN = (
         ),
         (
             "Normal draws are made of 32 bits",
-            "np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
-            "np.asarray(ndtri((np.floor(self.uniform(count) * 2.0**32) + 0.5) * 2.0**-32), dtype=np.float64)",
+            "size = ndtri(below * 2.0**-64)",
+            "size = ndtri((np.floor(below * 2.0**-32) + 0.5) * 2.0**-32)",
             "test_no_two_of_two_million_draws_are_equal[normal]",
         ),
         (
             "Normal draws are rounded to float32",
-            "np.asarray(ndtri(self.uniform(count)), dtype=np.float64)",
-            "np.asarray(ndtri(self.uniform(count)), dtype=np.float32)",
+            "size = ndtri(below * 2.0**-64)",
+            "size = ndtri(below * 2.0**-64).astype(np.float32).astype(np.float64)",
             "test_no_two_of_two_million_draws_are_equal[normal]",
         ),
     )
@@ -2315,8 +2320,8 @@ _SEEN = (
         "data/test_admission_says_nothing.py",
         (
             "A message tells how many images cannot be used",
-            "raise SensitiveDataProblem(_UNUSABLE if problems else _OVERLAP, problems + overlap)",
-            'raise SensitiveDataProblem(f"{len(problems)}: {_UNUSABLE}", problems + overlap)',
+            "raise SensitiveDataProblem(_UNUSABLE, problems)",
+            'raise SensitiveDataProblem(f"{len(problems)}: {_UNUSABLE}", problems)',
             "test_a_message_does_not_tell_how_many_images_cannot_be_used[7]",
         ),
         (
@@ -2376,7 +2381,183 @@ _SEEN = (
     )
 )
 
+_DECLARED = (
+    _of(
+        "data/admission.py",
+        "data/test_admission.py",
+        (
+            "Whether an image is in two sets is told to whoever runs the admission",
+            "        identity = spool.identity()\n    write_digests",
+            "        identity = spool.identity()\n    if findings:\n"
+            "        raise SensitiveDataProblem(_UNUSABLE, findings)\n    write_digests",
+            "test_an_image_in_both_sources_is_the_stewards_to_know_and_changes_nothing_else",
+        ),
+        (
+            "Copies of training images are tested on",
+            'if split == "test" and source.digests[row] in seen:',
+            'if split == "test" and source.digests[row] in seen and held_out is not None:',
+            "test_copies_of_a_training_image_are_not_among_the_test_images",
+        ),
+        (
+            "The public number of test images tells how many are copies",
+            'num_test=len(held_out.labels) if test else sizes["test"],',
+            'num_test=len(held_out.labels) - len(findings) if test else sizes["test"],',
+            "test_an_image_in_both_sources_is_the_stewards_to_know_and_changes_nothing_else",
+        ),
+        (
+            "A test image has no mark, and may be published as a public one",
+            "mark([*spool.digests, *held_out.digests], key_for(MARKS))",
+            "mark(spool.digests, key_for(MARKS))",
+            "test_every_sensitive_image_has_a_mark_that_tells_nothing_without_the_key",
+        ),
+    )
+    + _of(
+        "data/marks.py",
+        "data/test_admission.py",
+        (
+            "Marks of single images are plain digests",
+            "hmac.digest(key, digest, hashlib.sha256)",
+            "hashlib.sha256(digest).digest()",
+            "test_every_sensitive_image_has_a_mark_that_tells_nothing_without_the_key",
+        ),
+    )
+    + _of(
+        "declared.py",
+        "test_declared.py",
+        (
+            "Runs of another form of admission than was granted are let in",
+            "if fixed != form_of(config):",
+            "if False:",
+            "test_a_run_of_another_form_of_admission_than_was_granted_is_refused_by_public_numbers_alone"
+            "[sensitive.test_fraction=0.21]",
+        ),
+        (
+            "The test source is no part of what is granted",
+            '"test": None if config.test is None else config.test.model_dump(mode="json"),',
+            '"test": None,',
+            "test_a_run_of_another_form_of_admission_than_was_granted_is_refused_by_public_numbers_alone[test source]",
+        ),
+        (
+            "Whoever runs a public set is told whether it holds a sensitive image",
+            "    if not _admitted_sets(store):\n        return\n",
+            "    key = key_for(store, MARKS)\n"
+            "    seen = {one for admit in _admitted_sets(store) for one in read_digests(admit.local(MARKS_FILE))}\n"
+            "    if not seen & set(mark(read_digests(folder / DIGESTS_FILE), key)):\n        return\n",
+            "test_whether_one_public_image_is_sensitive_is_told_to_the_steward_only",
+        ),
+        (
+            "The sensitive set is taken for a public one",
+            "    if not _admitted_sets(store):\n        return\n",
+            "    return\n",
+            "test_the_sensitive_set_itself_does_not_become_a_public_artifact",
+        ),
+        (
+            "The steward is not told of sensitive images among public ones",
+            "if one in private_marks]",
+            "if one is None]",
+            "test_whether_one_public_image_is_sensitive_is_told_to_the_steward_only",
+        ),
+        (
+            "A charge takes any public set",
+            "not in declared for other in public):",
+            "is None for other in public):",
+            "test_no_charge_for_a_generator_of_a_public_set_that_was_never_declared",
+        ),
+    )
+    + _of(
+        "granting.py",
+        "test_declared.py",
+        (
+            "What speaks against a grant is not looked at",
+            "    check_findings(admit, partial(write_private, run.store))\n",
+            "",
+            "test_a_test_source_with_a_training_image_is_refused_at_the_grant_and_which_is_private",
+        ),
+    )
+    + _of(
+        "rollback.py",
+        "test_rollback.py",
+        (
+            "A ledger that lacks what artifacts name is believed",
+            "        if missing:\n",
+            "        if False:\n",
+            "test_what_artifacts_name_is_missed_before_anything_was_released",
+        ),
+        (
+            "A ledger that lacks what certificates name is believed",
+            "if digests[: len(certified)] != certified:",
+            "if False:",
+            "test_without_its_last_entry_the_ledger_differs_from_the_certificate",
+        ),
+    )
+    + _of(
+        "privacy/chain.py",
+        "test_rollback.py",
+        (
+            "Heads are not kept in the second place",
+            "                self._witness.note(entry)\n",
+            "",
+            "test_heads_in_a_second_place_show_a_cut_that_left_no_other_trace",
+        ),
+        (
+            "Heads in the second place are not looked at",
+            "            self._witness.check(self._entries)\n",
+            "",
+            "test_a_witness_that_begins_later_checks_from_there_and_an_edit_is_found",
+        ),
+    )
+    + _of(
+        "charging.py",
+        "test_release.py",
+        (
+            "The ledger does not record that noise can be made again",
+            "            guarantee=random.guarantee,\n        )\n        attempt = 1\n",
+            "        )\n        attempt = 1\n",
+            "test_noise_that_somebody_can_make_again_is_not_certified_by_an_edited_word",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "test_release.py",
+        (
+            "What the store never published is verified",
+            '        wrong.append(f"the store published no such release',
+            '        list(f"the store published no such release',
+            "test_what_the_store_did_not_publish_is_not_verified_though_every_digest_fits",
+        ),
+        (
+            "What artifacts say of their noise is not looked at",
+            'elif (found := artifact.read_json(RELEASED[stage])["guarantee"]) != "differential privacy":',
+            'elif (found := "") != "":',
+            "test_an_artifact_that_says_that_its_noise_can_be_made_again_does_not_verify",
+        ),
+        (
+            "A certificate may leave out the last entries about its own mechanisms",
+            'wrong += [f"entry {number} is about its own mechanisms, and was left out" for number in left_out]',
+            "wrong += []",
+            "test_entries_about_its_own_mechanisms_that_are_left_out_are_missed",
+        ),
+    )
+    + _of(
+        "release/signature.py",
+        "test_release.py",
+        (
+            "A signature of another certificate is accepted",
+            "        key.verify(raw, _signed(certificate))\n",
+            "        pass\n",
+            "test_a_signature_of_another_certificate_or_key_or_none_fails",
+        ),
+        (
+            "A signature by another key is accepted",
+            "    if stated != key.public_bytes(Encoding.Raw, PublicFormat.Raw):",
+            "    if False:",
+            "test_a_signature_of_another_certificate_or_key_or_none_fails",
+        ),
+    )
+)
+
 MUTANTS: tuple[Mutant, ...] = (
+    *_DECLARED,
     *_CLIPPING,
     *_ENGINES,
     *_STEP,
