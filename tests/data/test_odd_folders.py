@@ -16,7 +16,6 @@ from privimage.data.admission import SensitiveDataProblem, admit_public, admit_s
 from privimage.data.fingerprint import source_fingerprint
 from privimage.data.sources import Source, open_source
 from privimage.errors import DataError
-
 from tests.data.test_admission import sensitive
 
 Make = Callable[..., Path]
@@ -46,7 +45,16 @@ def refusals(source: Source) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "#recycle", "__MACOSX", ".@__thumb", "RECYCLER"],
+    [
+        "@eaDir",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "#recycle",
+        "__MACOSX",
+        ".@__thumb",
+        "RECYCLER",
+    ],
 )
 def test_what_a_system_leaves_behind_is_no_class_and_no_image(tmp_path: Path, make_folder: Make, name: str) -> None:
     root = make_folder(tmp_path / "in", per_class=2)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from privimage.config import ImageConfig
 from privimage.data.decode import canonical, decode, open_image, pixel_digest
