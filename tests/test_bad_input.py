@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import zlib
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from privimage.store.backends import LocalBackend
 from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place, png, write_images
@@ -124,6 +126,41 @@ def test_a_sensitive_file_that_is_no_usable_image_is_named_in_private_only(
     assert reason in details
 
 
+def test_what_a_library_says_of_a_sensitive_file_stands_in_private_only(
+    refused: Refused, images: Path, granted_copy: Place, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    file = images / "anna" / f"{NAME_ON_FILES}.tif"
+    Image.fromarray(pixels).save(file, compression="tiff_adobe_deflate")
+    data = bytearray(file.read_bytes())
+    data[600:606] = bytes(6)
+    file.write_bytes(data)
+    with (tmp_path / "stderr").open("wb") as stderr:
+        before = os.dup(2)
+        os.dup2(stderr.fileno(), 2)
+        try:
+            complaint = refused(sensitive(images))
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+    assert "which ones is private" in complaint
+    assert (tmp_path / "stderr").read_bytes() == b""
+    assert "[ZIPDecode: " in private_details(granted_copy)
+
+
+def test_a_sensitive_file_whose_name_is_no_utf8_is_named_in_private(
+    refused: Refused, images: Path, granted_copy: Place
+) -> None:
+    Path(os.fsdecode(os.fsencode(images / "anna") + b"/Gr\xfcn.png")).write_bytes(b"")
+    assert f"{granted_copy.folder}/private/problems/" in refused(sensitive(images))
+    assert r"anna/Gr\udcfcn.png: the file is empty" in private_details(granted_copy)
+
+
+def test_a_class_whose_name_is_no_utf8_is_refused_before_anything_is_charged(refused: Refused, images: Path) -> None:
+    shutil.copytree(images / "anna", os.fsdecode(os.fsencode(images) + b"/Gr\xfcn"))
+    assert "has a class whose name is not UTF-8" in refused(sensitive(images))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(TRUNCATED, "truncated"), (b"text\n", "not an image"), (bomb(), "megapixels")],
@@ -185,6 +222,14 @@ def test_a_delta_of_one_over_the_number_of_images_or_more(refused: Refused) -> N
 def test_more_categories_than_there_are(refused: Refused) -> None:
     complaint = refused("selection.categories_per_class=21")
     assert "asks for 63 categories for 3 classes, but the public set has 62: lower it to at most 20" in complaint
+
+
+def test_more_classes_than_there_are_categories(refused: Refused, tmp_path: Path) -> None:
+    few = write_images(tmp_path / "few", classes=("one", "two"), per_class=10)
+    complaint = refused(public(few), "selection.categories_per_class=1")
+    assert "asks for 3 categories for 3 classes, but the public set has 2" in complaint
+    assert "give a public set with 3 categories or more" in complaint and "selection.strategy to all" in complaint
+    assert "at most 0" not in complaint
 
 
 def test_more_votes_than_there_are_categories(refused: Refused) -> None:

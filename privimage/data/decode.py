@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from privimage.data.depth import full_range, is_deep_colour, largest_bits
+from privimage.data.depth import full_range, is_deep_colour, largest_bits, states_its_range
 from privimage.data.foreign import foreign_format
 from privimage.data.metadata import check_one_picture, orientation, without_metadata
 from privimage.data.problems import REPAIR, UnusableImage
@@ -113,10 +113,10 @@ def _read(data: bytes, bits: int | None) -> tuple[Image.Image, int | None]:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large()
     check_one_picture(image)
-    deep_colour = is_deep_colour(image)
+    deep_colour, is_stated = is_deep_colour(image), states_its_range(image)
     image.load()
     turn = orientation(image)
-    ranged, used_bits = (image, largest_bits(image, bits)) if deep_colour else full_range(image, bits)
+    ranged, used_bits = (image, largest_bits(image, bits)) if deep_colour else full_range(image, bits, is_stated)
     return ranged if turn is None else ranged.transpose(turn), used_bits
 
 

@@ -15,23 +15,32 @@ from PIL import Image
 
 from privimage.data.problems import UnusableImage
 
-__all__ = ["STATE_BITS", "full_range", "is_deep_colour", "largest_bits", "unclear_range"]
+__all__ = ["STATE_BITS", "full_range", "is_deep_colour", "largest_bits", "states_its_range", "unclear_range"]
 
 STATE_BITS = "Say in the source's `bits` how many bits gray values use, such as 12; 16 says that they use them all."
 _SAVE_8_BITS = "Save the images with 8 bits a channel."
 _FULL = 65535
 _MANY = 12  # a picture that uses fewer bits than these has less than a sixteenth of the brightness of a bright one
 
-# Pillow's readers of these bring the values to 16 bits themselves, by the range that the file states.
-_SCALED_BY_PILLOW = ("PPM", "JPEG2000")
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
 
-def full_range(image: Image.Image, bits: int | None) -> tuple[Image.Image, int | None]:
+def states_its_range(image: Image.Image) -> bool:
+    """Whether an image that is not loaded yet is one whose file states the largest value, as PGM does, and which Pillow brings
+    to 16 bits by it; 65535 says nothing, being what writers put there who do not know."""
+    return image.format == "PPM" and any(
+        tile[0] != "raw" and _FULL not in tile[3] for tile in getattr(image, "tile", ())
+    )
+
+
+def full_range(image: Image.Image, bits: int | None, is_stated: bool = False) -> tuple[Image.Image, int | None]:
     """The image with gray values above 8 bits brought to 0..65535, white at the top, and what is transparent black.
 
     Other images come back as they are. The second value is how many bits the largest value needs, where that is worth
     knowing: gray values of more than 8 bits whose range neither the file nor the source states.
+
+    Args:
+        is_stated: that it `states_its_range`, so that `bits` is not asked.
 
     Raises:
         UnusableImage: a value beyond the bits that the source states; or float pixels with white at zero.
@@ -45,7 +54,7 @@ def full_range(image: Image.Image, bits: int | None) -> tuple[Image.Image, int |
     pixels = np.asarray(image).astype(np.int64)
     clear = pixels == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
     stated = bits
-    if image.format in _SCALED_BY_PILLOW:
+    if is_stated:
         stated = 16
     elif bits is None and tags:
         # TIFF alone can store 12 bits as 12 bits; 16 or 32 of them say nothing.
@@ -68,7 +77,9 @@ def full_range(image: Image.Image, bits: int | None) -> tuple[Image.Image, int |
 
 def is_deep_colour(image: Image.Image) -> bool:
     """Whether an image that is not loaded yet stores 16 bits a channel of which Pillow will keep the upper 8."""
-    return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return not image.mode.startswith("I") and any(
+        ";16" in str(tile[3]) or (image.format == "PPM" and _FULL in tile[3]) for tile in getattr(image, "tile", ())
+    )
 
 
 def largest_bits(image: Image.Image, bits: int | None) -> int | None:

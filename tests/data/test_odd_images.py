@@ -87,6 +87,14 @@ def test_what_a_file_states_itself_needs_no_statement() -> None:
         assert found.used_bits is None and packed.used_bits is None
 
 
+def test_a_file_that_states_sixteen_bits_for_twelve_is_asked_for_them() -> None:
+    twelve = np.rint(RAMP.astype(float) * 4095 / 255).astype(np.uint16)
+    pgm = b"P5 8 8 65535\n" + twelve.astype(">u2").tobytes()
+    for data in (pgm, stored(twelve, "JPEG2000")):
+        assert decode(data, GRAY).used_bits == 12
+        np.testing.assert_array_equal(decode(data, GRAY, 12).pixels[0], RAMP)
+
+
 @pytest.mark.parametrize(("top", "used"), [(255, 8), (4095, 12), (65535, 16), (0, 0)])
 def test_without_a_statement_it_is_told_how_many_bits_are_used(top: int, used: int) -> None:
     deep = np.zeros((8, 8), np.uint16)
@@ -119,6 +127,9 @@ def test_colour_of_sixteen_bits_tells_how_many_are_used_and_alpha_does_not_count
     assert decode(colour_png(dark), RGB).used_bits == 12
     assert decode(colour_png(dark[..., :3] * 16), RGB).used_bits == 16
     assert decode(colour_png(dark), RGB, 16).used_bits is None
+    ppm = b"P6 8 8 65535\n" + dark[..., :3].astype(">u2").tobytes()
+    assert int(decode(ppm, RGB).used_bits or 16) < 16
+    assert decode(ppm.replace(b"65535", b"4095"), RGB).used_bits is None
     with pytest.raises(UnusableImage, match="of which 12 are used"):
         decode(colour_png(dark), RGB, 12)
 

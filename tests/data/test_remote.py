@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3fs
@@ -65,6 +66,60 @@ def test_an_empty_folder_marker_stays_a_class(
     fs.call_s3("put_object", Bucket=bucket.removeprefix("s3://"), Key="pets/emu/", Body=b"")
     source = open_source(FolderSource(path=f"{bucket}/pets"))
     assert source.class_names == ("cat", "dog", "emu") and len(source) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "classes", "refused"),
+    [
+        (["ant/a b.png", "ant/a+b.png", "ant/a%20b.png", "ant/100%.png", "bee/1.png"], ("ant", "bee"), []),
+        (["ant/a#b.png", "ant/a?b.png", "ant/\u00e9.png", "ant/e\u0301.png", "bee/1.png"], ("ant", "bee"), []),
+        (["ant/[1].png", "ant/*.png", "ant/{a,b}.png", "bee/1.png"], ("ant", "bee"), []),
+        (["ant//1.png", "/ant/2.png", "bee/1.png"], ("ant", "bee"), []),
+        (["./ant/1.png", "ant/./2.png", "bee/1.png"], ("ant", "bee"), []),
+        (["./ant/1.png", "ant/1.png", "bee/1.png"], ("ant", "bee"), ["ant/1.png", "ant/1.png"]),
+        (["../ant/1.png", "ant/2.png", "bee/1.png"], ("ant", "bee"), ["../ant/1.png"]),
+        (["ant\\1.png", "ant/2\\3.png", "bee/1.png"], ("ant", "bee"), ["ant\\1.png"]),
+        (["ant", "ant/1.png", "bee/1.png"], ("ant", "bee"), ["ant"]),
+        (["ant/", "ant/1.png", "bee/1.png"], ("ant", "bee"), ["ant"]),
+        (["1.png", "ant/1.png", "bee/1.png"], ("ant", "bee"), ["1.png"]),
+    ],
+    ids=[
+        *(
+            "blanks and percent",
+            "hash and Unicode",
+            "glob letters",
+            "slashes",
+            "dots",
+            "one path twice",
+            "out of the folder",
+        ),
+        *("backslashes", "a file and a folder", "a marker with content", "beside the classes"),
+    ],
+)
+def test_every_object_of_a_bucket_is_an_image_or_is_refused_by_name(
+    bucket: str,
+    fs: s3fs.S3FileSystem,
+    as_png: Callable[..., bytes],
+    make_picture: Callable[..., Any],
+    keys: list[str],
+    classes: tuple[str, ...],
+    refused: list[str],
+) -> None:
+    for number, key in enumerate(keys):
+        body = as_png(make_picture(number))
+        fs.call_s3("put_object", Bucket=bucket.removeprefix("s3://"), Key=f"in/{key}", Body=body)
+    source = open_source(FolderSource(path=f"{bucket}/in"))
+    assert source.class_names == classes
+    items = list(source)
+    assert len(source) == len(items) == len(keys)
+    found, pictures = [], set()
+    for item in items:
+        try:
+            pictures.add(item.load().tobytes())
+        except DataError:
+            found.append(item.path)
+    assert found == refused
+    assert len(pictures) == len(keys) - len(refused)
 
 
 def test_missing_buckets_and_folders_are_data_errors(bucket: str) -> None:

@@ -171,6 +171,12 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, layout: str) -> Non
         (["A", "a"], ["0-A", "1-a"]),
         (["T-shirt/top"], ["0-T-shirt_top"]),
         (["..", "../../etc"], ["0-_", "1-_etc"]),
+        (["AUX", "CON", "NUL"], ["0-AUX", "1-CON", "2-NUL"]),
+        (["com1", "lpt1"], ["0-com1", "1-lpt1"]),
+        (["aux.old", "con .b"], ["0-aux_old", "1-con_b"]),
+        (["auxiliary", "console"], ["auxiliary", "console"]),
+        (["a" * 64, "b"], ["a" * 64, "b"]),
+        (["a" * 65, "b"], [f"0-{'a' * 64}", "1-b"]),
         ([str(number) for number in range(11)], [f"{number:02d}-{number}" for number in range(11)]),
     ],
 )

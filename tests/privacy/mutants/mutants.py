@@ -1634,6 +1634,163 @@ _DATA = _of(
     ),
 )
 
+_FILES = (
+    _of(
+        "data/admission.py",
+        "data/test_private_decoder.py",
+        (
+            "Sensitive images are decoded where their C libraries speak to everybody",
+            "_prepared_privately(train, decoder)",
+            "_prepared_privately(train, partial(decode, config=image))",
+            "test_what_libtiff_says_of_a_sensitive_file_is_in_the_private_list_alone",
+        ),
+        (
+            "Sensitive test images are decoded where their C libraries speak to everybody",
+            "_prepared_privately(test, decoder)",
+            "_prepared_privately(test, partial(decode, config=image))",
+            "test_what_libtiff_says_of_a_sensitive_file_is_in_the_private_list_alone",
+        ),
+    )
+    + _of(
+        "data/listing.py",
+        "data/test_odd_zips.py",
+        (
+            "Of two files of one path both count",
+            "if times[file.path] > 1",
+            "if times[file.path] > 2",
+            "test_two_members_of_one_path_are_both_refused",
+        ),
+        (
+            "What lies below ./ is taken for hidden",
+            'if part not in ("", ".")]',
+            "if part]",
+            "test_members_below_dot_slash_are_where_they_are_without",
+        ),
+    )
+    + _of(
+        "data/folder_source.py",
+        "data/test_odd_folders.py",
+        (
+            "What lies beside the class folders is dropped in silence",
+            "        elif not is_about_the_set(file.path):\n",
+            "        elif False:\n",
+            "test_texts_about_the_set_may_lie_beside_the_classes_and_nothing_else",
+        ),
+    )
+    + _of(
+        "data/local_files.py",
+        "data/test_odd_folders.py",
+        (
+            "Links that lead in circles are followed",
+            "            if identity in inside:\n",
+            "            if len(inside) > 5:\n",
+            "test_links_that_lead_in_circles_are_refused_and_no_image_counts_twice",
+        ),
+    )
+    + _of(
+        "data/metadata.py",
+        "data/test_odd_images.py",
+        (
+            "Of several pages all but the first are dropped in silence",
+            'if image.format in _FRAMES_OF_ONE or getattr(image, "n_frames", 1) == 1:',
+            "if True:",
+            "test_a_file_of_several_pages_is_refused_and_not_cut_to_the_first",
+        ),
+    )
+    + _of(
+        "data/decode.py",
+        "data/test_odd_images.py",
+        (
+            "A gray picture that is saved as RGB is another one",
+            "if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():",
+            "if False:",
+            "test_a_gray_picture_has_one_digest_in_every_mode",
+        ),
+        (
+            "A picture with an alpha channel that is opaque is another one",
+            'np.asarray(flat if flat.mode in ("L", "RGB") else flat.convert("RGB"))',
+            'np.asarray(image if image.mode == "RGBA" else flat.convert("RGB"))',
+            "test_a_gray_picture_has_one_digest_in_every_mode",
+        ),
+    )
+    + _of(
+        "data/class_names.py",
+        "data/test_class_names.py",
+        (
+            "Two Unicode forms of one name are two classes",
+            "    return composed(",
+            "    return str(",
+            "test_names_that_look_the_same_are_refused",
+        ),
+        (
+            "A class name that is no UTF-8 is found after the charge",
+            'unicodedata.category(character) == "Cs"',
+            'unicodedata.category(character) == "Cn"',
+            "test_a_name_that_cannot_be_published_is_refused_by_every_source",
+        ),
+    )
+    + _of(
+        "data/clutter.py",
+        "data/test_odd_folders.py",
+        (
+            "A network storage's small copies count as images",
+            '"@eadir", ',
+            "",
+            "test_what_a_system_leaves_behind_is_no_class_and_no_image",
+        ),
+    )
+    + _of(
+        "data/structure.py",
+        "data/test_odd_folders.py",
+        (
+            "Test images become training images of a class called test",
+            "    if len(splits) > 1 or twice or alone:\n",
+            "    if False:\n",
+            "test_splits_above_the_classes_are_refused_with_the_setting_that_names_one",
+        ),
+    )
+    + _of(
+        "data/parquet_files.py",
+        "data/test_odd_parquet.py",
+        (
+            "The files of a test split become training images",
+            "        if len(set(splits.values())) > 1:\n",
+            "        if False:\n",
+            "test_splits_in_one_folder_are_refused_with_the_setting_that_names_one",
+        ),
+    )
+    + _of(
+        "data/parquet_source.py",
+        "data/test_odd_parquet.py",
+        (
+            "A message names a file of a folder of sensitive tables",
+            'raise DataError(f"{origin} is no readable Parquet file',
+            'raise DataError(f"{file} is no readable Parquet file',
+            "test_no_message_names_a_file_of_a_folder",
+        ),
+    )
+    + _of(
+        "data/problems.py",
+        "data/test_private_list.py",
+        (
+            "A file name can write lines of its own into the private list",
+            'in ("Cc", "Cs", "Zl", "Zp")',
+            'in ("Cs",)',
+            "test_a_name_is_one_line_whatever_it_holds",
+        ),
+    )
+    + _of(
+        "stages/admission.py",
+        "test_bad_input.py",
+        (
+            "The message says what is wrong with which sensitive file",
+            'raise DataError(f"{problem} Details, which are private, are in {place}")',
+            'raise DataError(f"{problem} {problem.details} are in {place}")',
+            "test_a_sensitive_file_that_is_no_usable_image_is_named_in_private_only",
+        ),
+    )
+)
+
 _RELEASE = _of(
     "release/certificate.py",
     "test_runner.py",
@@ -2586,6 +2743,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_RUNNER,
     *_STAGES,
     *_DATA,
+    *_FILES,
     *_RELEASE,
     *_REPORTS,
     *_VALIDATION,
