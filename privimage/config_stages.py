@@ -514,7 +514,11 @@ class Performance(Section):
         default=2, ge=1, le=1024, title="Number of workers", description="Processes of a cluster on this machine."
     )
     checkpoint_seconds: float = Field(
-        default=120.0, ge=0, le=86_400, title="Checkpoint seconds", description="Time between checkpoints of training."
+        default=120.0,
+        ge=0,
+        le=86_400,
+        title="Checkpoint seconds",
+        description="Time between checkpoints of pre-training. Fine-tuning is saved every `finetune.checkpoint_steps`.",
     )
     checkpoint_steps: int | None = Field(
         default=None,

@@ -37,6 +37,7 @@ from privimage.privacy.renyi import renyi_epsilon
 __all__ = [
     "LARGEST_LOSS",
     "calibrate_noise_multiplier",
+    "delta_of_course",
     "deltas_of",
     "epsilon_of",
     "epsilon_of_plan",
@@ -45,6 +46,7 @@ __all__ = [
     "event_shape",
     "event_to_json",
     "is_accountable",
+    "lost_attempts",
 ]
 
 LARGEST_LOSS = 300.0
@@ -55,6 +57,8 @@ _FINEST_GRID = 2.0**-20
 _MOST_POINTS = 2e5
 _SMALLEST_EPSILON = 1e-2
 _NOISE_TOLERANCE = 2e-5
+# Of delta, for all courses together in which something is lost.
+_LOST_SHARE = 2.0**-10
 
 
 def epsilon_of(events: Sequence[dpa.DpEvent], delta: float) -> float:
@@ -68,16 +72,38 @@ def epsilon_of(events: Sequence[dpa.DpEvent], delta: float) -> float:
     return _epsilon(texts, delta * (1 - numerics.DELTA_SHARE)) + numerics.EPSILON if texts else 0.0
 
 
-def epsilon_of_plan(own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent], delta: float) -> float:
+def epsilon_of_plan(
+    own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent], delta: float, *, lost: int = 0, lost_before: int = 0
+) -> float:
     """Epsilon (upper bound) at `delta` of `own`, which were fixed together in advance, and of `builds_on` before them.
 
     Events that were fixed in advance compose tightly. What was chosen after the results of others were seen does not:
     there the privacy loss distribution of the composition is no bound. So the two groups get half of delta each, and
     their epsilons are added, which holds for any adaptive choice.
+
+    Args:
+        lost, lost_before: attempts in each group whose result was lost, and which were made again (see `delta_of_course`).
     """
     if not builds_on:
-        return epsilon_of(own, delta)
-    return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)
+        return epsilon_of(own, delta_of_course(delta, lost))
+    return epsilon_of(own, delta_of_course(delta / 2, lost)) + epsilon_of(
+        builds_on, delta_of_course(delta / 2, lost_before)
+    )
+
+
+def delta_of_course(delta: float, lost: int) -> float:
+    """The share of delta for the course of a plan in which so many attempts were lost and made again.
+
+    That an attempt is lost may depend on its result, and fine-tuning's noise then follows from how many were. But each course
+    is a composition that was fixed in advance, and exactly one happens: if each keeps epsilon at its share of delta, and the
+    shares add up to delta, the plan keeps (epsilon, delta). Proof in docs/privacy.md, "Several courses of a plan".
+    """
+    return delta * (1 - _LOST_SHARE) if lost == 0 else delta * _LOST_SHARE * 2.0**-lost
+
+
+def lost_attempts(stages: Sequence[str]) -> int:
+    """How many attempts a group of charges lost, from the stage of each: in one course a stage is charged once."""
+    return len(stages) - len(set(stages))
 
 
 @lru_cache(maxsize=1024)

@@ -34,6 +34,7 @@ from privimage.privacy.accounting import (
     event_in_words,
     event_shape,
     event_to_json,
+    lost_attempts,
 )
 from privimage.privacy.entry import Entry
 from privimage.privacy.mechanisms import RELATION
@@ -345,8 +346,13 @@ def _cost(
 ) -> float:
     """Epsilon of a plan with its reservations, and `more`; what any of them was built on stays part of it."""
     paid = set(builds_on).union(*(entry.body["plan"]["builds_on"] for entry in own))
+    before = [reservations[member] for member in sorted(paid)]
     return epsilon_of_plan(
-        [entry.event for entry in own] + list(more), [reservations[member].event for member in sorted(paid)], delta
+        [entry.event for entry in own] + list(more),
+        [entry.event for entry in before],
+        delta,
+        lost=lost_attempts([entry.body["stage"] for entry in own]),
+        lost_before=lost_attempts([entry.body["stage"] for entry in before]),
     )
 
 

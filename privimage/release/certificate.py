@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dp_accounting as dpa
@@ -12,10 +13,10 @@ from privimage import __version__
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
-from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
+from privimage.privacy.accounting import delta_of_course, epsilon_of, epsilon_of_plan, lost_attempts
 from privimage.privacy.budget import reservations_of, spent_by, without_guarantee
 from privimage.privacy.entry import Entry
-from privimage.privacy.events import event_in_words, event_to_json, times, without_cap
+from privimage.privacy.events import event_from_json, event_in_words, event_to_json, times, without_cap
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.code import code_digest
@@ -27,10 +28,12 @@ __all__ = [
     "SCHEMA",
     "UNIT",
     "CrossCheck",
+    "Groups",
     "build_certificate",
     "certified_interval",
     "config_digest",
     "fits_generator",
+    "groups_of",
     "images_in_words",
     "in_words",
     "interval_in_words",
@@ -129,9 +132,8 @@ def build_certificate(
             "certificate tells of another kind."
         )
     delta = config.privacy.delta
-    builds_on = [events[paid] for paid in plan["builds_on"]]
-    own = [event for paid, event in events.items() if paid not in plan["builds_on"]]
-    computed = epsilon_of_plan(own, builds_on, delta)
+    groups = groups_of(mechanisms, plan["builds_on"])
+    computed = epsilon_of_plan(groups.own, groups.builds_on, delta, lost=groups.lost, lost_before=groups.lost_before)
     stated = (config.privacy.epsilon, config.privacy.delta)
     if (plan["epsilon"], plan["delta"]) != stated or computed > config.privacy.epsilon * (1 + 1e-9):
         raise PrivacyRefused(
@@ -148,7 +150,7 @@ def build_certificate(
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
         "epsilon_computed": computed,
-        "epsilon_certified_interval": certified_interval(own, builds_on, delta, cross_check),
+        "epsilon_certified_interval": certified_interval(groups, delta, cross_check),
         "accountant": "dp_accounting PLD, pessimistic",
         "relation": RELATION.name,
         "relation_in_words": RELATION_IN_WORDS,
@@ -213,16 +215,40 @@ def config_digest(config: RunConfig) -> str:
     return hashlib.sha256(canonical_json(config.model_dump(mode="json", exclude={"performance"}))).hexdigest()
 
 
-def certified_interval(
-    own: Sequence[dpa.DpEvent], builds_on: Sequence[dpa.DpEvent], delta: float, cross_check: CrossCheck
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """The events of a certificate's plan, those that it builds on, and how many attempts in each were lost."""
+
+    own: list[dpa.DpEvent]
+    builds_on: list[dpa.DpEvent]
+    lost: int
+    lost_before: int
+
+
+def groups_of(mechanisms: Sequence[Mapping[str, Any]], builds_on: Sequence[str]) -> Groups:
+    """From the mechanisms as a certificate lists them, and the entries that its plan builds on."""
+    listed = {mechanism["ledger_entry"]["id"]: mechanism for mechanism in mechanisms}
+    before = [listed[paid] for paid in builds_on]
+    own = [mechanism for paid, mechanism in listed.items() if paid not in builds_on]
+    return Groups(
+        own=[event_from_json(mechanism["event"]) for mechanism in own],
+        builds_on=[event_from_json(mechanism["event"]) for mechanism in before],
+        lost=lost_attempts([mechanism["stage"] for mechanism in own]),
+        lost_before=lost_attempts([mechanism["stage"] for mechanism in before]),
+    )
+
+
+def certified_interval(groups: Groups, delta: float, cross_check: CrossCheck) -> dict[str, Any]:
     """What the second accountant certifies of a plan's epsilon; both bounds None, and why, where it can certify none.
 
     Groups are added at half of delta each, as in `accounting.epsilon_of_plan`.
     """
-    groups = [(own, delta / 2), (builds_on, delta / 2)] if builds_on else [(own, delta)]
+    share = delta / 2 if groups.builds_on else delta
+    pairs = [(groups.own, delta_of_course(share, groups.lost))]
+    if groups.builds_on:
+        pairs.append((groups.builds_on, delta_of_course(share, groups.lost_before)))
     try:
-        bounds = [cross_check(events, share) for events, share in groups]
+        bounds = [cross_check(events, part) for events, part in pairs]
     except PrivacyRefused as error:
         return {"lower": None, "upper": None, "accountant": "Opacus PRV", "absent_because": str(error)}
     lower, upper = (sum(bound[side] for bound in bounds) for side in (0, 1))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
-import dp_accounting as dpa
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,9 +31,11 @@ from privimage.release.certificate import (
     RELEASED,
     SCHEMA,
     UNIT,
+    Groups,
     certified_interval,
     config_digest,
     fits_generator,
+    groups_of,
     images_in_words,
     in_words,
     interval_in_words,
@@ -196,14 +197,14 @@ def _check_promise(certificate: Mapping[str, Any]) -> Check:
 
 
 def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
-    own, builds_on = _events(certificate)
-    found = epsilon_of_plan(own, builds_on, certificate["delta"])
+    groups = groups_of(certificate["mechanisms"], certificate["plan"]["builds_on"])
+    found = _epsilon(groups, certificate["delta"])
     stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
     validated = {"validate"} if "num_validation_images" in certificate else set()
     # Certificates of earlier versions do not say how public images were selected: it was by the query.
     queried = {"query"} if certificate.get("selection", "semantic") == "semantic" else set()
     summed = {"central"} if certificate.get("central_images", False) else set()
-    whole = stages == {"finetune"} | queried | summed | validated and len(own) + len(builds_on) == len(
+    whole = stages == {"finetune"} | queried | summed | validated and len(groups.own) + len(groups.builds_on) == len(
         certificate["mechanisms"]
     )
     # Nor of which kind the generator is: there was none yet that is not fine-tuned in steps.
@@ -234,12 +235,8 @@ def _says_what_it_is(mechanism: Mapping[str, Any], delta: float) -> bool:
     return alone and mechanism["in_words"] == event_in_words(event)
 
 
-def _events(certificate: Mapping[str, Any]) -> tuple[list[dpa.DpEvent], list[dpa.DpEvent]]:
-    """The plan's own events, and those that it builds on."""
-    events = {m["ledger_entry"]["id"]: event_from_json(m["event"]) for m in certificate["mechanisms"]}
-    paid_before = certificate["plan"]["builds_on"]
-    own = [event for paid, event in events.items() if paid not in paid_before]
-    return own, [events[paid] for paid in paid_before]
+def _epsilon(groups: Groups, delta: float) -> float:
+    return epsilon_of_plan(groups.own, groups.builds_on, delta, lost=groups.lost, lost_before=groups.lost_before)
 
 
 def _check_second_accountant(certificate: Mapping[str, Any]) -> Check:
@@ -250,16 +247,16 @@ def _check_second_accountant(certificate: Mapping[str, Any]) -> Check:
     except ImportError as error:
         why = f"the independent accountant (Opacus) cannot be loaded here ({error}): epsilon rests on the first one"
         return Check(step=step, outcome="skipped", why=why)
-    own, builds_on = _events(certificate)
+    groups = groups_of(certificate["mechanisms"], certificate["plan"]["builds_on"])
     stated = certificate["epsilon_certified_interval"]
-    interval = certified_interval(own, builds_on, certificate["delta"], prv_interval)
+    interval = certified_interval(groups, certificate["delta"], prv_interval)
     if interval["lower"] is None and stated["lower"] is None:
         why = f"epsilon rests on the first accountant alone. {interval['absent_because']}"
         return Check(step=step, outcome="skipped", why=why)
     differ = any((stated[side] is None) != (interval[side] is None) for side in ("lower", "upper")) or any(
         abs(stated[side] - interval[side]) > _SAME_BOUND * interval[side] for side in ("lower", "upper")
     )
-    found = epsilon_of_plan(own, builds_on, certificate["delta"])
+    found = _epsilon(groups, certificate["delta"])
     computed = f"computed anew, the bounds on epsilon of an independent accountant are {interval_in_words(interval)}"
     return _check(
         step,

@@ -17,7 +17,13 @@ from privimage.preflight import (
     planned_query,
     planned_validation,
 )
-from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of, event_shape
+from privimage.privacy.accounting import (
+    calibrate_noise_multiplier,
+    delta_of_course,
+    epsilon_of,
+    event_shape,
+    lost_attempts,
+)
 from privimage.privacy.budget import Plan
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
@@ -229,11 +235,14 @@ def finetune_plan(
     same = same and all(held[entry].body["plan"]["id"] == opened.id for entry in paid_ahead)
     if same and not rivals and not ledger.is_closed(opened.id):
         # Those of the plan whose result was lost, to a crash or a race, were charged as well.
-        prior = [entry.event for entry in members if entry.body["stage"] in AHEAD]
+        ahead = [entry for entry in members if entry.body["stage"] in AHEAD]
+        prior = [entry.event for entry in ahead]
         if [*prior, intended, *later] == list(opened.intends):
             return opened, finetune_mechanism(config, facts, noise_multiplier=_noise_multiplier(intended))
-        return opened, _calibrated(config, facts, prior, later, joined=True)
-    mechanism = _calibrated(config, facts, [held[entry].event for entry in paid_ahead], later, joined=False)
+        lost = lost_attempts([entry.body["stage"] for entry in ahead])
+        return opened, _calibrated(config, facts, prior, later, joined=True, lost=lost)
+    lost = lost_attempts([held[entry].body["stage"] for entry in paid_ahead])
+    mechanism = _calibrated(config, facts, [held[entry].event for entry in paid_ahead], later, joined=False, lost=lost)
     plan = Plan(
         id=plan_id(key),
         epsilon=target[0],
@@ -334,15 +343,20 @@ def _calibrated(
     later: Sequence[dpa.DpEvent],
     *,
     joined: bool,
+    lost: int = 0,
 ) -> DPSGDMechanism | ClassSumRounds:
     """Fine-tuning with the least noise for which it, what is released before and what comes later cost the run's epsilon
     (`epsilon_of_plan`).
 
     `joined`: they belong to one plan; else fine-tuning's plan, which holds what comes later too, builds on theirs.
+    `lost`: how many of the attempts before it were lost.
     """
     epsilon, delta, jointly = config.privacy.epsilon, config.privacy.delta, [*prior, *later]
-    if not joined:
-        epsilon, delta, jointly = epsilon - epsilon_of(prior, delta / 2), delta / 2, [*later]
+    if joined:
+        delta = delta_of_course(delta, lost)
+    else:
+        epsilon -= epsilon_of(prior, delta_of_course(delta / 2, lost))
+        delta, jointly = delta_of_course(delta / 2, 0), [*later]
         if epsilon <= 0:
             raise PrivacyRefused(
                 f"What this run builds on costs all of its epsilon {config.privacy.epsilon:g}: make a new one "

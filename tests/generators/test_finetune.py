@@ -18,7 +18,10 @@ from privimage.errors import ConfigError
 from privimage.generators.denoiser import Denoiser, from_pixels, noise_rows
 from privimage.generators.execution import Execution
 from privimage.generators.finetune import FinetuneState, finetune, start_state
+from privimage.generators.private_sum import PrivateSum
+from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
+from privimage.privacy.gradients.full_precision import full_float32
 from privimage.privacy.mechanisms import DPSGDMechanism
 
 NewDenoiser = Callable[..., Denoiser]
@@ -321,3 +324,44 @@ def test_each_draw_of_an_image_is_mirrored_by_a_coin_of_its_own_where_asked_for(
             assert 90 < int(mirrored.sum()) < 166 and {1, 2, 3} <= set(mirrored.tolist())
         else:
             assert not mirrored.any()
+
+
+def test_sums_are_computed_in_whole_float32_whatever_was_switched_on_outside(awake: NewDenoiser) -> None:
+    seen: set[tuple[str, bool]] = set()
+    denoiser = awake()
+    work = PrivateSum(
+        generator=denoiser,
+        config=FinetuneConfig(noise_samples=1),
+        max_grad_norm=1.0,
+        execution=Execution(rows_at_once=4),
+    )
+    work.to(torch.device("cpu"))
+    real = work._engine
+
+    class Watched:
+        def clipped_sum(self, *arguments: Any, **options: Any) -> ClippedSum:
+            seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return real.clipped_sum(*arguments, **options)
+
+    work._engine = Watched()  # type: ignore[assignment]
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        images, labels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+        weights = torch.cat([parameter.detach().flatten() for parameter in denoiser.parameters()])
+        work.share(weights, {"images": images, "labels": labels, "seed": torch.zeros(1, dtype=torch.int64)}, 0, 1)
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert seen == {("highest", False)}
+
+
+def test_a_variable_that_forces_tf32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    with pytest.raises(ConfigError, match="TF32"), full_float32():
+        pass
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "0")
+    with full_float32():
+        pass

@@ -21,12 +21,15 @@ from privimage.errors import ConfigError, LedgerBroken, PrivacyRefused
 from privimage.privacy import numerics
 from privimage.privacy.accounting import (
     calibrate_noise_multiplier,
+    delta_of_course,
     epsilon_of,
+    epsilon_of_plan,
     event_from_json,
     event_in_words,
     event_shape,
     event_to_json,
     is_accountable,
+    lost_attempts,
 )
 from privimage.privacy.crosscheck import prv_interval
 from privimage.privacy.ledger import check_grant
@@ -364,10 +367,30 @@ def test_at_the_smallest_delta_both_accountants_still_agree_to_a_thousandth(even
 @pytest.mark.parametrize("delta", [1e-15, 1e-30, 1e-100])
 def test_a_delta_below_all_bounds_has_a_looser_epsilon_and_no_overflow(delta: float) -> None:
     event = dp_sgd(2.0, 0.01, 100)
-    assert epsilon_of([event], SMALLEST_DELTA) < epsilon_of([event], delta) <= renyi_epsilon([event], delta)
+    assert epsilon_of([event], SMALLEST_DELTA) < epsilon_of([event], delta)
+    assert epsilon_of([event], delta) <= renyi_epsilon([event], delta * (1 - numerics.DELTA_SHARE)) + numerics.EPSILON
 
 
 def test_what_is_within_the_bounds_is_tried_all_the_same_before_it_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("privimage.privacy.ledger.is_accountable", lambda epsilon, delta: False)
     with pytest.raises(ConfigError, match="No run could be accounted with epsilon 1 at delta 1e-06"):
         check_grant(epsilon=1.0, delta=1e-6, num_images=1000)
+
+
+def test_the_shares_of_delta_of_all_courses_add_up_to_delta() -> None:
+    shares = [delta_of_course(DELTA, lost) for lost in range(60)]
+    assert sum(shares) == pytest.approx(DELTA, rel=1e-12)
+    assert shares[0] > 0.999 * DELTA and all(share > 0 for share in shares)
+
+
+def test_a_plan_in_which_an_attempt_was_lost_is_accounted_at_the_share_of_its_course() -> None:
+    """That it was lost may have depended on its result: the joint bound at the whole of delta is then none."""
+    again = epsilon_of_plan([QUERY, QUERY, dp_sgd(4.0)], [], DELTA, lost=1)
+    assert (
+        again
+        == epsilon_of([QUERY, QUERY, dp_sgd(4.0)], delta_of_course(DELTA, 1))
+        > epsilon_of_plan([QUERY, QUERY, dp_sgd(4.0)], [], DELTA)
+    )
+    before = epsilon_of_plan([dp_sgd(4.0)], [QUERY, QUERY], DELTA, lost_before=1)
+    assert before > epsilon_of_plan([dp_sgd(4.0)], [QUERY, QUERY], DELTA)
+    assert lost_attempts(["query", "query", "finetune"]) == 1 and lost_attempts(["query", "finetune"]) == 0

@@ -6,6 +6,7 @@ layers.py        the layers that it knows
 pieces.py        how per-image gradients are kept until all norms are known
 vectorised.py    the oracle: vmap of grad
 opacus_hooks.py  Opacus, for comparison
+full_precision.py  no TF32 or bfloat16 in sums, whatever was switched on outside
 rows.py          how images and noise draws lie in rows
 """
 
