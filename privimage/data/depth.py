@@ -28,9 +28,7 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 def states_its_range(image: Image.Image) -> bool:
     """Whether an image that is not loaded yet is one whose file states the largest value, as PGM does, and which Pillow brings
     to 16 bits by it; 65535 says nothing, being what writers put there who do not know."""
-    return image.format == "PPM" and any(
-        tile[0] != "raw" and _FULL not in tile[3] for tile in getattr(image, "tile", ())
-    )
+    return image.format == "PPM" and any(isinstance(given, tuple) and _FULL not in given for given in _decoding(image))
 
 
 def full_range(image: Image.Image, bits: int | None, is_stated: bool = False) -> tuple[Image.Image, int | None]:
@@ -78,8 +76,14 @@ def full_range(image: Image.Image, bits: int | None, is_stated: bool = False) ->
 def is_deep_colour(image: Image.Image) -> bool:
     """Whether an image that is not loaded yet stores 16 bits a channel of which Pillow will keep the upper 8."""
     return not image.mode.startswith("I") and any(
-        ";16" in str(tile[3]) or (image.format == "PPM" and _FULL in tile[3]) for tile in getattr(image, "tile", ())
+        ";16" in str(given) or (image.format == "PPM" and isinstance(given, tuple) and _FULL in given)
+        for given in _decoding(image)
     )
+
+
+def _decoding(image: Image.Image) -> list[object]:
+    """What Pillow gives to the decoders of an image that is not loaded yet: the mode in the file, alone or with more."""
+    return [tile[3] for tile in getattr(image, "tile", ())]
 
 
 def largest_bits(image: Image.Image, bits: int | None) -> int | None:

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from privimage.config import ImageConfig, ParquetSource, SensitiveConfig
-from privimage.data.admission import SensitiveDataProblem, admit_sensitive
+from privimage.data.admission import SensitiveDataProblem
 from privimage.data.fingerprint import source_fingerprint
 from privimage.data.sources import Source, open_source
 from privimage.errors import DataError
+from tests.data.test_admission import admit_sensitive
 
 Write = Callable[..., Path]
 

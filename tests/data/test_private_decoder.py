@@ -15,12 +15,12 @@ from PIL import Image
 
 from privimage.config import FolderSource, ImageConfig
 from privimage.data import private_decoder
-from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
+from privimage.data.admission import SensitiveDataProblem, admit_public
 from privimage.data.decode import decode
 from privimage.data.private_decoder import PrivateDecoder
 from privimage.data.problems import UnusableImage
 from privimage.errors import DataError, PrivimageError
-from tests.data.test_admission import sensitive
+from tests.data.test_admission import admit_sensitive, sensitive
 from tests.data.test_odd_images import stored
 
 GRAY = ImageConfig(resolution=8, channels=1)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from privimage.config import ImageConfig
-from privimage.data.admission import SensitiveDataProblem, admit_sensitive
+from privimage.data.admission import SensitiveDataProblem
 from privimage.data.problems import REPAIR, Problem, printable, private_list
-from tests.data.test_admission import everything_shown, sensitive
+from tests.data.test_admission import admit_sensitive, everything_shown, sensitive
 from tests.data.test_odd_images import pages
 
 

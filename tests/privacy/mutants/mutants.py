@@ -1640,14 +1640,8 @@ _FILES = (
         "data/test_private_decoder.py",
         (
             "Sensitive images are decoded where their C libraries speak to everybody",
-            "_prepared_privately(train, decoder)",
-            "_prepared_privately(train, partial(decode, config=image))",
-            "test_what_libtiff_says_of_a_sensitive_file_is_in_the_private_list_alone",
-        ),
-        (
-            "Sensitive test images are decoded where their C libraries speak to everybody",
-            "_prepared_privately(test, decoder)",
-            "_prepared_privately(test, partial(decode, config=image))",
+            "_prepared_privately(source, decoder)",
+            "_prepared_privately(source, partial(decode, config=image))",
             "test_what_libtiff_says_of_a_sensitive_file_is_in_the_private_list_alone",
         ),
     )
