@@ -47,6 +47,7 @@ class PrivateSum:
             precision=self.execution.precision,
         )
 
+    @full_float32()
     def share(self, weights: Tensor, job: Job, part: int, parts: int) -> Tensor:
         """The sum for the learner's parameters, in their order.
 
@@ -58,25 +59,24 @@ class PrivateSum:
         total = torch.zeros(sum(parameter.numel() for parameter in parameters.values()), device=weights.device)
         mine = range(part, -(-len(images) // BLOCK), parts)
         at_once = max(1, self.execution.rows_at_once // (BLOCK * self.config.noise_samples))
-        with full_float32():
-            for first in range(0, len(mine), at_once):
-                drawn = [
-                    self.generator.private_rows(
-                        images[block * BLOCK : (block + 1) * BLOCK],
-                        labels[block * BLOCK : (block + 1) * BLOCK],
-                        self.config,
-                        _generator(int(job["seed"]), block, self._device),
-                        whole,
-                    )
-                    for block in mine[first : first + at_once]
-                ]
-                total += self._engine.clipped_sum(
-                    parameters,
-                    [torch.cat(tensors) for tensors in zip(*drawn, strict=True)],
-                    draws=self.config.noise_samples,
-                    max_grad_norm=self.max_grad_norm,
-                    rows_at_once=self.execution.rows_at_once,
-                ).value
+        for first in range(0, len(mine), at_once):
+            drawn = [
+                self.generator.private_rows(
+                    images[block * BLOCK : (block + 1) * BLOCK],
+                    labels[block * BLOCK : (block + 1) * BLOCK],
+                    self.config,
+                    _generator(int(job["seed"]), block, self._device),
+                    whole,
+                )
+                for block in mine[first : first + at_once]
+            ]
+            total += self._engine.clipped_sum(
+                parameters,
+                [torch.cat(tensors) for tensors in zip(*drawn, strict=True)],
+                draws=self.config.noise_samples,
+                max_grad_norm=self.max_grad_norm,
+                rows_at_once=self.execution.rows_at_once,
+            ).value
         return total
 
     def check(self, channels: int, resolution: int) -> None:

@@ -86,9 +86,8 @@ def epsilon_of_plan(
     """
     if not builds_on:
         return epsilon_of(own, delta_of_course(delta, lost))
-    return epsilon_of(own, delta_of_course(delta / 2, lost)) + epsilon_of(
-        builds_on, delta_of_course(delta / 2, lost_before)
-    )
+    before = epsilon_of(builds_on, delta_of_course(delta / 2, lost_before))
+    return epsilon_of(own, delta_of_course(delta / 2, lost)) + before
 
 
 def delta_of_course(delta: float, lost: int) -> float:

@@ -136,8 +136,16 @@ def test_seeds_do_not_reproduce_the_noise() -> None:
 
 
 def test_noise_lies_on_the_exact_lattice() -> None:
-    scaled = add_noise(np.zeros((4, 9), dtype=np.int64), mechanism(noise=50.0)) * 1024
+    scaled = add_noise(np.zeros((4, 9), dtype=np.int64), mechanism(noise=50.0)) * 2**20
     np.testing.assert_array_equal(scaled, np.round(scaled))
+    assert (scaled % 1024 != 0).any()
+
+
+def test_noise_that_is_too_small_for_the_lattice_is_refused() -> None:
+    """Where the discrete Gaussian may differ from the accounted one by more than is part of epsilon."""
+    with pytest.raises(PrivacyRefused, match=r"on 36 numbers is too small for a lattice of 1/1048576"):
+        add_noise(np.zeros((4, 9), dtype=np.int64), mechanism(noise=1e-3))
+    add_noise(np.zeros((4, 9), dtype=np.int64), mechanism(noise=1e-2))
 
 
 def test_noise_that_opendp_does_not_confirm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -618,13 +618,13 @@ _ACCOUNTING = _of(
     "privacy/test_ledger.py",
     (
         "What was chosen after a result is composed as if it had been fixed before",
-        "return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)",
-        "return epsilon_of([*own, *builds_on], delta)",
+        "return epsilon_of(own, delta_of_course(delta / 2, lost)) + before",
+        "return epsilon_of([*own, *builds_on], delta_of_course(delta, lost))",
         "test_a_plan_that_builds_on_a_query_pays_for_it_again",
     ),
     (
         "An adaptive choice spends delta twice",
-        "return epsilon_of(own, delta / 2) + epsilon_of(builds_on, delta / 2)",
+        "return epsilon_of(own, delta_of_course(delta / 2, lost)) + before",
         "return epsilon_of(own, delta) + epsilon_of(builds_on, delta)",
         "test_a_plan_that_builds_on_a_query_pays_for_it_again",
     ),
@@ -1194,8 +1194,8 @@ _SPENDING = _of(
     ),
     (
         "Building on an earlier query is free",
-        "[reservations[member].event for member in sorted(paid)], delta",
-        "[], delta",
+        "before = [reservations[member] for member in sorted(paid)]",
+        "before: list[Entry] = []",
         "test_a_plan_that_builds_on_a_query_pays_for_it_again",
     ),
     (
@@ -2036,8 +2036,8 @@ _VALIDATION = (
         ),
         (
             "A validation that was asked for after the votes is not paid in fine-tuning's own plan",
-            "delta / 2, [*later]",
-            "delta / 2, []",
+            "delta, jointly = delta_of_course(delta / 2, 0), [*later]",
+            "delta, jointly = delta_of_course(delta / 2, 0), []",
             "test_a_private_choice_that_is_asked_for_after_the_votes_were_seen_is_paid_in_a_plan_of_its_own",
         ),
         (
@@ -2382,8 +2382,8 @@ _SEEN = (
         ),
         (
             "Checkpoints are saved at the end alone, so that a crash loses more than was accounted",
-            "if state.step % config.checkpoint_steps == 0 or clock.due() or done or stopping:",
-            "if clock.due() or done or stopping:",
+            "if state.step % config.checkpoint_steps == 0 or done or stopping:",
+            "if done or stopping:",
             "test_no_attempt_runs_further_than_its_block_past_a_checkpoint_that_is_noted_in_the_ledger",
         ),
         (
@@ -2534,6 +2534,46 @@ _SEEN = (
 
 _DECLARED = (
     _of(
+        "privacy/accounting.py",
+        "privacy/test_accounting.py",
+        (
+            "A plan in which an attempt was lost is accounted as if that had been fixed before",
+            "if lost == 0 else delta * _LOST_SHARE * 2.0**-lost",
+            "if True else delta",
+            "test_a_plan_in_which_an_attempt_was_lost_is_accounted_at_the_share_of_its_course",
+        ),
+    )
+    + _of(
+        "stages/charges.py",
+        "test_central.py",
+        (
+            "After a lost attempt fine-tuning's noise is that of a joint bound",
+            "prior, later, joined=True, lost=lost)",
+            "prior, later, joined=True)",
+            "test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon",
+        ),
+    )
+    + _of(
+        "generators/private_sum.py",
+        "generators/test_finetune.py",
+        (
+            "Sums are computed in TF32 if somebody switched it on",
+            "    @full_float32()\n",
+            "",
+            "test_sums_are_computed_in_whole_float32_whatever_was_switched_on_outside",
+        ),
+    )
+    + _of(
+        "privacy/counts.py",
+        "semantics/test_query.py",
+        (
+            "Noise that is small against the lattice is added all the same",
+            "if math.sqrt(points.size) > _FINENESS",
+            "if math.sqrt(points.size) < 0 * _FINENESS",
+            "test_noise_that_is_too_small_for_the_lattice_is_refused",
+        ),
+    )
+    + _of(
         "data/admission.py",
         "data/test_admission.py",
         (
