@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from privimage.config import load_config
+from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.errors import ConfigError
+from privimage.preflight import check_against_data
 from privimage.store.backends import LocalBackend
 from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place, png, write_images
 
@@ -224,12 +228,18 @@ def test_more_categories_than_there_are(refused: Refused) -> None:
     assert "asks for 63 categories for 3 classes, but the public set has 62: lower it to at most 20" in complaint
 
 
-def test_more_classes_than_there_are_categories(refused: Refused, tmp_path: Path) -> None:
-    few = write_images(tmp_path / "few", classes=("one", "two"), per_class=10)
-    complaint = refused(public(few), "selection.categories_per_class=1")
-    assert "asks for 3 categories for 3 classes, but the public set has 2" in complaint
-    assert "give a public set with 3 categories or more" in complaint and "selection.strategy to all" in complaint
-    assert "at most 0" not in complaint
+def test_more_classes_than_there_are_categories(tmp_path: Path, tiny_config: Path) -> None:
+    config = load_config(tiny_config, ["selection.categories_per_class=1"])
+    table = {"resolution": 8, "channels": 1}
+    categories = TableFacts(num_images=620, class_names=tuple(map(str, range(62))), identity="a", **table)
+    classes = tuple(map(str, range(1000)))
+    sensitive = SensitiveFacts(
+        num_train=4000, num_validation=0, num_test=1000, class_names=classes, identity="b", **table
+    )
+    with pytest.raises(ConfigError, match="asks for 1000 categories for 1000 classes, but .* has 62") as caught:
+        check_against_data(config, categories, sensitive)
+    assert "give a public set with 1000 categories or more" in str(caught.value)
+    assert "selection.strategy to all" in str(caught.value) and "at most 0" not in str(caught.value)
 
 
 def test_more_votes_than_there_are_categories(refused: Refused) -> None:
