@@ -18,11 +18,11 @@ from privimage.generators.pretrain import PretrainState
 from privimage.generators.warmup import warm_up
 from privimage.pipeline import stage_of
 from privimage.plan import plan_run
-from privimage.privacy.accounting import epsilon_of, event_from_json
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.budget import Plan
 from privimage.privacy.crosscheck import prv_interval
 from privimage.privacy.entropy import InsecureRandomForTests
-from privimage.release.certificate import certified_interval
+from privimage.release.certificate import certified_interval, groups_of
 from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
 from privimage.runner import run_all, run_stage
@@ -168,7 +168,7 @@ def test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon(
     ]
     events = [entry.event for entry in granted_copy.entries if entry.kind == "reserve"]
     assert events.count(reserved(granted_copy)["central"].event) == 2
-    assert 0.99 < epsilon_of(events, 1e-4) <= 1.0
+    assert 0.99 < epsilon_of_plan(events, [], 1e-4, lost=1) <= 1.0
     certificate = json.loads((granted_copy.release / "certificate.json").read_text())
     assert len(certificate["mechanisms"]) == len(events)
     checks = verify_release(read_release(Store.open(str(granted_copy.release))), granted_copy.store)
@@ -285,9 +285,9 @@ def test_a_certificate_that_hides_them_does_not_verify(central: Place, tmp_path:
         folder = Path(shutil.copytree(central.release, tmp_path / name))
         stated = json.loads((folder / "certificate.json").read_text())
         stated["mechanisms"] = [mechanism for mechanism in stated["mechanisms"] if mechanism["stage"] != "central"]
-        events = [event_from_json(mechanism["event"]) for mechanism in stated["mechanisms"]]
-        stated["epsilon_computed"] = epsilon_of(events, stated["delta"])
-        stated["epsilon_certified_interval"] = certified_interval(events, [], stated["delta"], prv_interval)
+        groups = groups_of(stated["mechanisms"], [])
+        stated["epsilon_computed"] = epsilon_of_plan(groups.own, [], stated["delta"])
+        stated["epsilon_certified_interval"] = certified_interval(groups, stated["delta"], prv_interval)
         change(stated)
         (folder / "certificate.json").write_text(json.dumps(stated, indent=1, sort_keys=True))
         files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != SUMS}
@@ -295,9 +295,9 @@ def test_a_certificate_that_hides_them_does_not_verify(central: Place, tmp_path:
         checks = verify_release(read_release(Store.open(str(folder))), central.store)
         return {check.step: check.why for check in checks if check.outcome == "failed"}
 
-    assert set(forged("half", lambda stated: None)) == {"epsilon", "ledger"}
+    assert set(forged("half", lambda stated: None)) == {"epsilon", "ledger", "store"}
     whole = forged("whole", lambda stated: stated.pop("central_images"))
-    assert set(whole) == {"ledger"}
+    assert set(whole) == {"ledger", "store"}
     assert "is a central of the same plan, of which nothing is said" in whole["ledger"]
 
 

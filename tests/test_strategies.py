@@ -18,9 +18,9 @@ from privimage.data.facts import SensitiveFacts
 from privimage.errors import ConfigError, PrivacyRefused, Uncharged
 from privimage.pipeline import stage_of, stages_of
 from privimage.plan import plan_run
-from privimage.privacy.accounting import epsilon_of_plan, event_from_json
+from privimage.privacy.accounting import epsilon_of_plan
 from privimage.privacy.crosscheck import prv_interval
-from privimage.release.certificate import certified_interval
+from privimage.release.certificate import certified_interval, groups_of
 from privimage.release.datasheet import front_matter
 from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
@@ -317,9 +317,9 @@ def rewritten(release: Path, folder: Path, change: Callable[[dict[str, Any]], No
 def without_its_query(stated: dict[str, Any]) -> None:
     """Everything that can be computed again is."""
     stated["mechanisms"] = [mechanism for mechanism in stated["mechanisms"] if mechanism["stage"] != "query"]
-    events = [event_from_json(mechanism["event"]) for mechanism in stated["mechanisms"]]
-    stated["epsilon_computed"] = epsilon_of_plan(events, [], stated["delta"])
-    stated["epsilon_certified_interval"] = certified_interval(events, [], stated["delta"], prv_interval)
+    groups = groups_of(stated["mechanisms"], [])
+    stated["epsilon_computed"] = epsilon_of_plan(groups.own, [], stated["delta"])
+    stated["epsilon_certified_interval"] = certified_interval(groups, stated["delta"], prv_interval)
 
 
 def test_a_certificate_that_hides_the_query_does_not_verify(finished: Place, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_certificate_that_hides_the_query_does_not_verify(finished: Place, tmp
     assert outcomes(plain, None)["epsilon"] == "failed"
     forged = rewritten(finished.release, tmp_path / "forged", hidden)
     checks = verify_release(read_release(Store.open(str(forged))), finished.store)
-    assert [check.step for check in checks if check.outcome == "failed"] == ["ledger"]
+    assert [check.step for check in checks if check.outcome == "failed"] == ["ledger", "store"]
     assert any("is a query of the same plan, of which nothing is said" in check.why for check in checks)
 
 
