@@ -5,11 +5,13 @@ a public set that holds a guess. So such questions are answered to the steward a
 public set is declared. Afterwards the answer to everybody else depends on what was declared, and on no sensitive image.
 
     ledger/<data set>/admission.json            how its images are split, and where test images are from
+    ledger/<data set>/sources/<digest>.json     a `sensitive.train` that it was admitted from by the steward
     ledger/<data set>/public/<identity>.json    a public set that holds no sensitive image of this store
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,6 +33,7 @@ __all__ = [
     "check_declared",
     "check_findings",
     "check_holds_nothing_sensitive",
+    "check_may_be_admitted",
     "check_may_be_published",
     "declare_form",
     "declare_public",
@@ -50,13 +53,14 @@ def form_of(config: SensitiveConfig) -> dict[str, Any]:
 
 
 def declare_form(store: Store, facts: SensitiveFacts, config: SensitiveConfig) -> None:
-    """Fix the form of admission of a data set; the same again is no error.
+    """Fix the form of admission of a data set, and note where its images are; the same again is no error.
 
     Raises:
         PrivacyRefused: another one is fixed already.
     """
     store.create(_form_file(store, facts), canonical_json(form_of(config)))
     _check_form(store, facts, config)
+    store.create(f"{place_of(store, facts)}/sources/{_name_of(config)}.json", b"{}")
 
 
 def check_declared(
@@ -139,6 +143,29 @@ def check_may_be_published(store: Store, folder: Path) -> None:
             "This store holds sensitive images, and no data steward declared this public set, which everybody could then read: "
             "they have to look whether it holds sensitive images (privimage ledger grant CONFIG ..., or ledger declare CONFIG)."
         )
+
+
+def check_may_be_admitted(store: Store, config: SensitiveConfig) -> None:
+    """Raise unless sensitive images may be admitted here, when no steward looks at it.
+
+    They may in a store without a grant, and from where a steward admitted some. From anywhere else they would get the name of
+    the granted set if they are the same images, and whoever knows all of them but one could try out guesses of that one.
+
+    Raises:
+        PrivacyRefused: a grant was made in this store, for images from elsewhere.
+    """
+    names = store.list("ledger")
+    if any(name.endswith("/admission.json") for name in names) and not any(
+        name.endswith(f"/sources/{_name_of(config)}.json") for name in names
+    ):
+        raise PrivacyRefused(
+            "A grant was made in this store, and sensitive.train of this configuration is another source than was granted for: "
+            "the data steward admits it (privimage ledger grant CONFIG --epsilon E --delta D, the same numbers if it is the same set)."
+        )
+
+
+def _name_of(config: SensitiveConfig) -> str:
+    return hashlib.sha256(canonical_json(config.train.model_dump(mode="json"))).hexdigest()[:32]
 
 
 def check_holds_nothing_sensitive(

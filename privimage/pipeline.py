@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,8 +173,8 @@ class Stage:
         part_of: whether a run of this configuration has this stage.
         reads: for stages that do not read all of `inputs` in each run that has them: those that they read in this one.
         make_part: makes one part of the payload, for public stages that other machines may help with.
-        admits_public: its artifact is what a source was said to be public of; in a store that holds sensitive images it is
-            published only if a data steward declared it (`privimage.declared`).
+        admits: which images it lets in from outside. In a store that a grant was made in, a data steward has to have declared
+            them (`privimage.declared`).
         rehearse: tries out, without sensitive images and before the charge, what could fail after it.
         finish: called after the artifact was published, or found; doing it again changes nothing.
     """
@@ -193,7 +193,7 @@ class Stage:
     opens: tuple[Split, ...] = ()
     part_of: Callable[[RunConfig], bool] = lambda config: True
     reads: Callable[[RunConfig], tuple[str, ...]] | None = None
-    admits_public: bool = False
+    admits: Literal["public", "sensitive"] | None = None
 
     def __post_init__(self) -> None:
         if self.opens and not self.sealed:
@@ -235,7 +235,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=(),
         fields=key_fields.public_fields,
         run=_later("admission", "run_public"),
-        admits_public=True,
+        admits="public",
     ),
     Stage(
         name="admit",
@@ -245,6 +245,7 @@ STAGES: tuple[Stage, ...] = (
         fields=key_fields.admit_fields,
         run=_later("admission", "run_sensitive"),
         sealed=True,
+        admits="sensitive",
     ),
     Stage(
         name="classifier",

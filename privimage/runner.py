@@ -22,7 +22,13 @@ from typing import Any
 from privimage.charging import Door, Payment, check_paid, pay
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.data.marks import DIGESTS_FILE, read_digests
-from privimage.declared import check_declared, check_holds_nothing_sensitive, check_may_be_published, public_sets_of
+from privimage.declared import (
+    check_declared,
+    check_holds_nothing_sensitive,
+    check_may_be_admitted,
+    check_may_be_published,
+    public_sets_of,
+)
 from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.parts import collect_parts, jobs_for
@@ -139,6 +145,8 @@ def _make(
     ledger: Ledger | None,
 ) -> StageResult:
     """Charge, run or resume, publish, settle."""
+    if stage.admits == "sensitive" and not run.as_steward:
+        check_may_be_admitted(run.store, run.config.sensitive)
     sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
     started = time.monotonic()
     begun = datetime.now(UTC).isoformat(timespec="seconds")
@@ -171,7 +179,7 @@ def _make(
             stop=run.stop,
         )
         outcome = _run_guarded(stage, context, door, payment)
-        if stage.admits_public:
+        if stage.admits == "public":
             _check_publishable(run, folder)
         seconds = time.monotonic() - started
         artifact = publish(

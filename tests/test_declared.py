@@ -120,6 +120,34 @@ def test_a_class_without_test_images_is_told_at_the_grant(privimage: Command, pu
     assert refused.code == 2 and "a class has no image in one of the splits" in refused.complaint
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_who_knows_all_images_but_one_cannot_try_out_guesses_of_that_one(
+    privimage: Command, granted_copy: Place, portraits: Path, tmp_path: Path, same: bool
+) -> None:
+    """An attack that worked: the blinded name of a set of one's own was that of the granted set if they were equal."""
+    guess = Path(shutil.copytree(portraits, tmp_path / "guess", copy_function=shutil.copyfile))
+    if not same:
+        (guess / "anna" / a_sensitive_file(portraits).name).write_bytes(png(np.zeros((8, 8), dtype=np.uint8)))
+    before = outside(granted_copy)
+    for command in (["run"], ["run", "--until", "admit"], ["plan"]):
+        answer = privimage(*command, *granted_copy.options(f"sensitive.train.path={guess}"))
+        if command != ["plan"]:
+            assert answer.code == 3 and "is another source than was granted for" in answer.complaint
+        assert granted_copy.ledger.dataset_id not in answer.out + answer.err
+    assert outside(granted_copy) == before
+
+
+def test_the_owner_may_move_the_images_and_says_so_once(
+    privimage: Command, granted_copy: Place, portraits: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(portraits, tmp_path / "moved", copy_function=shutil.copyfile))
+    options = granted_copy.options(f"sensitive.train.path={moved}")
+    assert privimage("run", *options, "--until", "query").code == 3
+    assert privimage("ledger", "grant", *options, *BUDGET).code == 0
+    assert privimage("run", *options, "--until", "query").code == 0
+    assert granted_copy.kinds == ["grant", "reserve query", "settle"]
+
+
 # ---------------------------------------------------------------------------------------------------- public sets
 
 

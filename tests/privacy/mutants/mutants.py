@@ -2643,6 +2643,12 @@ _DECLARED = (
             "test_the_sensitive_set_itself_does_not_become_a_public_artifact",
         ),
         (
+            "Anybody admits a guess of the granted set, and sees whether its name is the same",
+            '    names = store.list("ledger")\n    if any(name.endswith("/admission.json")',
+            '    names: list[str] = []\n    if any(name.endswith("/admission.json")',
+            "test_who_knows_all_images_but_one_cannot_try_out_guesses_of_that_one[True]",
+        ),
+        (
             "The steward is not told of sensitive images among public ones",
             "if one in private_marks]",
             "if one is None]",
