@@ -35,6 +35,7 @@ __all__ = [
     "check_holds_nothing_sensitive",
     "check_may_be_admitted",
     "check_may_be_published",
+    "check_public_artifacts",
     "declare_form",
     "declare_public",
     "form_of",
@@ -189,11 +190,14 @@ def check_holds_nothing_sensitive(
         )
 
 
-def declare_public(
-    store: Store, private_facts: SensitiveFacts, public: Artifact, write_private: Callable[[str, str], str]
-) -> None:
-    """Write down that the steward looked at a public set, once it was seen to hold nothing sensitive."""
-    check_holds_nothing_sensitive(store, read_digests(public.local(DIGESTS_FILE)), write_private)
+def check_public_artifacts(store: Store, write_private: Callable[[str, str], str]) -> None:
+    """Raise DataError if a public set that this store published, for whichever run, holds a sensitive image."""
+    for public in _artifacts(store, "public", sealed=False):
+        check_holds_nothing_sensitive(store, read_digests(public.local(DIGESTS_FILE)), write_private)
+
+
+def declare_public(store: Store, private_facts: SensitiveFacts, public: Artifact) -> None:
+    """Write down that the steward looked at a public set, after `check_public_artifacts`."""
     facts = TableFacts.from_json(public.read_bytes(FACTS_FILE).decode())
     note = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "images": facts.num_images}
     store.create(_public_file(store, private_facts, facts.identity), json.dumps(note).encode())
@@ -216,5 +220,10 @@ def public_sets_of(artifacts: Iterable[Artifact]) -> list[TableFacts]:
 
 
 def _admitted_sets(store: Store) -> list[Artifact]:
-    names = {name.split("/")[3] for name in store.list("private/artifacts/admit") if name.endswith("/manifest.json")}
-    return [artifact for key in sorted(names) if (artifact := find(store, "admit", key, True))]
+    return _artifacts(store, "admit", sealed=True)
+
+
+def _artifacts(store: Store, stage: str, *, sealed: bool) -> list[Artifact]:
+    names = store.list(f"{'private/' if sealed else ''}artifacts/{stage}")
+    keys = sorted({name.split("/")[-2] for name in names if name.endswith("/manifest.json")})
+    return [artifact for key in keys if (artifact := find(store, stage, key, sealed))]

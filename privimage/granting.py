@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from privimage.declared import check_findings, declare_form, declare_public
+from privimage.declared import check_findings, check_public_artifacts, declare_form, declare_public
 from privimage.errors import InputError, PrivacyRefused
 from privimage.ledgers import bind_ledger, ledger_of
 from privimage.privacy.entry import Entry
@@ -47,7 +47,7 @@ def grant(run: Run, *, epsilon: float, delta: float, name: str) -> tuple[Ledger,
     ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
     declare_form(run.store, facts, run.config.sensitive)
     entry = ledger.grant(epsilon=epsilon, delta=delta, num_images=facts.num_train, name=name)
-    declare_public(run.store, facts, public, partial(write_private, run.store))
+    declare_public(run.store, facts, public)
     return ledger, entry
 
 
@@ -63,7 +63,7 @@ def declare(run: Run) -> Ledger:
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger)
     if ledger.grant_entry is None:
         raise PrivacyRefused("Nothing was granted for these images yet: privimage ledger grant does both.")
-    declare_public(run.store, facts, _look_at(run, admit), partial(write_private, run.store))
+    declare_public(run.store, facts, _look_at(run, admit))
     return ledger
 
 
@@ -74,4 +74,6 @@ def _admit(run: Run) -> Artifact:
 def _look_at(run: Run, admit: Artifact) -> Artifact:
     """The public set, once nothing that was found in either set stands against it."""
     check_findings(admit, partial(write_private, run.store))
-    return open_ref(run.store, run_stage("public", replace(run, as_steward=True), {}).ref)
+    public = open_ref(run.store, run_stage("public", replace(run, as_steward=True), {}).ref)
+    check_public_artifacts(run.store, partial(write_private, run.store))
+    return public

@@ -195,6 +195,7 @@ def test_a_set_that_was_admitted_as_public_before_is_found_at_the_grant(
     assert privimage("run", *place.options(), "--until", "index").code == 0
     refused = privimage("ledger", "grant", *place.options(), *BUDGET)
     assert refused.code == 2 and "take it out of the store" in refused.complaint
+    assert not list(place.folder.glob("ledger/**/entries")), "nothing was granted"
 
 
 def test_no_charge_for_a_generator_of_a_public_set_that_was_never_declared(granted_copy: Place) -> None:
