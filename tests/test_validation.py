@@ -25,7 +25,7 @@ from privimage.release.verify import verify_release
 from privimage.runner import StageResult, admitted, run_all
 from privimage.stages.charges import query_plan
 from privimage.store.artifacts import Artifact, open_ref
-from tests.pipeline_fixtures import USUAL, Place
+from tests.pipeline_fixtures import GRANT, USUAL, Place
 
 PRIVATE = ("sensitive.validation_fraction=0.15", "privacy.validation_error=0.5", "evaluate.validation=private")
 FREE = (*PRIVATE[:2], "evaluate.validation=synthetic")
@@ -33,17 +33,32 @@ CHARGED = ["reserve query", "settle", "reserve finetune", "settle", "reserve val
 
 
 @pytest.fixture(scope="module")
-def validated(granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def split(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """As `granted`, but with validation images: how the set is split is fixed with the grant."""
+    place = Place(config=tiny_config, folder=tmp_path_factory.mktemp("granted") / "store")
+    budget = [part for name, value in GRANT.items() for part in (f"--{name}", str(value))]
+    assert main(["ledger", "grant", *place.options(PRIVATE[0]), *budget]) == 0
+    run_all(place.run(PRIVATE[0]), "index")
+    return place
+
+
+@pytest.fixture
+def granted_copy(split: Place, tmp_path: Path) -> Place:
+    return split.copy_to(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def validated(split: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A whole run with a private choice; do not change."""
-    place = granted.copy_to(tmp_path_factory.mktemp("validated") / "store")
+    place = split.copy_to(tmp_path_factory.mktemp("validated") / "store")
     run_all(place.run(*PRIVATE))
     return place
 
 
 @pytest.fixture(scope="module")
-def sampled(granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def sampled(split: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The same, up to the classifiers; do not change."""
-    place = granted.copy_to(tmp_path_factory.mktemp("sampled") / "store")
+    place = split.copy_to(tmp_path_factory.mktemp("sampled") / "store")
     run_all(place.run(*PRIVATE), "downstream")
     return place
 
@@ -344,7 +359,7 @@ def test_a_run_without_a_private_choice_has_no_such_stage(finished: Place) -> No
 
 def test_too_few_synthetic_images_for_the_classes_are_refused_before_the_charge(granted_copy: Place) -> None:
     with pytest.raises(ConfigError, match=r"num_images is 5, for 3 classes.*raise it to 6"):
-        run_all(granted_copy.run("synthesize.num_images=5"), "query")
+        run_all(granted_copy.run(PRIVATE[0], "synthesize.num_images=5"), "query")
     assert granted_copy.kinds == ["grant"]
 
 
