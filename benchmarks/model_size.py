@@ -26,10 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from privimage.config import RunConfig, load_config
-from privimage.ledgers import bind_ledger
+from privimage.granting import grant
 from privimage.progress import Terminal
 from privimage.release.pictures import curve_svg
-from privimage.runner import Run, admitted, run_all
+from privimage.runner import Run, run_all
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 
@@ -80,10 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _shared_stages(config: RunConfig, folder: Path) -> Path:
     """A store with everything up to the selection, and a budget for one run."""
     run = Run(config=config, store=Store.open(str(folder)), progress=Terminal())
-    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
-    ledger = bind_ledger(run.store, facts, config.sensitive.shared_ledger)
-    if ledger.grant_entry is None:
-        ledger.grant(epsilon=100.0, delta=config.privacy.delta, num_images=facts.num_train, name="benchmark")
+    grant(run, epsilon=100.0, delta=config.privacy.delta, name="benchmark")
     run_all(run, "select")
     return folder
 

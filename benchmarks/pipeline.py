@@ -27,10 +27,10 @@ from privimage.data.table import read_images
 from privimage.device import choose_device
 from privimage.evaluation.utility import test, train
 from privimage.generators.sampler import synthesize_images
-from privimage.ledgers import bind_ledger
+from privimage.granting import grant
 from privimage.pipeline import Stage
 from privimage.progress import Terminal
-from privimage.runner import Run, StageResult, admitted, run_all
+from privimage.runner import Run, StageResult, run_all
 from privimage.stages.models import open_generator
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
@@ -45,10 +45,7 @@ def main() -> None:
     config = load_config(options.config, options.set)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config=config, store=Store.open(options.store or folder), progress=Terminal())
-        facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
-        ledger = bind_ledger(run.store, facts, run.config.sensitive.shared_ledger)
-        if ledger.grant_entry is None:
-            ledger.grant(epsilon=100.0, delta=config.privacy.delta, num_images=facts.num_train, name="benchmark")
+        grant(run, epsilon=100.0, delta=config.privacy.delta, name="benchmark")
         seconds: dict[str, float] = {}
 
         def ended(stage: Stage, result: StageResult) -> None:

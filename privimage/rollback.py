@@ -32,16 +32,18 @@ def check_not_rolled_back(store: Store) -> None:
     Raises:
         LedgerBroken: entries are missing, or are others than there once were; or a chain is not whole.
     """
+    # In this order: an entry is written before the artifact that names it, and another process may be doing so now.
+    paid, released = _paid(store), _of(store, "release")
     held = {ledger.dataset_id: ledger.entries() for ledger in ledgers_of(store)}
     reserved = {entry.id for entries in held.values() for entry in entries if entry.kind == "reserve"}
-    for artifact in _paid(store):
+    for artifact in paid:
         missing = [entry for entry in artifact.manifest.reservations if entry not in reserved]
         if missing:
             raise LedgerBroken(
                 f"Artifact {artifact.ref.stage} {artifact.ref.key[:12]} was paid for by ledger entry {missing[0]}, which no ledger "
                 f"of {store.url} holds: entries were lost, or an old copy was restored. Restore the whole ledger from a backup."
             )
-    for artifact in _of(store, "release"):
+    for artifact in released:
         stated = json.loads(artifact.read_bytes("certificate.json"))["ledger"]
         digests = [entry.digest for entry in held.get(stated["dataset"], ())]
         certified = [entry["sha256"] for entry in stated["entries"]]

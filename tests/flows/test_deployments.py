@@ -136,7 +136,7 @@ def test_pools_limit_and_automation_are_there_after_it_and_a_limit_that_was_set_
     assert automation["actions"][0]["state"] == "CRASHED"
     form = server.call("GET", "/deployments/name/synthesize/demo")["parameter_openapi_schema"]["definitions"]
     epsilon = form["PrivacyConfig"]["properties"]["epsilon"]
-    assert epsilon["description"].endswith("(above 0, at most 1,000).")
+    assert epsilon["description"].endswith("(0.0001 to 1000).")
 
 
 @pytest.mark.slow

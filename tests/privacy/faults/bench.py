@@ -28,6 +28,7 @@ from safetensors.torch import load
 from privimage import runner
 from privimage.config import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.declared import declare_form, declare_public
 from privimage.errors import BudgetExceeded
 from privimage.generators.denoiser import new_denoiser
 from privimage.generators.execution import Execution
@@ -216,9 +217,9 @@ class Bench:
                 seen(state)
             return state
 
-        def resume(ledger: Ledger, reservation: Reservation, *, repeated: int) -> int:
+        def resume(ledger: Ledger, reservation: Reservation, *, repeated: int, guarantee: bool) -> int:
             self.playing.witness.resume_called(reservation.id)
-            attempt = real_resume(ledger, reservation, repeated=repeated)
+            attempt = real_resume(ledger, reservation, repeated=repeated, guarantee=guarantee)
             self.begin_attempt(attempt)
             return attempt
 
@@ -254,8 +255,8 @@ def make_bench(folder: Path) -> Bench:
         {
             **SETTINGS,
             "sensitive": {
-                "train": {"kind": "folder", "path": str(write_images(folder / "portraits", per_class=10))},
-                "test_fraction": 0.2,
+                "train": {"kind": "folder", "path": str(write_images(folder / "portraits", per_class=40))},
+                "test_fraction": 0.5,  # no class may lack images in a split, however the secret order falls
             },
             "privacy": {"epsilon": EPSILON, "delta": DELTA, "query_error": None, "query_noise_multiplier": QUERY_NOISE},
             "denoiser": {"base_channels": 8, "channel_multipliers": [1]},
@@ -273,6 +274,8 @@ def make_bench(folder: Path) -> Bench:
             "pretrain": run_stage("pretrain", run, {"public": public, "select": public}).ref,
         }
     facts = admitted(open_ref(run.store, refs["admit"]))
+    declare_form(run.store, facts, config.sensitive)
+    declare_public(run.store, facts, open_ref(run.store, public))
     return Bench(
         folder=folder,
         config=config,
