@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from privimage import charging, plan
+from privimage.charging import check_paid
 from privimage.errors import BudgetExceeded, PrivimageError, Uncharged
 from privimage.pipeline import Charge
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import ClassSums
 from privimage.runner import run_all
 from privimage.stages import generation
-from privimage.store.artifacts import remove
+from privimage.store.artifacts import list_artifacts, remove
 from privimage.store.files import Store
 from privimage.store.tensors import pack, unpack
 from tests.pipeline_fixtures import Place
@@ -149,3 +150,13 @@ def test_the_door_counts_as_opened_before_the_first_image_is_read(
     assert "4711" not in str(caught.value) and caught.value.__context__ is None
     assert granted_copy.kinds[-1] == "reserve query"
     assert granted_copy.ledger.spent().epsilon > 0
+
+
+def test_an_artifact_that_this_ledger_never_paid_for_is_not_reused(pretrained: Place) -> None:
+    """By itself, without the comparison of all ledgers: another ledger of the store may hold what paid."""
+    (query,) = [artifact for artifact in list_artifacts(pretrained.store) if artifact.ref.stage == "query"]
+    check_paid(query, pretrained.ledger)
+    elsewhere = granted(Store.open(f"memory://{secrets.token_hex(6)}"))
+    for ledger in (elsewhere, None):
+        with pytest.raises(Uncharged, match=r"not reused\. Restore the ledger"):
+            check_paid(query, ledger)

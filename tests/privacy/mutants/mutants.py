@@ -1450,12 +1450,6 @@ _CHARGING = _of(
         "test_only_a_sealed_stage_opens_training_images_without_a_charge",
     ),
     (
-        "A private artifact is reused though the ledger never paid for it",
-        'unpaid = [entry for entry in ids if held.get(entry) not in ("open", "settled")]',
-        "unpaid = []",
-        "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
-    ),
-    (
         "A charge whose run was killed does not count in the certificate",
         "reservations = [*earlier, live]",
         "reservations = [live]",
@@ -2701,6 +2695,16 @@ _DECLARED = (
             "            self._witness.check(self._entries)\n",
             "",
             "test_a_witness_that_begins_later_checks_from_there_and_an_edit_is_found",
+        ),
+    )
+    + _of(
+        "charging.py",
+        "test_charging.py",
+        (
+            "A private artifact is reused though the ledger never paid for it",
+            'unpaid = [entry for entry in ids if held.get(entry) not in ("open", "settled")]',
+            "unpaid = []",
+            "test_an_artifact_that_this_ledger_never_paid_for_is_not_reused",
         ),
     )
     + _of(
