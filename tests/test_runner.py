@@ -248,6 +248,15 @@ def test_an_artifact_whose_charge_vanished_is_refused_and_not_reused(finished_co
     assert published(finished_copy) == artifacts
 
 
+def test_an_artifact_that_another_ledger_of_the_store_paid_for_is_not_reused(pretrained_copy: Place) -> None:
+    own = pretrained_copy.folder / "ledger" / pretrained_copy.ledger.dataset_id
+    shutil.copytree(own / "entries", own.parent / ("0" * 32) / "entries")
+    for entry in sorted((own / "entries").iterdir())[1:]:
+        entry.unlink()
+    with pytest.raises(Uncharged, match=r"not reused\. Restore the ledger"):
+        run_all(pretrained_copy.run(), "query")
+
+
 def test_a_ledger_that_vanished_as_a_whole_cannot_be_granted_anew(finished_copy: Place) -> None:
     shutil.rmtree(finished_copy.folder / "ledger")
     with pytest.raises(

@@ -2441,7 +2441,7 @@ _SEEN = (
             "An artifact is reused without a look at what paid for it",
             "        check_paid(existing, ledger)\n",
             "        pass\n",
-            "test_an_artifact_whose_charge_vanished_is_refused_and_not_reused",
+            "test_an_artifact_that_another_ledger_of_the_store_paid_for_is_not_reused",
         ),
     )
     + _of(
@@ -2468,12 +2468,6 @@ _SEEN = (
             "raise SensitiveDataProblem(_UNUSABLE, problems)",
             'raise SensitiveDataProblem(f"{len(problems)}: {_UNUSABLE}", problems)',
             "test_a_message_does_not_tell_how_many_images_cannot_be_used[7]",
-        ),
-        (
-            "What libraries say of an image is passed on",
-            'warnings.catch_warnings(action="ignore")',
-            "warnings.catch_warnings()",
-            "test_what_libraries_say_of_an_image_is_not_passed_on",
         ),
     )
     + _of(
