@@ -28,7 +28,7 @@ from privimage.release.verify import read_release, verify_release
 from privimage.runner import StageResult, run_all
 from privimage.store.artifacts import Artifact, find, list_artifacts, open_ref
 from privimage.store.files import Store
-from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Place
+from tests.pipeline_fixtures import GRANT, NAME_ON_FILES, USUAL, Place
 
 COMPLETE = ["grant", "reserve query", "settle", "reserve finetune", "settle"]
 PRIVATE = ("query", "finetune")
@@ -129,8 +129,11 @@ def test_the_owner_may_touch_the_files_without_being_charged_again(finished_copy
     moved = tmp_path / "moved"
     source = finished_copy.run().config.sensitive.train
     shutil.copytree(source.path, moved, copy_function=shutil.copyfile)  # type: ignore[union-attr]
-    results = run_all(finished_copy.run(f"sensitive.train.path={moved}"))
-    assert anew(results) == ["admit"]
+    run = finished_copy.run(f"sensitive.train.path={moved}")
+    with pytest.raises(PrivacyRefused, match="another source than was granted for"):
+        run_all(run)
+    grant(run, epsilon=GRANT["epsilon"], delta=GRANT["delta"], name="tiny")
+    assert anew(run_all(run)) == []
     assert finished_copy.kinds == COMPLETE
 
 
