@@ -17,10 +17,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from privimage.methods.training import FinetuneConfig
 
-from privimage.config import FinetuneConfig
 from privimage.evaluation.memorization import memorization
-from privimage.generators.canaries import audited_mechanism, score_canaries, tiny_denoiser
+from privimage.generators.diffusion.canaries import audited_mechanism, score_canaries, tiny_denoiser
 from privimage.privacy.accounting import calibrate_noise_multiplier
 from privimage.privacy.audit import audit
 from privimage.privacy.dpsgd import noisy_mean_gradient
@@ -30,7 +30,7 @@ from privimage.privacy.mechanisms import DPSGDMechanism
 DELTA = 1e-5
 CANARIES, STAND_INS = 1000, 100
 
-finetune: Any = import_module("privimage.generators.finetune")
+finetune: Any = import_module("privimage.generators.training.finetune")
 
 
 def quick(mechanism: DPSGDMechanism, share_of_noise: float) -> dict[str, Any]:

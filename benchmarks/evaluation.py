@@ -21,17 +21,18 @@ import time
 
 import numpy as np
 import torch
+from privimage.config.classifier import ClassifierConfig
+from privimage.config.performance import Performance
 
-from privimage.config import ClassifierConfig, Performance
-from privimage.device import rows_without_gradients
 from privimage.evaluation.features import network_extractor
 from privimage.evaluation.fidelity import fid
 from privimage.evaluation.measures import Subject, measure
-from privimage.release import contents
-from privimage.release.blocks import Section
-from privimage.release.figures import Figure
-from privimage.release.pictures import columns_that_fit, thumbnail_strip
-from privimage.release.report import ReportData, render_report
+from privimage.machine.device import rows_without_gradients
+from privimage.reports import contents
+from privimage.reports.blocks import Section
+from privimage.reports.figures import Figure
+from privimage.reports.pictures import columns_that_fit, thumbnail_strip
+from privimage.reports.report import ReportData, render_report
 from privimage.semantics.classifier import new_classifier
 
 

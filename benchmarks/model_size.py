@@ -25,11 +25,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from privimage.config import RunConfig, load_config
-from privimage.granting import grant
-from privimage.progress import Terminal
-from privimage.release.pictures import curve_svg
-from privimage.runner import Run, run_all
+from privimage.config.loading import load_config
+
+from privimage.config.run import RunConfig
+from privimage.machine.progress import Terminal
+from privimage.reports.pictures import curve_svg
+from privimage.running.granting import grant
+from privimage.running.runner import run_all
+from privimage.running.runs import Run
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 
@@ -51,7 +54,7 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64], help="denoiser.base_channels")
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64], help="generator.network.base_channels")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--folder", type=Path, help="where the stores are; default: a temporary folder")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write accuracy against parameters")
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = []
         print("channels  parameters     MB  accuracy    fid     ms  seconds")
         for channels in options.channels:
-            config = load_config(options.config, [*options.set, f"denoiser.base_channels={channels}"])
+            config = load_config(options.config, [*options.set, f"generator.network.base_channels={channels}"])
             rows.append(row := _measured(config, shared, folder / str(channels)))
             fid = "-" if row.fid is None else f"{row.fid:.3g}"
             print(
@@ -97,7 +100,7 @@ def _measured(config: RunConfig, shared: Path, folder: Path) -> Row:
     return Row(
         channels=config.denoiser.base_channels,
         parameters=int(str(artifacts["pretrain"].manifest.metrics["num_parameters"])),
-        megabytes=artifacts["finetune"].manifest.files["denoiser.safetensors"].size / 1e6,
+        megabytes=artifacts["finetune"].manifest.files["generator.safetensors"].size / 1e6,
         accuracy=metrics["accuracy_on_private_test"],
         fid=None if fid is None else fid["value"],
         ms_per_image=1000 * seconds["synthesize"] / config.synthesize.num_images,

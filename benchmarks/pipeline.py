@@ -21,17 +21,18 @@ from datetime import UTC, datetime
 
 import numpy as np
 import torch
+from privimage.config.loading import load_config
+from privimage.pipeline.stage import Stage
 
-from privimage.config import load_config
 from privimage.data.table import read_images
-from privimage.device import choose_device
 from privimage.evaluation.utility import test, train
-from privimage.generators.sampler import synthesize_images
-from privimage.granting import grant
-from privimage.pipeline import Stage
-from privimage.progress import Terminal
-from privimage.runner import Run, StageResult, run_all
-from privimage.stages.models import open_generator
+from privimage.generators.opening import open_generator
+from privimage.generators.sampling.sampler import synthesize_images
+from privimage.machine.device import choose_device
+from privimage.machine.progress import Terminal
+from privimage.running.granting import grant
+from privimage.running.runner import StageResult, run_all
+from privimage.running.runs import Run
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 

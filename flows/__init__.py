@@ -2,7 +2,7 @@
 
 import os
 
-from privimage.readers import go_on_without_readers
+from privimage.machine.readers import go_on_without_readers
 
 # Set before Prefect is imported; what the user has set stays. The start-up limit of 20 s is too short for a cold start.
 for _name, _value in {

@@ -9,8 +9,8 @@ from prefect.input import RunInput
 from prefect.runtime import deployment
 from pydantic import Field
 
-from privimage.config import RunConfig
-from privimage.plan import RunPlan
+from privimage.config.run import RunConfig
+from privimage.running.plan import RunPlan
 from tasks.showing import plan_in_words
 
 __all__ = ["APPROVAL_VARIABLE", "Approval", "approval_is_required", "ask_for_approval"]

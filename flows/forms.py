@@ -26,7 +26,7 @@ StageName = Literal[
     "classifier",
     "index",
     "query",
-    "central",
+    "class_means",
     "select",
     "pretrain",
     "warmup",

@@ -12,15 +12,16 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
+from privimage.pipeline.stage import Stage
 
 from flows.approval import approval_is_required, ask_for_approval
 from flows.server import check_server
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 from privimage.errors import InputError
-from privimage.interrupts import StopRequest
-from privimage.pipeline import STAGES, Stage, stages_until
-from privimage.plan import RunPlan, plan_run, refuse
-from privimage.runner import Run
+from privimage.machine.interrupts import StopRequest
+from privimage.pipeline.table import STAGES, stages_until
+from privimage.running.plan import RunPlan, plan_run, refuse
+from privimage.running.runs import Run
 from privimage.store.files import Store
 from tasks.policies import COMPUTING
 from tasks.running import STOP, plan_request, request_for
@@ -50,7 +51,7 @@ def run_stages(
 
     Raises:
         InputError: the server is too old, a stage before `first` is missing, or the worker lacks the device.
-        PrivimageError: as for `privimage.runner.run_stage`.
+        PrivimageError: as for `privimage.running.runner.run_stage`.
     """
     check_server()
     _tag(config)
@@ -118,7 +119,7 @@ def _check_there(planned: RunPlan, before: str) -> None:
 def _check_device(config: RunConfig, planned: RunPlan) -> None:
     """Fail now, not after hours, on a machine that lacks the device; torch is loaded only if something is to be computed."""
     if any(row.stage in COMPUTING and row.action != "reused" for row in planned.stages):
-        from privimage.device import choose_device
+        from privimage.machine.device import choose_device
 
         choose_device(config.performance.device)
 

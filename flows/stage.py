@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flows.forms import DEFAULT_STORE_URL, StageName, StoreUrl
 from flows.pipeline import Keys, run_stages
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 
 __all__ = ["stage"]
 

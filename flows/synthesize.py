@@ -27,8 +27,8 @@ from flows.forms import (
 from flows.pipeline import Keys, run_stages
 from flows.server import check_answers
 from privimage.commands.shared import add_config, exit_code, open_run
-from privimage.config import RunConfig
-from privimage.pipeline import STAGES
+from privimage.config.run import RunConfig
+from privimage.pipeline.table import STAGES
 
 __all__ = ["main", "synthesize"]
 

@@ -1,7 +1,7 @@
 """privimage: differentially private synthetic images from a sensitive labelled image set.
 
 A pure library: it imports neither Prefect nor the `tasks` and `flows` of this repository, and runs anywhere.
-Start reading at `privimage.pipeline`, the stages as data.
+Start reading at `privimage.pipeline.table`, the stages as data.
 """
 
 import os

@@ -19,7 +19,7 @@ from privimage.commands import (
     run_commands,
 )
 from privimage.commands.shared import exit_code
-from privimage.readers import go_on_without_readers
+from privimage.machine.readers import go_on_without_readers
 
 __all__ = ["build_parser", "main"]
 

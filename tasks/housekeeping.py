@@ -7,7 +7,7 @@ from dataclasses import asdict
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
-from privimage.housekeeping import delete, find_garbage, ledger_states
+from privimage.running.housekeeping import delete, find_garbage, ledger_states
 from privimage.store.files import Store
 from tasks.policies import SMALL
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 from privimage.store.artifacts import Artifact
 
 __all__ = ["curve_url", "grid_url", "picture_url"]
@@ -22,7 +22,7 @@ def picture_url(data: bytes, kind: str = "image/png") -> str:
 
 def curve_url(points: Sequence[tuple[int, float]], title: str) -> str:
     """The loss curve of public training."""
-    from privimage.release.pictures import curve_svg
+    from privimage.reports.pictures import curve_svg
 
     svg = curve_svg({"loss": points}, "step", "loss", title)
     # Inside <img> the page's colours are unknown: dark text on white reads everywhere.
@@ -36,10 +36,10 @@ def grid_url(generator: Artifact, config: RunConfig) -> str:
     """
     import torch
 
-    from privimage.device import choose_device
-    from privimage.generators.sampler import synthesize_images
-    from privimage.release.pictures import sample_grid
-    from privimage.stages.models import open_generator
+    from privimage.generators.opening import open_generator
+    from privimage.generators.sampling.sampler import synthesize_images
+    from privimage.machine.device import choose_device
+    from privimage.reports.pictures import sample_grid
 
     network, facts = open_generator(generator, choose_device(config.performance.device))
     names = facts["class_names"][:CLASSES]

@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
-from privimage.progress import Progress, Terminal, Ticker
+from privimage.machine.progress import Progress, Terminal, Ticker
 from tasks.pictures import curve_url
 
 __all__ = ["PrefectProgress", "update_picture"]

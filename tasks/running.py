@@ -10,14 +10,15 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Completed, State
 
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 from privimage.errors import Stopped
-from privimage.interrupts import StopRequest
-from privimage.plan import RunPlan, plan_run
-from privimage.runner import Run, check_run, run_stage
+from privimage.machine.interrupts import StopRequest
+from privimage.running.plan import RunPlan, plan_run
+from privimage.running.runner import check_run, run_stage
+from privimage.running.runs import Run
 from privimage.store.artifacts import ArtifactRef, open_ref
 from privimage.store.files import Store
-from tasks.parts import map_on
+from tasks.jobs import map_on
 from tasks.policies import wait_for_turn
 from tasks.progress import PrefectProgress
 from tasks.showing import show_made, show_plan, show_release

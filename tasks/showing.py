@@ -15,11 +15,11 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from privimage.config import RunConfig
-from privimage.pipeline import STAGES
-from privimage.plan import PlannedStage, RunPlan, grant_in_words
+from privimage.config.run import RunConfig
+from privimage.pipeline.table import STAGES
 from privimage.release.certificate import in_words, interval_in_words
 from privimage.release.export import release_name
+from privimage.running.plan import PlannedStage, RunPlan, grant_in_words
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
 from privimage.store.files import Store
 from tasks.pictures import curve_url, grid_url, picture_url
@@ -62,7 +62,7 @@ def show_made(config: RunConfig, artifact: Artifact) -> None:
         case "select":
             _show_categories(name, artifact.read_json("selection.json"))
         case "pretrain":
-            if not (facts := artifact.read_json("denoiser.json"))["loss_curve"]:
+            if not (facts := artifact.read_json("generator.json"))["loss_curve"]:
                 return  # not trained: noise
             _show_curve(name, stage, "Generator, pre-training", facts)
             create_image_artifact(

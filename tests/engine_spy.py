@@ -15,7 +15,7 @@ from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.gradients import GradientEngine, LossOfRows
 
 # Typed Any: what is replaced in it is no part of its interface.
-private_sum: Any = import_module("privimage.generators.private_sum")
+private_sum: Any = import_module("privimage.generators.training.private_sum")
 
 Rows = Sequence[Tensor]
 

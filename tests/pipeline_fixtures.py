@@ -19,14 +19,15 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from privimage.config.loading import load_config, parse_config
 
 from privimage.cli import main
-from privimage.config import load_config, parse_config
-from privimage.pipeline import stages_of
+from privimage.pipeline.table import stages_of
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
-from privimage.runner import Run, run_all
+from privimage.running.runner import run_all
+from privimage.running.runs import Run
 from privimage.store.files import Store
 
 __all__ = [
@@ -61,16 +62,20 @@ SETTINGS: dict[str, Any] = {
     "public": {"source": {"kind": "demo-glyphs", "images_per_category": 10}},
     "privacy": {"epsilon": 1.0, "delta": 1e-4, "query_error": 0.5},
     "classifier": {"base_channels": 8, "blocks": [1, 1], "epochs": 1},
-    "denoiser": {"base_channels": 8, "channel_multipliers": [1, 2]},
-    "pretrain": {"num_steps": 5, "batch_size": 16},
-    "finetune": {
-        "num_steps": 4,
-        "expected_batch_size": 32,
-        "noise_samples": 2,
-        "checkpoint_steps": 2,
-        "restart_allowance": 4,
+    "generator": {
+        "kind": "diffusion",
+        "network": {"base_channels": 8, "channel_multipliers": [1, 2]},
+        "pretrain": {"num_steps": 5, "batch_size": 16},
+        "finetune": {
+            "num_steps": 4,
+            "expected_batch_size": 32,
+            "noise_samples": 2,
+            "checkpoint_steps": 2,
+            "restart_allowance": 4,
+        },
+        "sampling": {"num_steps": 6},
     },
-    "synthesize": {"num_images": 40, "num_steps": 6},
+    "synthesize": {"num_images": 40},
     "evaluate": {"epochs": 1},
     "performance": {"device": "cpu", "physical_batch_size": 64},
 }

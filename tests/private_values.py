@@ -37,7 +37,7 @@ from tests.pipeline_fixtures import SETTINGS, Place
 __all__ = ["Spy", "files_below", "plant_images"]
 
 # Typed Any: what is replaced in them is no part of their interface.
-loop: Any = import_module("privimage.generators.finetune")
+loop: Any = import_module("privimage.generators.training.finetune")
 semantics: Any = import_module("privimage.stages.semantics")
 
 NAMES = ("Erika_Musterfrau", "Patient-8315-Zx", "Diagnose_Qz77", "PlateWN4711")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from privimage.config.loading import load_config
 
-from privimage.config import load_config
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError
-from privimage.preflight import check_against_data
+from privimage.pipeline.preflight import check_against_data
 from privimage.store.backends import LocalBackend
 from tests.pipeline_fixtures import NAME_ON_FILES, Answer, Place, png, write_images
 
@@ -247,11 +247,11 @@ def test_more_classes_than_there_are_categories(tmp_path: Path, tiny_config: Pat
 
 
 def test_more_votes_than_there_are_categories(refused: Refused) -> None:
-    assert "the public set has 62 categories" in refused("query.num_votes=63")
+    assert "the public set has 62 categories" in refused("selection.num_votes=63")
 
 
 def test_a_batch_larger_than_the_set(refused: Refused) -> None:
-    complaint = refused("finetune.expected_batch_size=145")
+    complaint = refused("generator.finetune.expected_batch_size=145")
     assert "expected_batch_size is 145, but there are 144 training images" in complaint
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from privimage.pipeline.stage import Charge
 
-from privimage import charging, plan
-from privimage.charging import check_paid
 from privimage.errors import BudgetExceeded, PrivimageError, Uncharged
-from privimage.pipeline import Charge
+from privimage.generators.training import gradients as generation
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import ClassSums
-from privimage.runner import run_all
-from privimage.stages import generation
+from privimage.running import charging, plan
+from privimage.running.charging import check_paid
+from privimage.running.runner import run_all
 from privimage.store.artifacts import list_artifacts, remove
 from privimage.store.files import Store
 from privimage.store.tensors import pack, unpack
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_by_the_charge_itself_too(
     granted_copy: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_all(granted_copy.run(), "query")
-    monkeypatch.setattr("privimage.runner.check_affordable", plan.plan_run)
+    monkeypatch.setattr("privimage.running.runner.check_affordable", plan.plan_run)
     with pytest.raises(BudgetExceeded, match="Nothing was charged"):
         run_all(granted_copy.run("privacy.epsilon=2.9", draws={"query": 2}), "query")
     assert granted_copy.kinds == ["grant", "reserve query", "settle"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import ArtifactDamaged, InputError, PrivacyRefused, PrivimageError
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from privimage.store.files import Store
 from tests.pipeline_fixtures import NAME_ON_FILES, USUAL, Answer, Place
 
@@ -266,7 +266,7 @@ def test_artifacts_remove_refuses_paid_ones_without_force(privimage: Command, fi
     refused = privimage(*arguments)
     assert refused.code == 3
     assert "would cost that budget again" in refused.complaint
-    assert finished_copy.payload("finetune", "denoiser.safetensors").exists()
+    assert finished_copy.payload("finetune", "generator.safetensors").exists()
     assert privimage(*arguments, "--force").code == 0
     gone = privimage(*arguments)
     assert gone.code == 2

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from privimage.config.loading import load_config, parse_config
 from pydantic import BaseModel
 
-from privimage import config as models
-from privimage.config import RunConfig, load_config, parse_config
+from privimage.config.run import RunConfig
+from privimage.config.run import run as models
 from privimage.errors import ConfigError
 from tests.pipeline_fixtures import SETTINGS
 
@@ -109,21 +110,21 @@ def test_levels_of_the_network_must_divide_the_image() -> None:
     with pytest.raises(ConfigError, match="cannot be halved 3 times"):
         parse_config({**changed("image.resolution", 12), "denoiser": {"channel_multipliers": [1, 1, 1, 1]}})
     with pytest.raises(ConfigError, match="attention_levels"):
-        parse_config(changed("denoiser.attention_levels", [2]))
+        parse_config(changed("generator.network.attention_levels", [2]))
     with pytest.raises(ConfigError, match=r"classifier\.blocks"):
         parse_config(changed("classifier.blocks", [1, 1, 1, 1, 1]))
 
 
 def test_a_restart_allowance_that_allows_no_restart_is_refused_unless_it_is_zero() -> None:
     with pytest.raises(ConfigError, match="restart_allowance"):
-        parse_config(changed("finetune.restart_allowance", 1))
-    assert parse_config(changed("finetune.restart_allowance", 0)).finetune.restart_allowance == 0
+        parse_config(changed("generator.finetune.restart_allowance", 1))
+    assert parse_config(changed("generator.finetune.restart_allowance", 0)).finetune.restart_allowance == 0
 
 
 def test_a_cap_on_the_batch_below_its_mean_is_refused() -> None:
     with pytest.raises(ConfigError, match="largest_batch_size"):
-        parse_config(changed("finetune.largest_batch_size", 31))
-    assert parse_config(changed("finetune.largest_batch_size", 32)).finetune.largest_batch_size == 32
+        parse_config(changed("generator.finetune.largest_batch_size", 31))
+    assert parse_config(changed("generator.finetune.largest_batch_size", 32)).finetune.largest_batch_size == 32
     assert parse_config(SETTINGS).finetune.largest_batch_size is None
 
 
@@ -140,7 +141,7 @@ def test_overrides_are_yaml_and_reach_into_sections(tiny_config: Path) -> None:
         tiny_config,
         [
             "privacy.epsilon=2.5",
-            "denoiser.channel_multipliers=[1, 1]",
+            "generator.network.channel_multipliers=[1, 1]",
             "classifier.bottleneck=true",
             "selection.max_fraction=null",
             "name=other",

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 
 from privimage.errors import ArtifactDamaged, BudgetExceeded, PrivacyRefused
-from privimage.generators.ema import ema_update
-from privimage.pipeline import stage_named
+from privimage.generators.training.ema import ema_update
+from privimage.pipeline.table import stage_named
 from privimage.privacy.dpsgd import noisy_mean_gradient
-from privimage.runner import run_all, stage_key
+from privimage.running.runner import run_all
+from privimage.running.runs import stage_key
 from tests.pipeline_fixtures import Answer, Place
 
-LONG_FINETUNING = ("finetune.num_steps=60", "finetune.checkpoint_steps=5", "finetune.restart_allowance=10")
-LONG_PRETRAINING = ("pretrain.num_steps=120",)
+LONG_FINETUNING = ("generator.finetune.num_steps=60", "generator.finetune.checkpoint_steps=5", "generator.finetune.restart_allowance=10")
+LONG_PRETRAINING = ("generator.pretrain.num_steps=120",)
 PATIENCE = 90.0
 
 # Training saves on a clock; here after each step.
@@ -79,7 +80,7 @@ def test_a_run_that_is_killed_in_fine_tuning_goes_on_from_its_checkpoint_within_
         steps.append(1)
         return noisy_mean_gradient(*arguments)
 
-    monkeypatch.setattr("privimage.generators.finetune.noisy_mean_gradient", counted)
+    monkeypatch.setattr("privimage.generators.training.finetune.noisy_mean_gradient", counted)
     answer = privimage("run", *place.options(*LONG_FINETUNING))
     assert answer.code == 0, answer.err
     assert answer.err.count("reused, made") == 7
@@ -110,7 +111,7 @@ def test_a_run_that_is_killed_in_pre_training_ends_with_the_very_weights_it_woul
 def test_two_processes_at_once_never_break_the_store_or_the_ledger(
     pretrained_copy: Place, start: Start, privimage: Callable[..., Answer]
 ) -> None:
-    place, settings = pretrained_copy, ("finetune.num_steps=16", "finetune.restart_allowance=12")
+    place, settings = pretrained_copy, ("generator.finetune.num_steps=16", "generator.finetune.restart_allowance=12")
     processes = [start(place, *settings, until="finetune") for _ in range(2)]
     ends = [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes]
     assert {code for _, code in ends} <= {0, 3}, ends
@@ -142,7 +143,7 @@ def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], Non
             return noisy_mean_gradient(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr("privimage.generators.finetune.noisy_mean_gradient", limited)
+            patch.setattr("privimage.generators.training.finetune.noisy_mean_gradient", limited)
             with pytest.raises(KeyboardInterrupt):
                 run_all(place.run(), "finetune")
 
@@ -233,7 +234,7 @@ def test_where_the_allowance_does_not_hold_them_nothing_is_repeated_and_the_chec
 
 # ------------------------------------------------------------------ public training
 
-SAVED_OFTEN = ("pretrain.num_steps=12", "performance.checkpoint_steps=2")
+SAVED_OFTEN = ("generator.pretrain.num_steps=12", "performance.checkpoint_steps=2")
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ def stopped_in_pretraining(pretrained_copy: Place, monkeypatch: pytest.MonkeyPat
         ema_update(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.generators.pretrain.ema_update", limited)
+        patch.setattr("privimage.generators.training.pretrain.ema_update", limited)
         with pytest.raises(KeyboardInterrupt):
             run_all(pretrained_copy.run(*SAVED_OFTEN), "pretrain")
     (newest,) = (pretrained_copy.folder / "checkpoints" / "pretrain").glob("*/step-000000006.ckpt")
@@ -273,7 +274,7 @@ def test_a_damaged_checkpoint_of_pre_training_is_passed_over_and_the_weights_are
 
 
 def test_a_checkpoint_of_another_run_is_refused(pretrained_copy: Place, stopped_in_pretraining: Path) -> None:
-    other = ("pretrain.num_steps=13", "performance.checkpoint_steps=2")
+    other = ("generator.pretrain.num_steps=13", "performance.checkpoint_steps=2")
     run = pretrained_copy.run(*other)
     refs = {name: result.ref for name, result in run_all(pretrained_copy.run(), "select").items()}
     key = stage_key(stage_named("pretrain"), run, {name: refs[name].digest for name in ("public", "select")})

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
-from privimage.declared import check_declared
 from privimage.errors import PrivacyRefused
-from privimage.granting import declare
-from privimage.runner import admitted, run_all
+from privimage.running.declared import check_declared
+from privimage.running.granting import declare
+from privimage.running.runner import run_all
+from privimage.running.runs import admitted
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import GRANT, NAME_ON_FILES, SETTINGS, Answer, Place, png, write_images
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from privimage.stages import rehearsal
+from privimage.running import rehearsal
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from privimage.errors import ArtifactDamaged, LedgerBroken
-from privimage.housekeeping import delete, find_garbage, ledger_states
 from privimage.privacy.budget import Plan
-from privimage.runner import run_all
+from privimage.running.housekeeping import delete, find_garbage, ledger_states
+from privimage.running.runner import run_all
 from privimage.store.artifacts import list_artifacts
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from privimage.errors import Stopped
-from privimage.generators.ema import ema_update
-from privimage.interrupts import StopRequest, stop_on_signals
+from privimage.generators.training.ema import ema_update
+from privimage.machine.interrupts import StopRequest, stop_on_signals
 from privimage.privacy.dpsgd import noisy_mean_gradient
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
 
 PATIENCE = 90.0
 # Says when it is in the middle of fine-tuning, where a signal is answered at the end of a step.
 TELLING = """
 import sys
-import privimage.generators.finetune as module
+import privimage.generators.training.finetune as module
 from privimage.cli import main
 step = module.noisy_mean_gradient
 def told(*arguments):
@@ -43,9 +43,9 @@ def test_a_signal_stops_fine_tuning_after_a_step_and_nothing_of_the_allowance_is
     pretrained_copy: Place, privimage: Callable[..., Answer], number: signal.Signals, processes: int
 ) -> None:
     settings = pretrained_copy.options(
-        "finetune.num_steps=400",
-        "finetune.checkpoint_steps=300",
-        "finetune.restart_allowance=0",
+        "generator.finetune.num_steps=400",
+        "generator.finetune.checkpoint_steps=300",
+        "generator.finetune.restart_allowance=0",
         f"performance.num_devices={processes}",
     )
     command = [sys.executable, "-c", TELLING, "run", *settings, "--until", "finetune"]
@@ -72,7 +72,7 @@ def test_a_signal_stops_fine_tuning_after_a_step_and_nothing_of_the_allowance_is
 
 def test_a_paused_run_goes_on_without_an_allowance(pretrained_copy: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place, steps = pretrained_copy, []
-    settings = ("finetune.restart_allowance=0",)
+    settings = ("generator.finetune.restart_allowance=0",)
     first = place.run(*settings)
 
     def asked_at_the_first(*arguments: Any) -> Any:
@@ -80,7 +80,7 @@ def test_a_paused_run_goes_on_without_an_allowance(pretrained_copy: Place, monke
         first.stop.ask()
         return noisy_mean_gradient(*arguments)
 
-    monkeypatch.setattr("privimage.generators.finetune.noisy_mean_gradient", asked_at_the_first)
+    monkeypatch.setattr("privimage.generators.training.finetune.noisy_mean_gradient", asked_at_the_first)
     with pytest.raises(Stopped):
         run_all(first, "finetune")
     assert len(steps) == 1
@@ -93,7 +93,7 @@ def test_a_paused_run_goes_on_without_an_allowance(pretrained_copy: Place, monke
 def test_pre_training_that_is_asked_to_stop_ends_with_the_very_weights_it_would_have_had(
     pretrained: Place, pretrained_copy: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = "pretrain.num_steps=12"
+    longer = "generator.pretrain.num_steps=12"
     first, steps = pretrained_copy.run(longer), []
 
     def asked_at_the_fifth(*arguments: Any, **more: Any) -> None:
@@ -102,7 +102,7 @@ def test_pre_training_that_is_asked_to_stop_ends_with_the_very_weights_it_would_
             first.stop.ask()
         ema_update(*arguments, **more)
 
-    monkeypatch.setattr("privimage.generators.pretrain.ema_update", asked_at_the_fifth)
+    monkeypatch.setattr("privimage.generators.training.pretrain.ema_update", asked_at_the_fifth)
     with pytest.raises(Stopped):
         run_all(first, "pretrain")
     resumed = run_all(pretrained_copy.run(longer), "pretrain")["pretrain"]

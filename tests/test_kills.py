@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from privimage.progress import Progress, Ticker
-from privimage.runner import Run, run_all, run_stage
+from privimage.machine.progress import Progress, Ticker
+from privimage.running.runner import run_all, run_stage
+from privimage.running.runs import Run
 from privimage.store.artifacts import ArtifactRef
 from tests.pipeline_fixtures import Place
 
@@ -63,7 +64,7 @@ def kill_and_kill_again(place: Place, overrides: tuple[str, ...], train: Train, 
     refs = {name: result.ref for name, result in run_all(place.run(), "pretrain").items()}
     moments = random.Random(seed)
     context = multiprocessing.get_context("forkserver")  # torch is loaded once, and no thread of it is forked
-    context.set_forkserver_preload(["tests.test_kills", "privimage.stages.generation", "privimage.stages.charges"])
+    context.set_forkserver_preload(["tests.test_kills", "privimage.generators.training.gradients", "privimage.pipeline.charges"])
     for _ in range(KILLS):
         # Some before their first checkpoint, most after it: however slow the machine, training gets on.
         arguments = (place, overrides, train, refs, moments.choice([1, 2, 3]), moments.uniform(0, SECONDS))
@@ -75,7 +76,7 @@ def kill_and_kill_again(place: Place, overrides: tuple[str, ...], train: Train, 
 
 
 def test_pre_training_ends_with_the_very_weights_it_would_have_had(pretrained_copy: Place, tmp_path: Path) -> None:
-    settings = ("pretrain.num_steps=700", "performance.checkpoint_steps=2")
+    settings = ("generator.pretrain.num_steps=700", "performance.checkpoint_steps=2")
     undisturbed = pretrained_copy.copy_to(tmp_path / "undisturbed")
     refs = kill_and_kill_again(pretrained_copy, settings, pretrain, seed=1)
     assert list(pretrained_copy.folder.glob("checkpoints/pretrain/*/*.ckpt"))
@@ -84,7 +85,7 @@ def test_pre_training_ends_with_the_very_weights_it_would_have_had(pretrained_co
 
 
 def test_fine_tuning_ends_within_its_budget_with_every_lost_step_charged(pretrained_copy: Place) -> None:
-    settings = ("finetune.num_steps=200", "finetune.checkpoint_steps=2", "finetune.restart_allowance=50")
+    settings = ("generator.finetune.num_steps=200", "generator.finetune.checkpoint_steps=2", "generator.finetune.restart_allowance=50")
     refs = kill_and_kill_again(pretrained_copy, settings, finetune, seed=2)
     assert list(pretrained_copy.folder.glob("private/checkpoints/finetune/*/*.ckpt"))
     assert finetune(pretrained_copy.run(*settings), refs).stage == "finetune"

@@ -12,8 +12,9 @@ import yaml
 
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused
-from privimage.ledgers import bind_ledger, ledger_of
-from privimage.runner import admitted, run_all
+from privimage.running.ledgers import bind_ledger, ledger_of
+from privimage.running.runner import run_all
+from privimage.running.runs import admitted
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import NAME_ON_FILES, SETTINGS, Answer, Place, png

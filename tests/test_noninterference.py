@@ -50,28 +50,29 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from privimage.pipeline.stage import Outcome, StageContext
 from torch import Tensor
 
 import privimage
 from privimage.cli import main
 from privimage.data.decode import pixel_digest
 from privimage.data.splits import split_rows, split_sizes
-from privimage.pipeline import Outcome, StageContext, stage_named
+from privimage.pipeline.table import stage_named
 from privimage.privacy.class_sums import Rows, class_sums
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.mechanisms import ClassSums, DPSGDMechanism, HistogramQuery, ValidationCount
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from privimage.store import identity
 from privimage.store.files import Store
 from tests.pipeline_fixtures import GRANT, SETTINGS, USUAL, Place
 from tests.private_values import files_below, plant_images
 
 # Typed Any: what is replaced in them is no part of their interface.
-loop: Any = importlib.import_module("privimage.generators.finetune")
+loop: Any = importlib.import_module("privimage.generators.training.finetune")
 semantics: Any = importlib.import_module("privimage.stages.semantics")
-generation: Any = importlib.import_module("privimage.stages.generation")
-central: Any = importlib.import_module("privimage.stages.central")
-embedding: Any = importlib.import_module("privimage.stages.mean_embedding")
+generation: Any = importlib.import_module("privimage.generators.training.gradients")
+central: Any = importlib.import_module("privimage.stages.class_means")
+embedding: Any = importlib.import_module("privimage.generators.mean_embedding.kind")
 validation: Any = importlib.import_module("privimage.stages.validate")
 evaluation: Any = importlib.import_module("privimage.stages.utility")
 
@@ -305,7 +306,7 @@ class World:
         settings["sensitive"]["train"] = {"kind": "folder", "path": str(here / "portraits")}
         settings["sensitive"]["validation_fraction"] = VALIDATION_FRACTION
         settings["privacy"]["validation_error"] = 0.5
-        settings["central"] = {"num_steps": 3, "batch_size": 16}
+        settings["class_means"] = {"num_steps": 3, "batch_size": 16}
         settings["evaluate"]["validation"] = "private"
         settings["classifier"] = {"base_channels": 4, "blocks": [1], "epochs": 1}
         (aside / "tiny.yaml").write_text(yaml.safe_dump(settings))
@@ -393,7 +394,7 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
     assert one.differences(other) == []
     # None of this is so because nothing ran, or because both saw the same images.
     made = {name.split("/")[1] for name in one.files if name.startswith("artifacts/")}
-    assert made == {"central", "warmup", "validate", *(name for name in USUAL if not stage_named(name).sealed)}
+    assert made == {"class_means", "warmup", "validate", *(name for name in USUAL if not stage_named(name).sealed)}
     assert sum(name.startswith("releases/") for name in one.files) == 6
     assert sum(name.startswith("ledger/") for name in one.files) >= 5
     printed = "".join(text for _, (run, _) in (pretrained_worlds, (0, (one, other))) for text in run.printed.values())
@@ -418,9 +419,9 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
 def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(
     strategy: str, indexed: Any, tmp_path: Path
 ) -> None:
-    merf = ["generator=merf", f"selection.strategy={strategy}", "central.num_steps=0"]
-    merf += ["merf.num_steps=5", "merf.num_features=40", "merf.critic_features=20", "merf.critic_channels=4"]
-    merf += ["merf.critic_steps=4"]
+    merf = ["generator.kind=mean_embedding", f"selection.strategy={strategy}", "generator.class_means.num_steps=0"]
+    merf += ["generator.num_steps=5", "generator.num_features=40", "generator.critic_features=20", "generator.critic_channels=4"]
+    merf += ["generator.critic_steps=4"]
     if strategy == "semantic":
         merf += ["synthesize.class_sizes=query", "synthesize.num_images=300"]
     commands = [
@@ -580,19 +581,19 @@ def test_a_leak_of_the_query_shows_as_a_difference(leak: Any, place: str, indexe
 @pytest.mark.parametrize(
     ("leak", "place"),
     [
-        (exact_means_in_the_picture, "artifacts/central/.*central.png"),
-        (true_class_sizes_beside_the_means, "artifacts/central/.*central.safetensors"),
+        (exact_means_in_the_picture, "artifacts/central/.*class_means.png"),
+        (true_class_sizes_beside_the_means, "artifacts/central/.*class_means.safetensors"),
     ],
 )
 def test_a_leak_of_central_images_shows_as_a_difference(leak: Any, place: str, indexed: Any, tmp_path: Path) -> None:
-    check_noticed(leak, place, indexed[0], [["run", "CONFIG", "--store", "STORE", "--until", "central"]], tmp_path)
+    check_noticed(leak, place, indexed[0], [["run", "CONFIG", "--store", "STORE", "--until", "class_means"]], tmp_path)
 
 
 @pytest.mark.parametrize(
     ("leak", "place"),
     [
         (true_batch_sizes_in_a_metric, "artifacts/finetune/.*manifest.json"),
-        (exact_sum_in_the_weights, "artifacts/finetune/.*denoiser.safetensors"),
+        (exact_sum_in_the_weights, "artifacts/finetune/.*generator.safetensors"),
     ],
 )
 def test_a_leak_of_fine_tuning_shows_as_a_difference(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import ArtifactDamaged, ConfigError
-from privimage.plan import grant_in_words, plan_run
-from privimage.runner import Run, run_all
+from privimage.running.plan import grant_in_words, plan_run
+from privimage.running.runner import run_all
+from privimage.running.runs import Run
 from tests.pipeline_fixtures import GRANT, USUAL, Answer, Place
 
 
@@ -82,11 +83,11 @@ def test_it_finds_what_contradicts_the_data(granted: Place) -> None:
     with pytest.raises(ConfigError, match="lower it to at most 20"):
         plan_run(granted.run("selection.categories_per_class=21"))
     with pytest.raises(ConfigError, match="expected_batch_size"):
-        plan_run(granted.run("finetune.expected_batch_size=1000"))
+        plan_run(granted.run("generator.finetune.expected_batch_size=1000"))
 
 
 def test_it_finds_a_truncated_artifact(finished_copy: Place) -> None:
-    weights = finished_copy.payload("finetune", "denoiser.safetensors")
+    weights = finished_copy.payload("finetune", "generator.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune"):
         plan_run(finished_copy.run())
@@ -99,7 +100,7 @@ def test_a_reservation_that_a_crash_left_is_shown_as_one_to_resume(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.stages.generation.finetune", killed)
+        patch.setattr("privimage.generators.training.gradients.finetune", killed)
         with pytest.raises(KeyboardInterrupt):
             run_all(pretrained_copy.run())
     assert pretrained_copy.kinds == ["grant", "reserve query", "settle", "reserve finetune"]
@@ -239,7 +240,7 @@ def test_fine_tuning_that_was_interrupted_goes_on_where_a_plan_does_not_know_its
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.stages.generation.finetune", killed)
+        patch.setattr("privimage.generators.training.gradients.finetune", killed)
         with pytest.raises(KeyboardInterrupt):
             run_all(pretrained_copy.run())
     shutil.rmtree(pretrained_copy.folder / "artifacts" / "pretrain")

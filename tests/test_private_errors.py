@@ -7,14 +7,15 @@ import traceback
 from pathlib import Path
 
 import pytest
+from privimage.config.loading import load_config
+from privimage.pipeline.stage import Outcome, StageContext
 
-from privimage import pipeline
-from privimage.config import load_config
 from privimage.errors import PrivimageError
-from privimage.pipeline import Outcome, StageContext
+from privimage.pipeline.table import table as pipeline
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.ledger import Ledger
-from privimage.runner import Run, run_all
+from privimage.running.runner import run_all
+from privimage.running.runs import Run
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Place
 
@@ -77,4 +78,4 @@ def test_an_attempt_with_reproducible_noise_voids_the_guarantee_of_the_one_that_
     results = run_all(Run(config=config, store=pretrained_copy.store), "finetune")
     assert "resume" in pretrained_copy.kinds
     artifact = open_ref(pretrained_copy.store, results["finetune"].ref)
-    assert artifact.read_json("denoiser.json")["guarantee"] == "none"
+    assert artifact.read_json("generator.json")["guarantee"] == "none"

@@ -12,8 +12,8 @@ from typing import TextIO
 
 import pytest
 
-from privimage.progress import Terminal
-from privimage.readers import go_on_without_readers
+from privimage.machine.progress import Terminal
+from privimage.machine.readers import go_on_without_readers
 from tests.pipeline_fixtures import Place
 
 ROOT = Path(__file__).parents[1]

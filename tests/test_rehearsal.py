@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from privimage.config.loading import parse_config
+from privimage.config.performance import Performance
 
-from privimage.config import Performance, RunConfig, parse_config
+from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.device import choose_devices, free_memory, rows_with_gradients
 from privimage.errors import ConfigError, DataError, PrivacyRefused, StoreError
-from privimage.generators import private_sum
+from privimage.generators.training import private_sum
+from privimage.machine.device import choose_devices, free_memory, rows_with_gradients
 from privimage.privacy.ledger import Ledger
-from privimage.runner import run_all, run_stage
-from privimage.stages import rehearsal, release
-from privimage.stages.rehearsal import check_room, rehearse_release
+from privimage.running import rehearsal
+from privimage.running.rehearsal import check_room, rehearse_release
+from privimage.running.runner import run_all, run_stage
+from privimage.stages import release
 from privimage.store.files import Store
 from tests.pipeline_fixtures import SETTINGS, Answer, Place, write_images
 
@@ -136,7 +139,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "merf": {"generator": "merf"},
     "merf, public images": {"generator": "merf", "synthesize": {"public_images": "unchanged"}},
     "dp-merf": {"generator": "merf", "selection": {"strategy": "none"}},
-    "central": {"central": {"num_steps": 2}},
+    "class_means": {"class_means": {"num_steps": 2}},
     "validated": {"privacy": {"validation_error": 0.5}, "evaluate": {"validation": "private"}},
     "audited": {"audit": {"canaries": 100}},
     "sizes": {"synthesize": {"num_images": 400, "class_sizes": "query"}},
@@ -279,5 +282,5 @@ def test_a_way_is_gone_once_and_only_where_something_is_still_to_be_charged(
     run_all(finished_copy.run())
     run_all(finished_copy.run("synthesize.seed=7"), "synthesize")
     assert gone == []
-    run_all(finished_copy.run("finetune.learning_rate=0.01"), "finetune")
+    run_all(finished_copy.run("generator.finetune.learning_rate=0.01"), "finetune")
     assert gone == ["tiny"], "by the check, and not again by each charge"

@@ -26,7 +26,7 @@ from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter
 from privimage.release.export import SUMS, sums
 from privimage.release.signature import SIGNATURE
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
 
 FILES = ["README.md", "SHA256SUMS", "certificate.json", "report.html", "samples.png", "synthetic.parquet"]
@@ -457,7 +457,7 @@ def test_the_digest_of_the_configuration_is_checked_where_the_file_is_given(
     assert (code, line.split()[0]) == (0, "passed")
     code, line = configuration("--set", "performance.physical_batch_size=7")
     assert (code, line.split()[0]) == (0, "passed")
-    code, line = configuration("--set", "finetune.learning_rate=0.1")
+    code, line = configuration("--set", "generator.finetune.learning_rate=0.1")
     assert (code, line.split()[0]) == (1, "failed")
     assert "another digest" in line
 
@@ -500,7 +500,7 @@ def test_a_release_with_often_cut_batches_has_no_interval_and_says_why_at_every_
     pretrained_copy: Place, verify: Verify, privimage: Callable[..., Answer]
 ) -> None:
     place = pretrained_copy
-    run_all(place.run("finetune.largest_batch_size=36"))
+    run_all(place.run("generator.finetune.largest_batch_size=36"))
     certificate = json.loads((place.release / "certificate.json").read_text())
     interval = certificate["epsilon_certified_interval"]
     assert (interval["lower"], interval["upper"]) == (None, None)
@@ -521,7 +521,7 @@ def test_a_release_whose_cap_is_hardly_ever_reached_is_verified_in_every_step(
     pretrained_copy: Place, verify: Verify
 ) -> None:
     place = pretrained_copy
-    run_all(place.run("finetune.largest_batch_size=90"))
+    run_all(place.run("generator.finetune.largest_batch_size=90"))
     interval = json.loads((place.release / "certificate.json").read_text())["epsilon_certified_interval"]
     assert interval["lower"] < interval["upper"]
     code, steps = verify(place.release, place.folder)

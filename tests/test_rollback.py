@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import LedgerBroken
-from privimage.housekeeping import ledger_states
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.witness import VARIABLE
-from privimage.rollback import check_not_rolled_back
-from privimage.runner import run_all
+from privimage.running.housekeeping import ledger_states
+from privimage.running.rollback import check_not_rolled_back
+from privimage.running.runner import run_all
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 

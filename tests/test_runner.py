@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from privimage.charging import Door
 from privimage.data.table import read_images
 from privimage.errors import ArtifactDamaged, BudgetExceeded, LedgerBroken, PrivacyRefused, TrainingError, Uncharged
-from privimage.granting import grant
-from privimage.pipeline import STAGES, stage_named
+from privimage.pipeline.table import STAGES, stage_named
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan, event_to_json
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.release.verify import read_release, verify_release
-from privimage.runner import StageResult, run_all
+from privimage.running.charging import Door
+from privimage.running.granting import grant
+from privimage.running.runner import StageResult, run_all
 from privimage.store.artifacts import Artifact, find, list_artifacts, open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import GRANT, NAME_ON_FILES, USUAL, Place
@@ -69,7 +69,7 @@ def test_a_settled_charge_names_the_content_of_its_artifact(finished: Place) -> 
 
 def test_the_ledger_holds_the_mechanism_that_the_artifact_says_it_ran(finished: Place) -> None:
     charged = {e.body["stage"]: e.body["event"] for e in finished.entries if e.kind == "reserve"}
-    written = json.loads(finished.payload("finetune", "denoiser.json").read_text())["mechanism"]
+    written = json.loads(finished.payload("finetune", "generator.json").read_text())["mechanism"]
     rate = written.pop("sample_rate")
     ran = DPSGDMechanism(**written)
     assert ran.sample_rate == rate
@@ -183,7 +183,7 @@ def test_a_change_in_fine_tuning_is_refused_once_the_grant_is_used_up(
     place, _ = two_runs
     entries, artifacts = place.entries, published(place)
     with pytest.raises(BudgetExceeded, match="Nothing was charged") as caught:
-        run_all(place.run("finetune.learning_rate=0.01", "privacy.epsilon=2.9"))
+        run_all(place.run("generator.finetune.learning_rate=0.01", "privacy.epsilon=2.9"))
     assert caught.value.exit_code == 3
     assert place.entries == entries
     assert published(place) == artifacts
@@ -203,7 +203,7 @@ def test_another_draw_of_fine_tuning_is_another_charge(finished_copy: Place) -> 
 def test_fine_tuning_that_was_chosen_after_the_votes_were_seen_is_not_accounted_as_if_it_were_fixed_before(
     pretrained_copy: Place,
 ) -> None:
-    results = run_all(pretrained_copy.run("finetune.num_steps=6"), "finetune")
+    results = run_all(pretrained_copy.run("generator.finetune.num_steps=6"), "finetune")
     assert anew(results) == ["finetune"]
     query, _, chosen = pretrained_copy.entries[1:4]
     assert chosen.body["plan"]["builds_on"] == [query.id]
@@ -211,7 +211,7 @@ def test_fine_tuning_that_was_chosen_after_the_votes_were_seen_is_not_accounted_
 
 
 def test_learning_settings_may_be_chosen_after_the_votes_were_seen(pretrained_copy: Place) -> None:
-    run_all(pretrained_copy.run("finetune.learning_rate=0.01"), "finetune")
+    run_all(pretrained_copy.run("generator.finetune.learning_rate=0.01"), "finetune")
     query, _, chosen = pretrained_copy.entries[1:4]
     assert chosen.body["plan"]["id"] == query.body["plan"]["id"]
     assert 0.99 < epsilon_of([query.event, chosen.event], 1e-4) <= 1.0
@@ -227,7 +227,7 @@ def test_what_another_process_published_meanwhile_is_reused_and_nobody_is_told_t
         return None if stage == "finetune" and looks[stage] == 1 else find(store, stage, key, sealed)
 
     before = finished_copy.entries
-    monkeypatch.setattr("privimage.runner.find", late)
+    monkeypatch.setattr("privimage.running.runner.find", late)
     assert anew(run_all(finished_copy.run())) == []
     assert looks["finetune"] == 2
     assert finished_copy.entries == before
@@ -272,7 +272,7 @@ def test_a_ledger_that_vanished_as_a_whole_cannot_be_granted_anew(finished_copy:
 
 
 def test_one_flipped_byte_in_the_generator_is_found_and_named_before_it_is_used(finished_copy: Place) -> None:
-    weights = finished_copy.payload("finetune", "denoiser.safetensors")
+    weights = finished_copy.payload("finetune", "generator.safetensors")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
@@ -285,7 +285,7 @@ def test_one_flipped_byte_in_the_generator_is_found_and_named_before_it_is_used(
 
 @pytest.mark.parametrize("harm", ["truncated", "missing"])
 def test_a_truncated_or_missing_payload_stops_even_a_run_that_would_reuse_all(finished_copy: Place, harm: str) -> None:
-    weights = finished_copy.payload("finetune", "denoiser.safetensors")
+    weights = finished_copy.payload("finetune", "generator.safetensors")
     data = weights.read_bytes()
     weights.unlink()
     if harm == "truncated":
@@ -340,7 +340,7 @@ def test_a_stage_that_fails_before_it_opens_an_image_gets_its_charge_back(
         raise TrainingError("no such network")
 
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.stages.generation.start_state", failing)
+        patch.setattr("privimage.generators.training.gradients.start_state", failing)
         with pytest.raises(TrainingError):
             run_all(pretrained_copy.run(), "finetune")
     assert pretrained_copy.kinds == [*COMPLETE[:4], "void"]
@@ -511,7 +511,7 @@ def test_noise_that_can_be_made_again_voids_the_guarantee(pretrained_copy: Place
     assert [check.step for check in checks if check.outcome == "failed"] == ["promise", "ledger", "store"]
     artifact = find(pretrained_copy.store, "finetune", results["finetune"].ref.key, False)
     assert artifact is not None
-    assert artifact.read_json("denoiser.json")["guarantee"] == "none"
+    assert artifact.read_json("generator.json")["guarantee"] == "none"
     assert "no privacy guarantee" in (release / "report.html").read_text().lower()
 
 

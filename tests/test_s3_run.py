@@ -6,10 +6,11 @@ import threading
 import time
 
 import pytest
+from privimage.config.loading import load_config
 
-from privimage.config import load_config
 from privimage.privacy.ledger import Ledger
-from privimage.runner import Run, run_all
+from privimage.running.runner import run_all
+from privimage.running.runs import Run
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store
 from privimage.store.patience import Patience

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from privimage.methods.selections import SelectionConfig
 from safetensors.torch import load_file
 
-from privimage.config import SelectionConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import ConfigError, PrivacyRefused, Uncharged
-from privimage.pipeline import stage_of, stages_of
-from privimage.plan import plan_run
+from privimage.pipeline.charges import plan_without_query
+from privimage.pipeline.table import stage_of, stages_of
 from privimage.privacy.accounting import epsilon_of_plan
 from privimage.privacy.crosscheck import prv_interval
 from privimage.release.certificate import certified_interval, groups_of
 from privimage.release.datasheet import front_matter
 from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
-from privimage.runner import run_all, run_stage
+from privimage.running.plan import plan_run
+from privimage.running.runner import run_all, run_stage
 from privimage.semantics.selection import draw_categories
-from privimage.stages.charges import plan_without_query
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
@@ -136,7 +136,7 @@ def test_an_interrupted_fine_tuning_goes_on_in_its_own_plan(
 
     run = granted_copy.run(strategy("none"))
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.stages.generation.finetune", killed)
+        patch.setattr("privimage.generators.training.gradients.finetune", killed)
         with pytest.raises(KeyboardInterrupt):
             run_all(run)
     run_all(run)
@@ -224,10 +224,10 @@ def test_all_public_images_are_trained_on_with_their_own_labels_and_no_class_sta
     assert len(selected) == 620
     assert selected["class"].to_pylist() == selected["label"].to_pylist()
     assert made["select"].manifest.metrics == {"num_images": 620, "num_categories": 62}
-    about = made["pretrain"].read_json("denoiser.json")
+    about = made["pretrain"].read_json("generator.json")
     assert about["class_names"] == ["anna", "berta", "carla"]
     assert about["loss_curve"]
-    labels = load_file(made["pretrain"].local("denoiser.safetensors"))["net.embed_label.weight"]
+    labels = load_file(made["pretrain"].local("generator.safetensors"))["net.embed_label.weight"]
     assert len(labels) == 4
     assert bool((labels == labels[-1]).all())
 
@@ -244,8 +244,8 @@ def test_without_pretraining_settings_of_it_cause_no_other_fine_tuning(granted_c
 
     first = key()
     assert artifacts(granted_copy)["pretrain"].manifest.metrics["num_images"] == 0
-    assert key("pretrain.num_steps=77", "selection.categories_per_class=2") == first
-    assert key("pretrain.seed=7") != first
+    assert key("generator.pretrain.num_steps=77", "selection.categories_per_class=2") == first
+    assert key("generator.pretrain.seed=7") != first
 
 
 def test_strategies_that_choose_no_categories_need_not_have_enough_of_them(granted: Place) -> None:
@@ -257,7 +257,7 @@ def test_strategies_that_choose_no_categories_need_not_have_enough_of_them(grant
 
 def test_labels_that_are_never_hidden_leave_new_classes_nothing_to_start_from(granted: Place) -> None:
     with pytest.raises(ConfigError, match=r"strategy all needs a pretrain\.label_dropout above 0"):
-        granted.run(strategy("all"), "pretrain.label_dropout=0")
+        granted.run(strategy("all"), "generator.pretrain.label_dropout=0")
 
 
 def test_a_strategy_that_is_unknown_is_refused_with_those_that_are_known(granted: Place) -> None:

@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from privimage.config.loading import load_config
 
-from privimage.charging import Door
 from privimage.cli import main
-from privimage.config import load_config
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.evaluation.utility import Trained, train
-from privimage.plan import plan_run
-from privimage.preflight import planned_validation
+from privimage.pipeline.charges import query_plan
+from privimage.pipeline.preflight import planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_from_json
 from privimage.release.verify import verify_release
-from privimage.runner import StageResult, admitted, run_all
-from privimage.stages.charges import query_plan
+from privimage.running.charging import Door
+from privimage.running.plan import plan_run
+from privimage.running.runner import StageResult, run_all
+from privimage.running.runs import admitted
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import GRANT, USUAL, Place
 
@@ -282,7 +283,7 @@ def test_a_failure_before_an_image_is_opened_gives_the_charge_back(
     sampled_copy: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(TrainingError):
-        patch.setattr("privimage.charging.Door.__call__", failing)
+        patch.setattr("privimage.running.charging.Door.__call__", failing)
         run_all(sampled_copy.run(*PRIVATE), "validate")
     assert sampled_copy.kinds == ["grant", *CHARGED[:5], "void"]
     assert run_all(sampled_copy.run(*PRIVATE), "validate")["validate"].ref

@@ -15,16 +15,16 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from privimage.benchmark.suite import Cell, Suite
-from privimage.pipeline import stages_of
-from privimage.plan import look_up
+from privimage.pipeline.table import stages_of
 from privimage.release.export import release_name
-from privimage.runner import Run
+from privimage.running.plan import look_up
+from privimage.running.runs import Run
 from privimage.store.artifacts import Artifact
 
 __all__ = ["OWN", "Row", "empty_row", "plots", "row_of", "table"]
 
 MEASURES = ("FID", "KID")
-OWN = ("query", "central", "select", "pretrain", "warmup", "finetune", "synthesize")
+OWN = ("query", "class_means", "select", "pretrain", "warmup", "finetune", "synthesize")
 """Stages whose time is a method's own; the others are the same for all methods."""
 
 Status = Literal["done", "not run", "skipped", "failed"]

@@ -17,18 +17,19 @@ from privimage.benchmark.results import OWN, Row, empty_row, plots, row_of, tabl
 from privimage.benchmark.suite import Cell, Part, Suite, cells_in, cells_of, first_charged
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
-from privimage.granting import grant
-from privimage.interrupts import StopRequest
-from privimage.ledgers import ledger_of
-from privimage.plan import look_up
-from privimage.preflight import check_against_data
+from privimage.machine.interrupts import StopRequest
+from privimage.machine.progress import Progress, Silent
+from privimage.pipeline.charges import plan_id, plan_without_query, query_plan
+from privimage.pipeline.preflight import check_against_data
 from privimage.privacy.budget import Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.renyi import best_order
-from privimage.progress import Progress, Silent
-from privimage.release.figures import INTERNAL
-from privimage.runner import Run, admitted, run_all
-from privimage.stages.charges import plan_id, plan_without_query, query_plan
+from privimage.reports.figures import INTERNAL
+from privimage.running.granting import grant
+from privimage.running.ledgers import ledger_of
+from privimage.running.plan import look_up
+from privimage.running.runner import run_all
+from privimage.running.runs import Run, admitted
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from privimage.config import RunConfig, parse_config
-from privimage.config_form import Section
+from privimage.config.form import Section
+from privimage.config.loading import parse_config
+from privimage.config.run import RunConfig
 from privimage.errors import ConfigError
-from privimage.pipeline import stages_of
+from privimage.pipeline.table import stages_of
 
 __all__ = [
     "METHODS",
@@ -34,7 +35,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "random-selection": {"selection": {"strategy": "random"}},
     "pdp-diffusion": {"generator": "diffusion", "selection": {"strategy": "all"}},
     "dpdm": {"generator": "diffusion", "selection": {"strategy": "none"}},
-    "dp-feta": {"generator": "diffusion", "selection": {"strategy": "none"}, "central": {"num_steps": 400}},
+    "dp-feta": {"generator": "diffusion", "selection": {"strategy": "none"}, "class_means": {"num_steps": 400}},
     "dp-merf": {"generator": "merf", "selection": {"strategy": "none"}},
 }
 """What every suite may name, as what it changes in a configuration."""

@@ -6,12 +6,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from privimage.commands.shared import Commands, add_config, add_json, open_run, print_json, print_table
-from privimage.data.facts import TableFacts
+from privimage.data.facts import public_facts
 from privimage.errors import ConfigError
-from privimage.plan import look_up
-from privimage.preflight import check_against_data
-from privimage.runner import Run, admitted, run_all
-from privimage.stages.charges import planned_finetune
+from privimage.methods.training import LearnsByGradients
+from privimage.pipeline.charges import planned_finetune
+from privimage.pipeline.preflight import check_against_data
+from privimage.running.plan import look_up
+from privimage.running.runner import run_all
+from privimage.running.runs import Run, admitted
 from privimage.store.artifacts import open_ref
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ def register(commands: Commands) -> None:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from privimage.generators.canaries import audited_mechanism
-    from privimage.stages.audit import QUICK_STAND_INS, audit_json, check_audit, quick_audit
+    from privimage.generators.diffusion.canaries import audited_mechanism
+    from privimage.stages.audit import QUICK_STAND_INS, audit_found, check_audit, quick_audit
 
     if options.steps is not None and options.steps < 1:
         raise ConfigError(f"--steps {options.steps}: expected at least 1.")
@@ -51,7 +53,7 @@ def _audit(options: argparse.Namespace) -> int:
     )
     found = quick_audit(run.config, audited, canaries=options.canaries, progress=run.progress)
     if options.json:
-        print_json(audit_json(found, audited))
+        print_json(audit_found(found, audited).model_dump(mode="json"))
     else:
         print(
             f"Fine-tuning's step: noise multiplier {audited.noise_multiplier:.4g}, sampling rate "
@@ -76,16 +78,17 @@ def _mechanism(run: Run) -> DPSGDMechanism:
     from privimage.privacy.mechanisms import DPSGDMechanism
     from privimage.stages.audit import mechanism_of
 
-    if run.config.generator == "merf":
+    if not isinstance(run.config.generator, LearnsByGradients):
         raise ConfigError(
-            "The audit is of DP-SGD's step, and generator merf takes none: its one mechanism is a noisy sum. Nothing to audit."
+            f"The audit is of DP-SGD's step, and a generator of kind {run.config.generator.kind} takes none: its one mechanism is a "
+            "noisy sum. Nothing to audit."
         )
     public = open_ref(run.store, run_all(run, "public")["public"].ref)
     facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
     ran = look_up(run, "finetune")[0]["finetune"]
     if ran:
         return mechanism_of(ran)
-    categories = TableFacts.from_json(public.read_bytes("facts.json").decode())
+    categories = public_facts(public)
     check_against_data(run.config, categories, facts)
     planned = planned_finetune(run.config, facts, len(categories.class_names))
     if not isinstance(planned, DPSGDMechanism):

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from privimage.benchmark.suite import Part, Suite, load_suite
 from privimage.commands.shared import Commands, print_table
 from privimage.errors import ConfigError
-from privimage.interrupts import StopRequest, stop_on_signals
-from privimage.progress import Terminal
-from privimage.runner import run_all
+from privimage.machine.interrupts import StopRequest, stop_on_signals
+from privimage.machine.progress import Terminal
+from privimage.running.runner import run_all
 from privimage.store.files import Store
 
 __all__ = ["add_suite", "part_of", "register", "suite_of"]

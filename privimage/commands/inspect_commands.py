@@ -98,8 +98,8 @@ def _remove(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
-    from privimage.device import choose_device
     from privimage.evaluation.features import inception_extractor
+    from privimage.machine.device import choose_device
 
     rows = [("python", platform.python_version()), *[(name, version(name)) for name in PACKAGES]]
     rows.append(("device", str(choose_device("auto"))))

@@ -9,16 +9,16 @@ from typing import Any
 
 from privimage.commands.shared import Commands, add_config, add_json, add_store, open_run, print_json, print_table
 from privimage.errors import InputError
-from privimage.granting import declare, grant
-from privimage.ledgers import ledger_of
-from privimage.pipeline import stage_named
+from privimage.pipeline.table import stage_named
 from privimage.privacy.accounting import epsilon_of, event_in_words
 from privimage.privacy.budget import left_of_grant
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.witness import check_head
-from privimage.rollback import check_not_rolled_back
-from privimage.runner import admitted, stage_key
+from privimage.running.granting import declare, grant
+from privimage.running.ledgers import ledger_of
+from privimage.running.rollback import check_not_rolled_back
+from privimage.running.runs import admitted, stage_key
 from privimage.store.artifacts import find
 from privimage.store.files import Store
 

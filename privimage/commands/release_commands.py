@@ -11,7 +11,7 @@ from getpass import getpass
 from pathlib import Path
 
 from privimage.commands.shared import DEFAULT_STORE, Commands, add_json, add_store, print_json
-from privimage.config import load_config
+from privimage.config.loading import load_config
 from privimage.errors import DataError, StoreError
 from privimage.release.formats import FORMATS, export_images
 from privimage.release.signature import SIGNATURE, check_signature, sign

@@ -8,11 +8,13 @@ from dataclasses import asdict
 
 from privimage.commands.shared import Commands, add_config, add_json, open_run, print_json, print_table
 from privimage.errors import ConfigError
-from privimage.interrupts import stop_on_signals
-from privimage.pipeline import STAGES, Stage
-from privimage.plan import grant_in_words, plan_run
+from privimage.machine.interrupts import stop_on_signals
+from privimage.pipeline.stage import Stage
+from privimage.pipeline.table import STAGES
 from privimage.release.export import release_name
-from privimage.runner import Run, StageResult, run_all
+from privimage.running.plan import grant_in_words, plan_run
+from privimage.running.runner import StageResult, run_all
+from privimage.running.runs import Run
 from privimage.store.artifacts import open_ref
 
 __all__ = ["register"]

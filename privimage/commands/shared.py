@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from privimage.config import load_config
+from privimage.config.loading import load_config
 from privimage.errors import ConfigError, PrivimageError
-from privimage.progress import Terminal
-from privimage.runner import Run
+from privimage.machine.progress import Terminal
+from privimage.running.runs import Run
 from privimage.store.files import Store
 
 __all__ = [
@@ -77,7 +77,7 @@ def exit_code(command: Callable[[], int]) -> int:
 
 def open_run(options: argparse.Namespace, *, wait: bool = False) -> Run:
     """The run that the options of `add_config` describe; to `wait` for a store's server as `Store.open` does."""
-    from privimage.pipeline import stage_named
+    from privimage.pipeline.table import stage_named
 
     config = load_config(options.config, options.set)
     draws = {}

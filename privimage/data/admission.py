@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from privimage.config import ImageConfig, SensitiveConfig, SourceConfig
+from privimage.config.images import ImageConfig, SensitiveConfig
+from privimage.config.sources import SourceConfig
 from privimage.data.decode import Decoded, decode
 from privimage.data.depth import STATE_BITS, unclear_range
-from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.data.facts import FACTS_FILE, SensitiveFacts, TableFacts
 from privimage.data.marks import DIGESTS_FILE, MARKS_FILE, mark, write_digests
 from privimage.data.private_decoder import PrivateDecoder
 from privimage.data.problems import REPAIR, Problem, UnusableImage
@@ -42,7 +43,6 @@ __all__ = [
     "no_progress",
 ]
 
-FACTS_FILE = "facts.json"
 FINDINGS = "findings.json"
 """In the sealed artifact of a sensitive set: sentences, one for each reason not to grant anything for it; often none."""
 MARKS = "marks of single images"

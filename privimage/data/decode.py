@@ -27,7 +27,7 @@ from privimage.data.problems import REPAIR, UnusableImage
 
 if TYPE_CHECKING:
     # For types alone: the process that decodes sensitive images starts without the libraries of configurations.
-    from privimage.config import ImageConfig
+    from privimage.config.images import ImageConfig
     from privimage.data.decoder import Form
 
 __all__ = ["MAX_PIXELS", "Decoded", "canonical", "decode", "open_image", "pixel_digest"]

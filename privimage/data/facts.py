@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from privimage.errors import DataError
+from privimage.store.artifacts import Artifact
 
-__all__ = ["Identity", "SensitiveFacts", "TableFacts"]
+__all__ = ["FACTS_FILE", "Identity", "SensitiveFacts", "TableFacts", "public_facts", "sensitive_facts"]
+
+FACTS_FILE = "facts.json"
 
 _RECORD_BYTES = 40  # a pixel digest of 32 and a label of 8
 
@@ -80,6 +83,16 @@ class SensitiveFacts:
     def from_json(cls, text: str) -> SensitiveFacts:
         """The facts that `to_json` wrote; DataError for anything else."""
         return cls(**_from_json(text, cls))
+
+
+def public_facts(artifact: Artifact) -> TableFacts:
+    """Facts of the images that stage `public` wrote."""
+    return TableFacts.from_json(artifact.read_bytes(FACTS_FILE).decode())
+
+
+def sensitive_facts(artifact: Artifact) -> SensitiveFacts:
+    """Facts of the images that stage `admit` wrote: all that may be said of them."""
+    return SensitiveFacts.from_json(artifact.read_bytes(FACTS_FILE).decode())
 
 
 def _to_json(facts: TableFacts | SensitiveFacts) -> str:

@@ -10,7 +10,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from privimage.config import DemoDigits, DemoGlyphs, FolderSource, ParquetSource, SourceConfig, TorchvisionSource
+from privimage.config.sources import (
+    DemoDigits,
+    DemoGlyphs,
+    FolderSource,
+    ParquetSource,
+    SourceConfig,
+    TorchvisionSource,
+)
 from privimage.data.local_files import walk
 from privimage.data.location import filesystem, is_remote, local_path, reading
 from privimage.errors import DataError

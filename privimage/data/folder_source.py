@@ -10,7 +10,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError
 
-from privimage.config import FolderSource
+from privimage.config.sources import FolderSource
 from privimage.data.class_names import composed
 from privimage.data.clutter import is_about_the_set
 from privimage.data.listing import File, Listing

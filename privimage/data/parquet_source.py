@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from privimage.config import ParquetSource
+from privimage.config.sources import ParquetSource
 from privimage.data.class_names import composed
 from privimage.data.location import open_parquet_file, reading
 from privimage.data.parquet_files import parquet_files

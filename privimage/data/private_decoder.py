@@ -24,7 +24,7 @@ from typing import BinaryIO, Self, cast
 import numpy as np
 from PIL import Image
 
-from privimage.config import ImageConfig
+from privimage.config.images import ImageConfig
 from privimage.data.decode import Decoded, decode
 from privimage.data.decoder import MOST_SAID, Form, receive, send
 from privimage.data.problems import REPAIR, UnusableImage

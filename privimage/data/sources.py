@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from privimage.config import DemoDigits, DemoGlyphs, FolderSource, ParquetSource, SourceConfig, TorchvisionSource
+from privimage.config.sources import (
+    DemoDigits,
+    DemoGlyphs,
+    FolderSource,
+    ParquetSource,
+    SourceConfig,
+    TorchvisionSource,
+)
 from privimage.data.demo import demo_digits, demo_glyphs
 from privimage.data.folder_source import open_folder
 from privimage.data.parquet_source import open_parquet

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from privimage.config import ImageConfig
+from privimage.config.images import ImageConfig
 from privimage.data.facts import TableFacts
 from privimage.errors import DataError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from privimage.config import TorchvisionSource
+from privimage.config.sources import TorchvisionSource
 from privimage.data.problems import UnusableImage
 from privimage.data.records import Source, SourceImage
 from privimage.errors import ConfigError, DataError

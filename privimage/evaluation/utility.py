@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privimage.config import EvaluateConfig
+from privimage.config.evaluate import EvaluateConfig
 from privimage.errors import DataError
 from privimage.evaluation.classifiers import ARCHITECTURES, new_classifier
 

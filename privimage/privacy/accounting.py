@@ -23,14 +23,7 @@ from scipy.optimize import brentq
 
 from privimage.errors import PrivacyRefused
 from privimage.privacy import numerics
-from privimage.privacy.events import (
-    event_from_json,
-    event_in_words,
-    event_shape,
-    event_to_json,
-    times,
-    without_cap,
-)
+from privimage.privacy.events import event_from_json, event_in_words, event_shape, event_to_json, times, without_cap
 from privimage.privacy.mechanisms import RELATION
 from privimage.privacy.renyi import renyi_epsilon
 
@@ -183,7 +176,7 @@ def calibrate_noise_multiplier(
     if spent >= 0.999 * epsilon:
         raise PrivacyRefused(
             f"What comes before fine-tuning costs epsilon {spent:.4g} of {epsilon:g}, nothing is left for fine-tuning: "
-            "raise privacy.query_error (or query_noise_multiplier), privacy.central_noise_multiplier where central images "
+            "raise privacy.query_error (or query_noise_multiplier), privacy.class_means_noise_multiplier where class mean images "
             "are used, or epsilon."
         )
 

@@ -66,7 +66,7 @@ def _interval(texts: tuple[str, ...], delta: float) -> tuple[float, float]:
     if slack > delta / 10:
         raise PrivacyRefused(
             "The second accountant does not know batches with a cap, and here they are cut too often to leave the cap "
-            f"out of account (in up to {min(1.0, ever_cut):.2g} of all runs): a higher finetune.largest_batch_size allows "
+            f"out of account (in up to {min(1.0, ever_cut):.2g} of all runs): a higher generator.finetune.largest_batch_size allows "
             "it."
         )
     delta_error = _DELTA_SHARE * delta

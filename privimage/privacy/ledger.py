@@ -22,7 +22,7 @@ from typing import Any
 
 import dp_accounting as dpa
 
-from privimage.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
+from privimage.config.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from privimage.errors import BudgetExceeded, ConfigError, LedgerBroken, PrivacyRefused, Uncharged
 from privimage.privacy.accounting import event_to_json, is_accountable
 from privimage.privacy.budget import Plan, Spent, check_budget, grant_for, reservations_of, spent_by, states_of
@@ -231,7 +231,7 @@ class Ledger:
                 raise BudgetExceeded(
                     f"Fine-tuning was interrupted before: {used} of its {allowance} restart steps are used, and going on "
                     f"may repeat {lost} more. Start it anew with another draw (--draw), which is charged in full, or "
-                    "raise finetune.restart_allowance (of DP-SGD), which is another run."
+                    "raise generator.finetune.restart_allowance (of DP-SGD), which is another run."
                 )
             attempt = len(earlier) + 2
             return {"reservation": reservation.id, "attempt": attempt, "lost_steps": lost, "guarantee": guarantee}

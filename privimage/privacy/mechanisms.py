@@ -68,7 +68,7 @@ class HistogramQuery:
             )
         if not 1 <= self.num_votes <= self.num_categories:
             raise ConfigError(
-                f"query.num_votes is {self.num_votes}, but the public set has {self.num_categories} categories: "
+                f"selection.num_votes is {self.num_votes}, but the public set has {self.num_categories} categories: "
                 "each image votes for between 1 and all of them."
             )
 
@@ -215,13 +215,13 @@ class DPSGDMechanism:
             raise ConfigError(f"DP-SGD's noise_multiplier must be positive and finite, found {self.noise_multiplier}.")
         if not 1 <= self.expected_batch_size <= self.num_images:
             raise ConfigError(
-                f"finetune.expected_batch_size is {self.expected_batch_size}, but there are {self.num_images} training "
+                f"generator.finetune.expected_batch_size is {self.expected_batch_size}, but there are {self.num_images} training "
                 "images: choose at most that many."
             )
         cap = self.largest_batch_size
         if cap is not None and not self.expected_batch_size <= cap <= self.num_images:
             raise ConfigError(
-                f"finetune.largest_batch_size is {cap}, but must lie between expected_batch_size = "
+                f"generator.finetune.largest_batch_size is {cap}, but must lie between expected_batch_size = "
                 f"{self.expected_batch_size} and the {self.num_images} training images: choose a number between them, or "
                 "none for no cap."
             )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dp_accounting as dpa
 
 from privimage import __version__
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
 from privimage.privacy.accounting import delta_of_course, epsilon_of, epsilon_of_plan, lost_attempts
 from privimage.privacy.budget import reservations_of, spent_by, without_guarantee
 from privimage.privacy.entry import Entry
-from privimage.privacy.events import event_from_json, event_in_words, event_to_json, times, without_cap
+from privimage.privacy.events import event_from_json, event_in_words, event_to_json
 from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.code import code_digest
@@ -24,7 +24,6 @@ from privimage.store.artifacts import Artifact, canonical_json
 
 __all__ = [
     "BEFORE_FINETUNE",
-    "RELEASED",
     "SCHEMA",
     "UNIT",
     "CrossCheck",
@@ -32,7 +31,6 @@ __all__ = [
     "build_certificate",
     "certified_interval",
     "config_digest",
-    "fits_generator",
     "groups_of",
     "images_in_words",
     "in_words",
@@ -43,15 +41,8 @@ CrossCheck = Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]]
 
 SCHEMA = 1
 # Stages that may be charged before fine-tuning: no certificate is silent about one.
-BEFORE_FINETUNE = ("query", "central")
+BEFORE_FINETUNE = ("query", "class_means")
 UNIT = "one image"
-# What each private stage released, and says of its own randomness in.
-RELEASED = {
-    "query": "query.json",
-    "central": "central.json",
-    "finetune": "denoiser.json",
-    "validate": "validation.json",
-}
 _ASSUMPTIONS = (
     "The number of training images is public.",
     "One image is the unit: several images of one person are protected as a group, with a larger epsilon.",
@@ -63,15 +54,6 @@ _ASSUMPTIONS = (
 _VALIDATED = (
     "Validation images are protected as training images are: each is one of the images that the guarantee is for. Their "
     "number is public."
-)
-_UNCUT = "Every step of fine-tuning drew each image by an independent coin (Poisson sampling), as accounted; batches had no cap."
-_CUT = (
-    "Every step of fine-tuning drew each image by an independent coin (Poisson sampling); larger batches than the cap were "
-    "cut to a random subset, as accounted."
-)
-_SUMMED = (
-    "Fine-tuning read all training images for each of its sums over all of them; nothing was sampled, and nothing gained by "
-    "sampling."
 )
 _COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
 
@@ -97,7 +79,7 @@ def build_certificate(
     Raises:
         Uncharged: the ledger does not hold an entry that paid for one of the artifacts.
         PrivacyRefused: the configuration states another epsilon, delta or kind of generator than was charged, or hides a
-            query or central images.
+            query or class mean images.
     """
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
     held = reservations_of(entries)
@@ -122,13 +104,13 @@ def build_certificate(
     if hidden := _hidden(plan, held, events):
         raise PrivacyRefused(
             f"Fine-tuning was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
-            f"does not have (selection.strategy {config.selection.strategy}, central.num_steps {config.central.num_steps}): no "
+            f"does not have (selection.strategy {config.selection.strategy}, generator.kind {config.generator.kind}): no "
             "certificate leaves it out."
         )
     tuned = events[private_artifacts["finetune"].manifest.reservations[-1]]
-    if not fits_generator(config.generator, tuned):
+    if not config.generator.is_charged_as(tuned):
         raise PrivacyRefused(
-            f"The configuration states generator {config.generator}, but fine-tuning was charged as {event_in_words(tuned)}: no "
+            f"The configuration states generator.kind {config.generator.kind}, but fine-tuning was charged as {event_in_words(tuned)}: no "
             "certificate tells of another kind."
         )
     delta = config.privacy.delta
@@ -157,8 +139,8 @@ def build_certificate(
         "unit": UNIT,
         "num_training_images": facts.num_train,
         "selection": config.selection.strategy,
-        "generator": config.generator,
-        **({"central_images": True} if "central" in private_artifacts else {}),
+        "generator": config.generator.kind,
+        **({"class_mean_images": True} if "class_means" in private_artifacts else {}),
         **({"num_validation_images": facts.num_validation} if "validate" in private_artifacts else {}),
         "mechanisms": mechanisms,
         "plan": {"id": plan["id"], "builds_on": list(plan["builds_on"])},
@@ -174,7 +156,7 @@ def build_certificate(
         "assumptions": [
             *_ASSUMPTIONS,
             *([_VALIDATED] if "validate" in private_artifacts else []),
-            _batches(config, events.values()),
+            config.generator.sampling_in_words(list(events.values())),
         ],
         "code": _code(private_artifacts),
         "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
@@ -184,20 +166,8 @@ def build_certificate(
     }
 
 
-def fits_generator(generator: str, event: dpa.DpEvent) -> bool:
-    """Whether a generator of this kind is fine-tuned by such a mechanism: by mean embeddings of all images, or on samples."""
-    return isinstance(times(event)[0], dpa.GaussianDpEvent) == (generator == "merf")
-
-
-def _batches(config: RunConfig, events: Iterable[dpa.DpEvent]) -> str:
-    """What fine-tuning's accounting assumes of the images that a step sees."""
-    if config.generator == "merf":
-        return _SUMMED
-    return _UNCUT if all(without_cap(event) == event for event in events) else _CUT
-
-
 def _hidden(plan: Mapping[str, Any], held: Mapping[str, Entry], listed: Mapping[str, dpa.DpEvent]) -> str | None:
-    """A charge that fine-tuning's plan builds on, or a query or central images of that plan, none of which would be listed."""
+    """A charge that fine-tuning's plan builds on, or a query or class mean images of that plan, none of which would be listed."""
     missing = [paid for paid in plan["builds_on"] if paid not in listed]
     for stage in BEFORE_FINETUNE:
         charged = [

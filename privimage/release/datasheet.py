@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from privimage.methods.registry import GENERATORS, SELECTIONS
 from privimage.release.certificate import in_words, interval_in_words
 
 __all__ = ["VERIFY", "SyntheticFacts", "front_matter", "privacy_statement", "render_datasheet"]
@@ -42,7 +43,8 @@ class SyntheticFacts:
     arrow_bytes: int
     num_public: int | None = None
     num_mixed: int | None = None
-    drawn_judged: bool | None = None
+    drawn_rejected: bool | None = None
+    rejects: bool = False
     class_size_stddev: float | None = None
 
     @property
@@ -172,20 +174,20 @@ def _content(facts: SyntheticFacts) -> list[str]:
 
 def _choice(facts: SyntheticFacts) -> str:
     """How images were chosen, where there was something to choose by."""
-    chosen = _CHOSEN if facts.drawn_judged else _CHOSEN_UNJUDGED
+    chosen = _CHOSEN if facts.drawn_rejected else _CHOSEN_UNREJECTED
     if facts.num_public is not None:
         return chosen.format(others="public ones that were selected for it")
     if facts.num_mixed is not None:
         return f"{chosen.format(others=_MIXTURES)} {facts.num_mixed:,} of them are mixtures."
-    return _JUDGED
+    return _REJECTED if facts.rejects else ""
 
 
 def _making(certificate: Mapping[str, Any], choice: str) -> list[str]:
     rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
-    selection = certificate["selection"]
-    method = f"merf-{selection}" if certificate["generator"] == "merf" else selection
-    closing = [choice] if certificate["generator"] == "merf" and selection != "none" else []
-    told = " ".join([_METHODS[method], *closing, *([_WARMED_UP] if certificate.get("central_images") else [])])
+    selection, generator = SELECTIONS.named(certificate["selection"]), GENERATORS.named(certificate["generator"])
+    warmed_up = _WARMED_UP if certificate.get("class_mean_images") else ""
+    sentences = (selection.in_words, generator.in_words(selects=selection.selects), choice, warmed_up)
+    told = " ".join(sentence for sentence in sentences if sentence)
     return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
@@ -209,44 +211,25 @@ def _text(text: str) -> str:
 
 _SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
 _PUBLIC = (
-    "{num} images of {classes} classes, of which {public} are images of the public set, unchanged (`synthesize.public_images`), and all "
-    "others synthetic. The `image.path` of public ones is `public` (in `datasets`, with `Image(decode=False)`). They stand under the "
+    "{num} images of {classes} classes, of which {public} are images of the public set, unchanged "
+    "(`generator.sampling.public_images`), and all others synthetic. The `image.path` of public ones is `public` (in `datasets`, with `Image(decode=False)`). They stand under the "
     "class for which their category was selected, which need not be what they show: the licence of the public set, and the rights of the "
     "people in it, hold for them. None was taken from the sensitive set; that no image is in both sets is an assumption."
 )
-_TUNED = "fine-tuned on the sensitive images with DP-SGD; it then draws the images."
-_EMBEDDED = (
-    "features of the sensitive images are added up for each class, with noise, once; a generator that sees no image is trained to "
-    "draw images whose features have these means."
+_REJECTED = (
+    "An image whose class this one does not see may be drawn again, a few times at most (`generator.critic_attempts`)."
 )
-_CRITIC = (
-    "a classifier learns from the selection to tell the classes apart; random features of the sensitive images, and of what it sees in "
-    "them, are added up for each class, with noise, once; a generator that sees no image is trained to draw images whose features have "
-    "these means. Then another classifier learns from the selection and from what was drawn, and the same is done with what it sees."
-)
-_JUDGED = "An image whose class this one does not see may be drawn again, a few times at most (`merf.critic_attempts`)."
 _CHOSEN = (
     "Of images that were drawn for a class, and of {others}, those in which this one sees the class, too, and whose features together "
     "come nearest to these means, are released."
 )
-_CHOSEN_UNJUDGED = (
+_CHOSEN_UNREJECTED = (
     "Of images that were drawn for a class, and of those in which this one sees the class, too, among {others}, those whose features "
     "together come nearest to these means are released."
 )
 _MIXTURES = (
     "mixtures of two public images each that were selected for it, by an autoencoder which learned from the selection"
 )
-_METHODS = {
-    "semantic": "PRIVIMAGE (Li et al., USENIX Security 2024): noisy votes of the sensitive images select public images that "
-    f"look like them; a generator is trained on this selection and {_TUNED}",
-    "random": f"A generator is trained on public images of categories drawn at random, and {_TUNED}",
-    "all": f"A generator is trained on all public images, with their own labels (PDP-Diffusion), and {_TUNED}",
-    "none": f"A generator, without pre-training (DPDM), is {_TUNED}",
-    "merf-semantic": "PRIVIMAGE (Li et al., USENIX Security 2024) with mean embeddings: noisy votes of the sensitive images select "
-    f"public images that look like them; {_CRITIC}",
-    "merf-random": f"Public images of categories drawn at random are selected; {_CRITIC}",
-    "merf-none": f"DP-MERF (Harder et al., 2021): random {_EMBEDDED}",
-}
 _WARMED_UP = (
     "Before it was fine-tuned, it was trained further on noisy mean images of the classes (the idea of DP-FETA)."
 )

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privimage import __version__
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 from privimage.errors import LedgerBroken, PrivimageError, StoreError
+from privimage.methods.registry import GENERATORS, SELECTIONS
+from privimage.payloads import GUARANTEE, guarantee_said
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.budget import spent_by, without_guarantee
 from privimage.privacy.entry import Entry
@@ -28,13 +30,11 @@ from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.certificate import (
     BEFORE_FINETUNE,
-    RELEASED,
     SCHEMA,
     UNIT,
     Groups,
     certified_interval,
     config_digest,
-    fits_generator,
     groups_of,
     images_in_words,
     in_words,
@@ -43,8 +43,8 @@ from privimage.release.certificate import (
 from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter, privacy_statement
 from privimage.release.export import SUMS, sums
-from privimage.release.figures import INTERNAL
 from privimage.release.signature import SIGNATURE
+from privimage.reports.figures import INTERNAL
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
@@ -201,16 +201,15 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     found = _epsilon(groups, certificate["delta"])
     stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
     validated = {"validate"} if "num_validation_images" in certificate else set()
-    # Certificates of earlier versions do not say how public images were selected: it was by the query.
-    queried = {"query"} if certificate.get("selection", "semantic") == "semantic" else set()
-    summed = {"central"} if certificate.get("central_images", False) else set()
+    known = certificate["selection"] in SELECTIONS.names and certificate["generator"] in GENERATORS.names
+    queried = {"query"} if known and SELECTIONS.named(certificate["selection"]).asks_the_query else set()
+    summed = {"class_means"} if certificate.get("class_mean_images", False) else set()
     whole = stages == {"finetune"} | queried | summed | validated and len(groups.own) + len(groups.builds_on) == len(
         certificate["mechanisms"]
     )
-    # Nor of which kind the generator is: there was none yet that is not fine-tuned in steps.
-    kind = certificate.get("generator", "diffusion")
+    whole = known and whole
     whole = whole and all(
-        fits_generator(kind, event_from_json(mechanism["event"]))
+        GENERATORS.named(certificate["generator"]).is_charged_as(event_from_json(mechanism["event"]))
         for mechanism in certificate["mechanisms"]
         if mechanism["stage"] == "finetune"
     )
@@ -224,7 +223,7 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
         f"{found:.6g} at delta {certificate['delta']:g}, within the stated {certificate['epsilon']:g}",
         f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
         f"{certificate['epsilon']:g}, and {certificate['epsilon_computed']:.6g} as computed, or a mechanism is told in "
-        f"other words or at another cost than its own, or is none of a generator of kind {kind}",
+        f"other words or at another cost than its own, or is none of a generator of kind {certificate['generator']}",
     )
 
 
@@ -374,7 +373,7 @@ def _check_store(certificate: Mapping[str, Any], digests: Mapping[str, str], sto
         artifact = by_digest.get((stage, digest))
         if artifact is None:
             wrong.append(f"the store has no {stage} of digest {digest[:16]}…")
-        elif (found := artifact.read_json(RELEASED[stage])["guarantee"]) != "differential privacy":
+        elif (found := guarantee_said(stage, artifact)) != GUARANTEE:
             wrong.append(f"the noise of its {stage} can be made again: it says guarantee {found!r}")
     return _check(
         step,
@@ -393,7 +392,7 @@ def knows(store: Store, certificate: bytes) -> bool:
 
 
 def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
-    """What the certificate says and the ledger does not, and a query or central images of its plan that it does not say."""
+    """What the certificate says and the ledger does not, and a query or class mean images of its plan that it does not say."""
     settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
     stated = certificate["ledger"]
     then = entries[: len(stated["entries"])]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privimage.config import ClassifierConfig
+from privimage.config.classifier import ClassifierConfig
 from privimage.errors import DataError, TrainingError
+from privimage.payloads import ClassifierAbout
+from privimage.store.artifacts import Artifact
 
 __all__ = [
     "ResNet",
@@ -19,6 +22,7 @@ __all__ = [
     "TrainedClassifier",
     "new_classifier",
     "num_training_steps",
+    "open_classifier",
     "predict",
     "train_classifier",
 ]
@@ -248,3 +252,12 @@ def _pixels(batch: _Batch, device: torch.device) -> Tensor:
     if batch.mirrored is not None:
         images = torch.where(batch.mirrored.to(device)[:, None, None, None], images.flip(3), images)
     return images
+
+
+def open_classifier(artifact: Artifact, device: torch.device) -> tuple[ResNet, Sequence[str]]:
+    """The classifier of stage `classifier`, in evaluation mode, and its category names."""
+    about = ClassifierAbout.read(artifact)
+    config = ClassifierConfig.model_validate(about.config)
+    model = new_classifier(config, channels=about.channels, num_categories=len(about.class_names))
+    model.load_state_dict(load_file(artifact.local("classifier.safetensors")))
+    return model.to(device).eval(), about.class_names

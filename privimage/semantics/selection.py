@@ -1,4 +1,4 @@
-"""From the noisy histogram to public images: post-processing, it costs nothing."""
+"""From chosen categories to public images: post-processing, it costs nothing."""
 
 from __future__ import annotations
 
@@ -11,49 +11,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from privimage.data.table import read_images
-from privimage.errors import ConfigError
 from privimage.semantics.index import rows_of_categories
 
-__all__ = ["assign_categories", "cap_rows", "classes_of", "draw_categories", "read_selected", "select_rows"]
-
-
-def assign_categories(noisy_histogram: NDArray[np.float64], categories_per_class: int) -> list[list[int]]:
-    """Give each class its `categories_per_class` categories, no category to two classes, best first.
-
-    The assignment maximises the sum of the classes' vote shares over all assignments (Hungarian method), so no class
-    is served before another. A share is a noisy count divided by the sum of its row's positive counts: a large class
-    does not outvote a small one.
-
-    Raises:
-        ConfigError: more categories are asked for than there are.
-    """
-    num_classes, num_categories = noisy_histogram.shape
-    if categories_per_class * num_classes > num_categories:
-        raise ConfigError(
-            f"selection.categories_per_class = {categories_per_class} asks for {categories_per_class * num_classes} "
-            f"categories for {num_classes} classes, but the public set has {num_categories}: lower it to at most "
-            f"{num_categories // num_classes}."
-        )
-    totals = np.maximum(np.maximum(noisy_histogram, 0).sum(axis=1, keepdims=True), 1.0)
-    shares = noisy_histogram / totals
-    slots = np.repeat(np.arange(num_classes), categories_per_class)
-    chosen_slots, chosen = linear_sum_assignment(shares[slots], maximize=True)
-    picks: list[list[int]] = [[] for _ in range(num_classes)]
-    for slot, category in zip(chosen_slots, chosen, strict=True):
-        picks[slots[slot]].append(int(category))
-    return [sorted(categories, key=lambda category: -shares[c, category]) for c, categories in enumerate(picks)]
-
-
-def draw_categories(num_classes: int, num_categories: int, categories_per_class: int, seed: int) -> list[list[int]]:
-    """As many categories for each class as `assign_categories` gives, no category to two classes, at random.
-
-    A function of public numbers alone: nothing of the sensitive images, or of their votes, can enter.
-    """
-    drawn = np.random.default_rng(seed).permutation(num_categories)[: num_classes * categories_per_class]
-    return [list(map(int, chosen)) for chosen in drawn.reshape(num_classes, categories_per_class)]
+__all__ = ["cap_rows", "classes_of", "read_selected", "select_rows"]
 
 
 def cap_rows(classes: NDArray[np.int64], max_rows: int, seed: int) -> NDArray[np.int64]:

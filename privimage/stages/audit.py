@@ -7,29 +7,31 @@ Nothing sensitive is read, so bounds and scores could be shown to anybody; only 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
-from privimage.config import RunConfig
-from privimage.data.facts import TableFacts
+from privimage.config.run import RunConfig
+from privimage.data.facts import public_facts
 from privimage.data.table import read_images
-from privimage.errors import ConfigError, PrivacyRefused
-from privimage.generators.canaries import audited_mechanism, score_canaries, tiny_denoiser
-from privimage.generators.denoiser import Denoiser
-from privimage.generators.execution import Execution
-from privimage.pipeline import Outcome, StageContext
+from privimage.errors import PrivacyRefused
+from privimage.generators.diffusion.canaries import audited_mechanism, score_canaries, tiny_denoiser
+from privimage.generators.diffusion.denoiser import Denoiser
+from privimage.generators.diffusion.kind import settings_of
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.gradients import open_for_finetuning
+from privimage.machine.progress import Progress
+from privimage.methods.generators.diffusion import DiffusionFinetune
+from privimage.methods.training import LearnsByGradients
+from privimage.payloads import AuditFound, GeneratorAbout
+from privimage.pipeline.stage import Outcome, StageContext
 from privimage.privacy.audit import Audit, audit
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
-from privimage.progress import Progress
-from privimage.release.figures import Figure
-from privimage.stages.generation import open_for_finetuning
+from privimage.reports.figures import Figure
 from privimage.store.artifacts import Artifact
 
-__all__ = ["QUICK_STAND_INS", "audit_figures", "audit_json", "check_audit", "mechanism_of", "quick_audit", "run"]
+__all__ = ["QUICK_STAND_INS", "audit_figures", "audit_found", "check_audit", "mechanism_of", "quick_audit", "run"]
 
 # Of the quick audit: a U-Net on images of 4 x 4 pixels, so that steps take milliseconds.
 QUICK_STAND_INS = 100
@@ -46,16 +48,16 @@ def run(context: StageContext) -> Outcome:
     config, settings = context.config, context.config.audit
     mechanism = mechanism_of(context.inputs["finetune"])
     public = context.inputs["public"]
-    num_public = TableFacts.from_json(public.read_bytes("facts.json").decode()).num_images
+    num_public = public_facts(public).num_images
     audited = audited_mechanism(
         mechanism,
         canaries=settings.canaries,
         stand_ins=min(settings.stand_ins, num_public),
         steps=settings.num_steps or mechanism.num_steps,
     )
-    denoiser, _, execution = open_for_finetuning(config, context.inputs)
+    denoiser, _, compute = open_for_finetuning(config, context.inputs)
     if not isinstance(denoiser, Denoiser):
-        raise ConfigError("The audit's canaries are made for a generator by diffusion: set audit.canaries to 0.")
+        raise TypeError(f"The audit's canaries are not made for a {type(denoiser).__name__}.")
     rows = np.linspace(0, num_public - 1, audited.num_images - settings.canaries).astype(np.int64)
     images, categories = read_images(public.files("images-"), rows)
     ticker = context.progress.ticker("audit", audited.num_steps)
@@ -70,14 +72,14 @@ def run(context: StageContext) -> Outcome:
             images,
             categories % denoiser.num_classes,
             audited,
-            config.finetune,
+            settings_of(config.generator).finetune,
             random=SecretRandom(),
             on_step=on_step,
-            execution=execution,
+            compute=compute,
         )
     found = audit(scores, audited, config.privacy.delta)
     check_audit(found)
-    (context.folder / "audit.json").write_text(json.dumps(audit_json(found, audited), indent=1, allow_nan=False))
+    audit_found(found, audited).write(context.folder)
     return Outcome(metrics={"claimed": found.claimed, "largest_bound": max(bound.epsilon for bound in found.bounds)})
 
 
@@ -86,6 +88,8 @@ def quick_audit(config: RunConfig, audited: DPSGDMechanism, *, canaries: int, pr
     generator = np.random.default_rng(0)
     stand_ins = audited.num_images - canaries
     images = generator.integers(0, 256, (stand_ins, 1, 4, 4), dtype=np.uint8)
+    settings = config.generator
+    rate = settings.finetune.learning_rate if isinstance(settings, LearnsByGradients) else 1e-3
     with progress.ticker("audit", audited.num_steps) as tick:
         scores = score_canaries(
             tiny_denoiser(),
@@ -93,10 +97,12 @@ def quick_audit(config: RunConfig, audited: DPSGDMechanism, *, canaries: int, pr
             generator.integers(0, 2, stand_ins),
             audited,
             # One draw: how many an image has changes the time, not what is clipped.
-            config.finetune.model_copy(update={"noise_samples": 1}),
+            DiffusionFinetune(learning_rate=rate, noise_samples=1),
             random=SecretRandom(),
             on_step=tick,
-            execution=Execution(backend=config.performance.per_image_gradients, precision=config.performance.precision),
+            compute=ComputeSettings(
+                backend=config.performance.per_image_gradients, precision=config.performance.precision
+            ),
         )
     return audit(scores, audited, config.privacy.delta)
 
@@ -109,36 +115,34 @@ def check_audit(found: Audit) -> None:
 
 def mechanism_of(finetune: Artifact) -> DPSGDMechanism:
     """The mechanism that fine-tuning ran."""
-    told: dict[str, Any] = finetune.read_json("denoiser.json")["mechanism"]
+    told = GeneratorAbout.read(finetune).mechanism or {}
     return DPSGDMechanism(**{name: value for name, value in told.items() if name != "sample_rate"})
 
 
-def audit_json(found: Audit, mechanism: DPSGDMechanism) -> dict[str, Any]:
+def audit_found(found: Audit, mechanism: DPSGDMechanism) -> AuditFound:
     """All that an audit says, for machines."""
-    return {
-        "kind": "public",
-        "about": "made-up canaries and public images through the real step; nothing sensitive was read",
-        "claimed": found.claimed,
-        "delta": found.delta,
-        "canaries": found.canaries,
-        "mechanism": asdict(mechanism),
-        "bounds": [asdict(bound) for bound in found.bounds],
-        "alarm": bool(found.alarms),
-        "verdict": found.verdict,
-    }
+    return AuditFound(
+        claimed=found.claimed,
+        delta=found.delta,
+        canaries=found.canaries,
+        mechanism=asdict(mechanism),
+        bounds=tuple(asdict(bound) for bound in found.bounds),
+        alarm=bool(found.alarms),
+        verdict=found.verdict,
+    )
 
 
 def audit_figures(artifact: Artifact) -> list[Figure]:
     """For the report: public, since nothing sensitive went in."""
-    told: dict[str, Any] = artifact.read_json("audit.json")
-    claim = f"claimed {told['claimed']:.4g} for {told['mechanism']['num_steps']:,} steps"
+    told = AuditFound.read(artifact)
+    claim = f"claimed {told.claimed:.4g} for {told.mechanism['num_steps']:,} steps"
     return [
         Figure(
             name=f"Audit: epsilon is at least, by {bound['name']}",
             value=f"{bound['epsilon']:.3g}",
-            note=f"{claim}; {told['canaries']:,} canaries on public images, confidence {bound['confidence']:.6g}; "
+            note=f"{claim}; {told.canaries:,} canaries on public images, confidence {bound['confidence']:.6g}; "
             f"assumes: {bound['assumption']}",
             kind="public",
         )
-        for bound in told["bounds"]
+        for bound in told.bounds
     ]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from privimage.data.table import read_images
-from privimage.device import choose_device
 from privimage.evaluation.classifiers import ARCHITECTURES, new_classifier
 from privimage.evaluation.utility import check_enough, train
-from privimage.pipeline import Outcome, StageContext
-from privimage.stages.models import save_weights
+from privimage.machine.device import choose_device
+from privimage.payloads import Downstream, Synthesis, TrainedClassifier
+from privimage.pipeline.stage import Outcome, StageContext
 from privimage.store.artifacts import Artifact
+from privimage.store.weights import save_weights
 
-__all__ = ["Downstream", "open_downstream", "run"]
+__all__ = ["TrainedModels", "open_downstream", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Downstream:
+class TrainedModels:
     """What the stage made.
 
     Attributes:
@@ -49,12 +48,12 @@ def run(context: StageContext) -> Outcome:
     """
     config = context.config.evaluate
     synthetic = context.inputs["synthesize"]
-    about = synthetic.read_json("synthesis.json")
-    names: Sequence[str] = about["class_names"]
+    about = Synthesis.read(synthetic)
+    names = about.class_names
     images, labels = (torch.from_numpy(part) for part in read_images(synthetic.files("images-"), spill=context.folder))
     check_enough(labels, names)
     device = choose_device(context.config.performance.device)
-    trained: dict[str, list[dict[str, Any]]] = {name: [] for name in config.classifiers}
+    trained: dict[str, list[TrainedClassifier]] = {name: [] for name in config.classifiers}
     for name in config.classifiers:
         for seed in range(config.seed, config.seed + config.seeds):
             found = train(
@@ -70,48 +69,45 @@ def run(context: StageContext) -> Outcome:
             )
             save_weights(found.model.state_dict(), context.folder / f"{name}-{seed}.safetensors")
             trained[name].append(
-                {
-                    "seed": seed,
-                    "file": f"{name}-{seed}.safetensors",
-                    "num_parameters": sum(parameter.numel() for parameter in found.model.parameters()),
-                    "epoch": found.epoch,
-                    "accuracy": found.accuracy,
-                    "curve": list(found.curve),
-                    "num_steps": found.num_steps,
-                }
+                TrainedClassifier(
+                    seed=seed,
+                    file=f"{name}-{seed}.safetensors",
+                    num_parameters=sum(parameter.numel() for parameter in found.model.parameters()),
+                    epoch=found.epoch,
+                    accuracy=found.accuracy,
+                    curve=tuple(found.curve),
+                    num_steps=found.num_steps,
+                )
             )
-    means = {name: sum(each["accuracy"] for each in runs) / len(runs) for name, runs in trained.items()}
+    means = {name: sum(each.accuracy for each in runs) / len(runs) for name, runs in trained.items()}
     chosen = max(means, key=lambda name: means[name])
-    downstream = {
-        "guarantee": about["guarantee"],
-        "class_names": list(names),
-        "shape": list(images.shape[1:]),
-        "about": {name: ARCHITECTURES[name].about for name in trained},
-        "classifiers": trained,
-        "chosen": chosen,
-    }
-    (context.folder / "downstream.json").write_text(json.dumps(downstream, indent=1))
+    Downstream(
+        guarantee=about.guarantee,
+        class_names=names,
+        shape=(images.shape[1], images.shape[2], images.shape[3]),
+        about={name: ARCHITECTURES[name].about for name in trained},
+        classifiers={name: tuple(runs) for name, runs in trained.items()},
+        chosen=chosen,
+    ).write(context.folder)
     return Outcome(metrics={"chosen": chosen, "accuracy_on_synthetic": round(means[chosen], 4)})
 
 
-def open_downstream(artifact: Artifact, device: torch.device) -> Downstream:
+def open_downstream(artifact: Artifact, device: torch.device) -> TrainedModels:
     """What the stage wrote, with its models on `device`."""
-    about = artifact.read_json("downstream.json")
-    channels, height, width = about["shape"]
-    classes = len(about["class_names"])
+    about = Downstream.read(artifact)
+    classes = len(about.class_names)
     models: dict[str, list[torch.nn.Module]] = {}
-    for name, runs in about["classifiers"].items():
+    for name, runs in about.classifiers.items():
         models[name] = []
         for each in runs:
-            model = new_classifier(name, (channels, height, width), classes, seed=0)
-            model.load_state_dict(load_file(artifact.local(each["file"])))
+            model = new_classifier(name, about.shape, classes, seed=0)
+            model.load_state_dict(load_file(artifact.local(each.file)))
             models[name].append(model.to(device).eval())
-    runs = about["classifiers"]
-    return Downstream(
+    return TrainedModels(
         models=models,
-        accuracies={name: [each["accuracy"] for each in of_name] for name, of_name in runs.items()},
-        chosen=about["chosen"],
-        shape=(channels, height, width),
+        accuracies={name: [each.accuracy for each in runs] for name, runs in about.classifiers.items()},
+        chosen=about.chosen,
+        shape=about.shape,
         num_classes=classes,
-        num_steps=next(iter(runs.values()))[0]["num_steps"],
+        num_steps=next(iter(about.classifiers.values()))[0].num_steps,
     )

@@ -11,21 +11,22 @@ import numpy as np
 import torch
 
 from privimage.data.table import read_images, read_is_public
-from privimage.device import choose_device
 from privimage.errors import DataError, Uncharged
 from privimage.evaluation.comparable import check_comparable
 from privimage.evaluation.estimate import LEVEL, Estimate
 from privimage.evaluation.features import INCEPTION_SHA256, FeatureExtractor, inception_extractor
 from privimage.evaluation.measures import MEASURES, OF_SYNTHETIC_ALONE, Measured, Subject, measure
-from privimage.pipeline import Outcome, StageContext
+from privimage.machine.device import choose_device
+from privimage.payloads import Synthesis
+from privimage.pipeline.stage import Outcome, StageContext
 from privimage.privacy.mechanisms import RELATION_IN_WORDS
-from privimage.release import contents
-from privimage.release.blocks import Section
-from privimage.release.figures import Figure, Kind
-from privimage.release.report import ReportData, render_report
+from privimage.reports import contents
+from privimage.reports.blocks import Section
+from privimage.reports.figures import Figure, Kind
+from privimage.reports.report import ReportData, render_report
+from privimage.reports.sections import classifier_extractor, tell
 from privimage.stages.downstream import open_downstream
 from privimage.stages.safety import Safety, measure_safety
-from privimage.stages.sections import classifier_extractor, tell
 from privimage.stages.utility import measure_utility
 
 __all__ = ["run"]
@@ -119,7 +120,7 @@ def run(context: StageContext) -> Outcome:
 def _extractors(context: StageContext, device: torch.device) -> tuple[list[FeatureExtractor], dict[str, str]]:
     """The public classifier, and Inception where its weights are at hand; if not, why."""
     config = context.config
-    extractors = [classifier_extractor(context, device)]
+    extractors = [classifier_extractor(context.inputs, config.performance, device)]
     try:
         extractors.append(inception_extractor(config.evaluate.inception_weights, device))
     except DataError as missing:
@@ -189,7 +190,7 @@ def _report(context: StageContext, headline: Sequence[Figure], sections: Sequenc
         relation=RELATION_IN_WORDS,
         num_private_images=facts.num_train,
         num_classes=len(facts.class_names),
-        guarantee=context.inputs["synthesize"].read_json("synthesis.json")["guarantee"],
+        guarantee=Synthesis.read(context.inputs["synthesize"]).guarantee,
         headline=headline,
         sections=sections,
     )

@@ -11,17 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privimage.data.table import read_images, read_is_public
-from privimage.device import choose_device
 from privimage.errors import Uncharged
-from privimage.pipeline import Outcome, StageContext, stage_named
+from privimage.machine.device import choose_device
+from privimage.payloads import CHARGED, GeneratorAbout, Synthesis, guarantee_said
+from privimage.pipeline.stage import Outcome, StageContext
+from privimage.pipeline.table import stage_named
 from privimage.privacy.crosscheck import prv_interval
-from privimage.release import contents
-from privimage.release.certificate import RELEASED, build_certificate, interval_in_words
+from privimage.release.certificate import build_certificate, interval_in_words
 from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
-from privimage.release.pictures import sample_grid
-from privimage.release.report import ReportData, render_report
+from privimage.reports import contents
+from privimage.reports.pictures import sample_grid
+from privimage.reports.report import ReportData, render_report
+from privimage.reports.sections import GRID_IMAGES, Told, classifier_extractor, tell
 from privimage.stages.audit import audit_figures
-from privimage.stages.sections import GRID_IMAGES, Told, classifier_extractor, tell
 from privimage.store.artifacts import Artifact
 
 __all__ = ["run"]
@@ -40,15 +42,15 @@ def run(context: StageContext) -> Outcome:
     (context.folder / "samples.png").write_bytes(grid)
     table = pa.concat_tables([pq.read_table(file) for file in files])
     pq.write_table(table, context.folder / "synthetic.parquet")
-    private_artifacts = {name: inputs[name] for name in RELEASED if name in inputs}
-    guarantees = [artifact.read_json(RELEASED[name])["guarantee"] for name, artifact in private_artifacts.items()]
+    private_artifacts = {name: inputs[name] for name in CHARGED if name in inputs}
+    guarantees = [guarantee_said(name, artifact) for name, artifact in private_artifacts.items()]
 
     def certified(files: dict[str, bytes]) -> dict[str, Any]:
         return build_certificate(context.config, facts, ledger, private_artifacts, guarantees, files, prv_interval)
 
     written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
     so_far = certified(written)
-    about = inputs["synthesize"].read_json("synthesis.json")
+    about = Synthesis.read(inputs["synthesize"])
     synthetic = SyntheticFacts(
         class_names=class_names,
         images_per_class=np.bincount(labels, minlength=len(class_names)).tolist(),
@@ -56,13 +58,14 @@ def run(context: StageContext) -> Outcome:
         resolution=images.shape[2],
         parquet_bytes=len(written["synthetic.parquet"]),
         arrow_bytes=table.nbytes,
-        num_public=about.get("num_public"),
-        num_mixed=about.get("num_mixed"),
-        drawn_judged=about.get("drawn_judged"),
-        class_size_stddev=about.get("class_size_stddev"),
+        num_public=about.num_public,
+        num_mixed=about.num_mixed,
+        rejects=GeneratorAbout.read(inputs["finetune"]).rejects,
+        drawn_rejected=about.drawn_rejected,
+        class_size_stddev=about.class_size_stddev,
     )
     config = context.config
-    extractor = classifier_extractor(context, choose_device(config.performance.device))
+    extractor = classifier_extractor(inputs, config.performance, choose_device(config.performance.device))
     told = tell(inputs, images, labels, extractor, extractor(images))
     texts = {
         "README.md": render_datasheet(so_far, synthetic, description=config.description, licence=config.license),

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privimage.device import rows_without_gradients
 from privimage.errors import DataError
 from privimage.evaluation.features import FeatureExtractor
 from privimage.evaluation.membership import FALSE_POSITIVES, Membership, Share, membership
 from privimage.evaluation.memorization import Memorization, memorization
-from privimage.generators.losses import losses_of_images
-from privimage.pipeline import StageContext
+from privimage.generators.interface import code_of
+from privimage.generators.opening import open_generator
+from privimage.machine.device import rows_without_gradients
+from privimage.pipeline.stage import StageContext
 from privimage.privacy.audit import CONFIDENCE
-from privimage.release.figures import Figure
-from privimage.release.pictures import sample_grid
-from privimage.stages.models import open_generator
+from privimage.reports.figures import Figure
+from privimage.reports.pictures import sample_grid
 
 __all__ = ["Safety", "measure_safety"]
 
@@ -85,12 +85,13 @@ def _attacks(context: StageContext, training: Images, test: Images, device: torc
     """By the loss, and by how much fine-tuning lowered it, which leaves out how hard an image is by itself."""
     config = context.config
     tuned, start = (open_generator(context.inputs[stage], device)[0] for stage in ("finetune", "pretrain"))
+    losses_of_images = code_of(config.generator).losses_of_images
     rows = rows_without_gradients(config.performance, device)
     by_loss, by_difference = [], []
     for images, labels in (training, test):
         chosen = _some(len(images), MOST_ATTACKED)
         after, before = (
-            losses_of_images(model, images[chosen], labels[chosen], config.finetune, device=device, batch_size=rows)
+            losses_of_images(model, images[chosen], labels[chosen], config.generator, device=device, batch_size=rows)
             for model in (tuned, start)
         )
         by_loss.append(-after)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from privimage.evaluation.utility import UtilityResult, check_shape, test, train
-from privimage.pipeline import StageContext
-from privimage.release.figures import Figure
-from privimage.stages.downstream import Downstream
+from privimage.payloads import Validation
+from privimage.pipeline.stage import StageContext
+from privimage.reports.figures import Figure
+from privimage.stages.downstream import TrainedModels
 
 __all__ = ["Utilities", "measure_utility"]
 
@@ -45,7 +46,7 @@ class Utilities:
 
 
 def measure_utility(
-    context: StageContext, downstream: Downstream, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+    context: StageContext, downstream: TrainedModels, images: torch.Tensor, labels: torch.Tensor, device: torch.device
 ) -> Utilities:
     """Test every classifier on sensitive images, and, if asked to, the same ones trained on sensitive training images.
 
@@ -56,7 +57,7 @@ def measure_utility(
     utilities = _utilities(context, downstream, images, labels, device)
     chosen = downstream.chosen
     if "validate" in context.inputs:
-        chosen = context.inputs["validate"].read_json("validation.json")["chosen"]
+        chosen = Validation.read(context.inputs["validate"]).chosen
     num_synthetic = context.inputs["synthesize"].manifest.metrics["num_images"]
     tested = f"trained on {num_synthetic:,} synthetic images, on {len(images):,} test images"
     return Utilities(
@@ -80,7 +81,7 @@ def measure_utility(
 
 
 def _utilities(
-    context: StageContext, downstream: Downstream, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+    context: StageContext, downstream: TrainedModels, images: torch.Tensor, labels: torch.Tensor, device: torch.device
 ) -> dict[str, _Utility]:
     """Every classifier on the test images; beside it the same one, trained as many steps on the real training images."""
     config, classes = context.config.evaluate, downstream.num_classes

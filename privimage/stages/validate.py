@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from privimage.config import RunConfig
-from privimage.device import choose_device
+from privimage.config.run import RunConfig
 from privimage.errors import Uncharged
 from privimage.evaluation.utility import check_shape, predict
 from privimage.evaluation.validation import correct_counts
-from privimage.pipeline import Outcome, StageContext
+from privimage.machine.device import choose_device
+from privimage.payloads import Validation, guarantee_of
+from privimage.pipeline.stage import Outcome, StageContext
 from privimage.privacy.counts import add_noise
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ValidationCount
@@ -43,16 +43,16 @@ def run(context: StageContext) -> Outcome:
     )
     # Both divisors are public.
     accuracies = dict(zip(hits, (noisy / mechanism.num_images / mechanism.votes_each).tolist(), strict=True))
-    released = {
-        "guarantee": "differential privacy" if random.guarantee else "none",
-        "noise_multiplier": mechanism.noise_multiplier,
-        "noise_stddev": mechanism.noise_stddev / mechanism.num_images / mechanism.votes_each,
-        "num_images": mechanism.num_images,
-        "noisy_accuracies": accuracies,
-        "chosen": max(accuracies, key=lambda name: accuracies[name]),
-    }
-    (context.folder / "validation.json").write_text(json.dumps(released, indent=1))
-    return Outcome(metrics={"chosen": str(released["chosen"]), "noise_multiplier": mechanism.noise_multiplier})
+    chosen = max(accuracies, key=lambda name: accuracies[name])
+    Validation(
+        guarantee=guarantee_of(random.guarantee),
+        noise_multiplier=mechanism.noise_multiplier,
+        noise_stddev=mechanism.noise_stddev / mechanism.num_images / mechanism.votes_each,
+        num_images=mechanism.num_images,
+        noisy_accuracies=accuracies,
+        chosen=chosen,
+    ).write(context.folder)
+    return Outcome(metrics={"chosen": chosen, "noise_multiplier": mechanism.noise_multiplier})
 
 
 def rehearse(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:

@@ -1,41 +1,42 @@
-"""Stage `warmup`: the generator, trained further on central images; free, since these were paid for."""
+"""Stage `warmup`: the generator, trained further on class mean images; free, since these were paid for."""
 
 from __future__ import annotations
 
-import json
-
 import torch
 
-from privimage.data.facts import TableFacts
+from privimage.data.facts import public_facts
 from privimage.errors import ConfigError
-from privimage.generators.denoiser import Denoiser
-from privimage.generators.pretrain import PretrainState
-from privimage.generators.warmup import warm_up
-from privimage.pipeline import Outcome, StageContext
-from privimage.stages.central import open_central
-from privimage.stages.generation import CURVE_POINTS, execution_of, read_selection
-from privimage.stages.models import open_generator, save_weights
+from privimage.generators.diffusion.kind import open_generator, settings_of
+from privimage.generators.diffusion.warmup import warm_up
+from privimage.generators.opening import save_generator
+from privimage.generators.training.gradients import CURVE_POINTS, compute_settings, read_selection
+from privimage.generators.training.pretrain import PretrainState
+from privimage.payloads import GeneratorAbout
+from privimage.pipeline.stage import Outcome, StageContext
+from privimage.stages.class_means import open_class_means
 
 __all__ = ["run"]
 
 
 def run(context: StageContext) -> Outcome:
-    """Writes denoiser.safetensors (averaged weights) and denoiser.json, as pre-training does.
+    """Writes generator.safetensors (averaged weights) and generator.json, as pre-training does.
 
     It keeps no checkpoint: where it is stopped, it begins anew.
     """
-    config, execution = context.config, execution_of(context.config)
-    generator, facts = open_generator(context.inputs["pretrain"], execution.devices[0])
-    if not isinstance(generator, Denoiser):
-        raise ConfigError("Central images warm up a generator by diffusion alone: set central.num_steps to 0.")
+    settings, compute = settings_of(context.config.generator), compute_settings(context.config)
+    if settings.class_means is None:
+        raise ConfigError("The configuration has no class mean images: give generator.class_means.")
+    class_means = settings.class_means
+    denoiser = open_generator(context.inputs["pretrain"], settings, compute.devices[0])
+    about = GeneratorAbout.read(context.inputs["pretrain"])
     public = None
     if "select" in context.inputs:
-        about = TableFacts.from_json(context.inputs["public"].read_bytes("facts.json").decode())
-        images, labels = read_selection(context, about.num_images)
+        num_public = public_facts(context.inputs["public"]).num_images
+        images, labels = read_selection(context, num_public)
         public = torch.from_numpy(images), torch.from_numpy(labels)
-    every = max(1, config.central.num_steps // CURVE_POINTS)
+    every = max(1, class_means.num_steps // CURVE_POINTS)
     curve: list[tuple[int, float]] = []
-    ticker = context.progress.ticker("warmup", config.central.num_steps)
+    ticker = context.progress.ticker("warmup", class_means.num_steps)
     with context.stop.answered_between_steps(), ticker as tick:
 
         def on_step(state: PretrainState, loss: float) -> None:
@@ -45,14 +46,13 @@ def run(context: StageContext) -> Outcome:
             context.stop.check()
 
         state = warm_up(
-            generator,
-            open_central(context.inputs["central"]),
+            denoiser,
+            open_class_means(context.inputs["class_means"]),
             public,
-            config.central,
-            config.pretrain,
+            class_means,
+            settings.pretrain,
             on_step=on_step,
-            execution=execution,
+            compute=compute,
         )
-    save_weights(state.ema, context.folder / "denoiser.safetensors")
-    (context.folder / "denoiser.json").write_text(json.dumps({**facts, "loss_curve": curve}))
+    save_generator(context.folder, about.model_copy(update={"loss_curve": tuple(curve)}), state.ema)
     return Outcome(metrics={"num_steps": state.step, "num_images": 0 if public is None else len(public[0])})

@@ -16,13 +16,13 @@ import yaml
 from privimage.benchmark.results import empty_row, row_of, table
 from privimage.benchmark.running import estimate, prepare, results_folder, run_of, run_suite
 from privimage.benchmark.suite import METHODS, Cell, Part, Suite, cells_in, cells_of, load_suite, parse_suite
-from privimage.config import ParquetSource
+from privimage.config.sources import ParquetSource
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
-from privimage.generators.denoiser import new_denoiser
+from privimage.generators.diffusion.denoiser import new_denoiser
 from privimage.privacy.ledger import Ledger
-from privimage.release.figures import INTERNAL
 from privimage.release.verify import read_release, verify_release
-from privimage.runner import run_all
+from privimage.reports.figures import INTERNAL
+from privimage.running.runner import run_all
 from privimage.store.files import Store
 from tests.pipeline_fixtures import SETTINGS, Answer
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-
-from privimage.config import ImageConfig
+from privimage.config.images import ImageConfig
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

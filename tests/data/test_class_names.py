@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from privimage.config import DemoDigits, DemoGlyphs, ParquetSource
+from privimage.config.sources import DemoDigits, DemoGlyphs, ParquetSource
 from privimage.data.class_names import check_class_names
 from privimage.data.records import Source
 from privimage.data.sources import open_source

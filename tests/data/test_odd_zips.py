@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privimage.config import FolderSource
+from privimage.config.sources import FolderSource
 from privimage.data.sources import Source, open_source
 from privimage.errors import DataError
 from tests.data.test_odd_folders import paths, refusals

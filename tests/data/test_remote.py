@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import s3fs
+from privimage.config.images import ImageConfig
 
-from privimage.config import FolderSource, ImageConfig, ParquetSource
+from privimage.config.sources import FolderSource, ParquetSource
 from privimage.data.admission import admit_public
 from privimage.data.sources import open_source
 from privimage.errors import DataError

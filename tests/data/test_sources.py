@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from privimage.config import DemoDigits, FolderSource, ParquetSource, TorchvisionSource
+from privimage.config.sources import DemoDigits, FolderSource, ParquetSource, TorchvisionSource
 from privimage.data.fingerprint import source_fingerprint
 from privimage.data.sources import Source, open_source
 from privimage.errors import ConfigError, DataError

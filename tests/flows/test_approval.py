@@ -8,11 +8,11 @@ import pytest
 
 from flows import pipeline
 from flows.approval import Approval
-from privimage.pipeline import stages_of
-from privimage.runner import run_all
+from privimage.pipeline.table import stages_of
+from privimage.running.runner import run_all
 from tests.pipeline_fixtures import Place
 
-CENTRAL = ("central.num_steps=4", "central.batch_size=16", "selection.strategy=none")
+CENTRAL = ("generator.class_means.num_steps=4", "generator.class_means.batch_size=16", "selection.strategy=none")
 # So much noise that the accountant gives them no epsilon at all.
 FREE_QUERY = ("privacy.query_error=null", "privacy.query_noise_multiplier=10000")
 
@@ -22,8 +22,8 @@ FREE_QUERY = ("privacy.query_error=null", "privacy.query_noise_multiplier=10000"
     [
         ((), "query"),
         (FREE_QUERY, "query"),
-        (CENTRAL, "central"),
-        ((*CENTRAL, "privacy.central_noise_multiplier=10000"), "central"),
+        (CENTRAL, "class_means"),
+        ((*CENTRAL, "privacy.class_means_noise_multiplier=10000"), "class_means"),
     ],
 )
 def test_a_steward_is_asked_once_before_the_first_charge_whatever_it_costs_alone(

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from privimage.config.loading import load_config
 
 from deployments import register
 from flows.approval import APPROVAL_VARIABLE
-from privimage.config import RunConfig, load_config
+from privimage.config.run import RunConfig
 from privimage.errors import ConfigError
 from tasks.policies import LIMIT_VARIABLE
 from tests.flows.prefect_server import ROOT, Server
@@ -145,7 +146,7 @@ def test_one_stage_computes_at_a_time_and_a_missing_limit_is_an_error(server: Se
     code = """
 import threading, time
 from tasks.policies import wait_for_turn
-from privimage.pipeline import stage_named
+from privimage.pipeline.table import stage_named
 spans = []
 def compute():
     with wait_for_turn(stage_named("finetune")):

@@ -11,13 +11,14 @@ from urllib.error import HTTPError
 
 import pytest
 import yaml
+from privimage.config.loading import load_config
 
 from privimage.cli import main
-from privimage.config import load_config
-from privimage.ledgers import ledger_of
-from privimage.pipeline import stage_named
+from privimage.pipeline.table import stage_named
 from privimage.privacy.ledger import Ledger
-from privimage.runner import Run, admitted, run_all, stage_key
+from privimage.running.ledgers import ledger_of
+from privimage.running.runner import run_all
+from privimage.running.runs import Run, admitted, stage_key
 from privimage.store.artifacts import find, list_artifacts
 from privimage.store.files import Store
 from tests.flows.layout import layout

@@ -14,7 +14,7 @@ import pytest
 
 from flows.forms import EARLIEST, LATEST, Redo, StageName, draws_of
 from privimage.errors import ConfigError
-from privimage.pipeline import STAGES
+from privimage.pipeline.table import STAGES
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store
 from tasks.policies import COMPUTING

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from privimage.config.loading import load_config
 
 from flows import server as flows_server
 from flows.synthesize import main
-from privimage.config import RunConfig, load_config
+from privimage.config.run import RunConfig
 from privimage.errors import InputError
 from privimage.store.artifacts import list_artifacts
 from tests.flows.prefect_server import ROOT, Server
@@ -31,7 +32,7 @@ from flows.housekeeping import housekeeping
 from flows.regenerate import regenerate
 from flows.stage import stage
 from flows.synthesize import synthesize
-from privimage.config import load_config
+from privimage.config.run import load_config
 from privimage.errors import PrivimageError
 
 config = load_config({config!r})

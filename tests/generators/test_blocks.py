@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 from torch import Tensor
 
-from privimage.config import DenoiserConfig, FinetuneConfig
-from privimage.generators.denoiser import new_denoiser
-from privimage.generators.execution import Execution
-from privimage.generators.private_sum import BLOCK, PrivateSum
+from privimage.generators.diffusion.denoiser import new_denoiser
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.private_sum import BLOCK, PrivateSum
 
 DRAWS = 2
 
@@ -41,7 +42,7 @@ def test_an_image_is_counted_once_in_the_sum_however_blocks_fall(count: int, par
         generator=denoiser,
         config=FinetuneConfig(noise_samples=DRAWS),
         max_grad_norm=1.0,
-        execution=Execution(rows_at_once=2 * BLOCK * DRAWS),
+        compute=ComputeSettings(rows_at_once=2 * BLOCK * DRAWS),
     )
     work.to(torch.device("cpu"))
     engine = Counting()

@@ -10,16 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from privimage.methods.training import FinetuneConfig
 
-from privimage.config import FinetuneConfig
 from privimage.errors import ConfigError
-from privimage.generators.canaries import (
-    CanaryDenoiser,
-    audited_mechanism,
-    score_canaries,
-    tiny_denoiser,
-)
-from privimage.generators.private_sum import PrivateSum
+from privimage.generators.diffusion.canaries import CanaryDenoiser, audited_mechanism, score_canaries, tiny_denoiser
+from privimage.generators.training.private_sum import PrivateSum
 from privimage.privacy.audit import Audit, CanaryScores, audit
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.privacy.entropy import SecretRandom
@@ -39,7 +34,7 @@ MECHANISM = DPSGDMechanism(
 )
 
 # Typed Any: what is replaced in them is no part of their interface.
-finetune: Any = import_module("privimage.generators.finetune")
+finetune: Any = import_module("privimage.generators.training.finetune")
 engine: Any = import_module("privimage.privacy.gradients.engine")
 bookkeeping: Any = import_module("privimage.privacy.gradients.bookkeeping")
 
@@ -106,12 +101,12 @@ def test_a_canary_adds_its_own_coordinate_at_the_clipping_bound_and_one_that_is_
     backend: Backend,
 ) -> None:
     denoiser = CanaryDenoiser(tiny_denoiser(), 5)
-    execution = replace(finetune.IN_THIS_PROCESS, backend=backend)
+    compute = replace(finetune.IN_THIS_PROCESS, backend=backend)
     work = PrivateSum(
         generator=denoiser,
         config=CONFIG.model_copy(update={"label_dropout": 0.0}),
         max_grad_norm=0.25,
-        execution=execution,
+        compute=compute,
     )
     work.check(1, 4)
     work.to(torch.device("cpu"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from privimage.generators.class_sizes import SMALLEST_CLASS, labels_of, shares_by_votes, standard_error
+from privimage.generators.sampling.class_sizes import SMALLEST_CLASS, labels_of, shares_by_votes, standard_error
 
 SHARES = (
     [0.5, 0.3, 0.2],

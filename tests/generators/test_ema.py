@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from privimage.generators.ema import ema_copy, ema_update
+from privimage.generators.training.ema import ema_copy, ema_update
 
 
 def test_a_copy_is_detached_and_independent() -> None:

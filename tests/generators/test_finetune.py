@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privimage.methods.training import FinetuneConfig
 from torch import nn
 
-from privimage.config import FinetuneConfig
+from privimage.data.pixels import from_pixels
 from privimage.errors import ConfigError
-from privimage.generators.denoiser import Denoiser, from_pixels, noise_rows
-from privimage.generators.execution import Execution
-from privimage.generators.finetune import FinetuneState, finetune, start_state
-from privimage.generators.private_sum import PrivateSum
+from privimage.generators.diffusion.denoiser import Denoiser, noise_rows
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.finetune import FinetuneState, finetune, start_state
+from privimage.generators.training.private_sum import PrivateSum
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.gradients.full_precision import full_float32
@@ -102,7 +103,7 @@ def test_each_step_draws_one_coin_an_image_and_noise_for_every_parameter_and_no_
     awake: NewDenoiser, rows_at_once: int
 ) -> None:
     denoiser, random = awake(), Recorder()
-    state = run(denoiser, random=random, execution=Execution(rows_at_once=rows_at_once))
+    state = run(denoiser, random=random, compute=ComputeSettings(rows_at_once=rows_at_once))
     size = sum(parameter.numel() for parameter in denoiser.parameters())
     assert random.drawn == [("uniform", IMAGES), ("seed", 1), ("normal", size)] * 4
     assert state.step == MECHANISM.num_steps
@@ -240,17 +241,17 @@ def test_two_runs_share_no_noise(awake: NewDenoiser) -> None:
 
 
 @pytest.mark.parametrize(
-    "execution",
-    [Execution(rows_at_once=1), Execution(rows_at_once=7), Execution(backend="vmap"), Execution(backend="opacus")],
+    "compute",
+    [ComputeSettings(rows_at_once=1), ComputeSettings(rows_at_once=7), ComputeSettings(backend="vmap"), ComputeSettings(backend="opacus")],
 )
 def test_how_the_gradients_are_computed_changes_nothing_beyond_rounding(
-    awake: NewDenoiser, execution: Execution
+    awake: NewDenoiser, compute: ComputeSettings
 ) -> None:
     denoiser = awake()
     one = replace(MECHANISM, num_steps=1, expected_batch_size=IMAGES, noise_multiplier=1e-9)
     usual, other = (
-        flat(run(denoiser, mechanism=one, random=InsecureRandomForTests(4), execution=chosen).exp_avg)
-        for chosen in (Execution(), execution)
+        flat(run(denoiser, mechanism=one, random=InsecureRandomForTests(4), compute=chosen).exp_avg)
+        for chosen in (ComputeSettings(), compute)
     )
     assert float((usual - other).norm() / usual.norm()) <= 1e-6
 
@@ -333,7 +334,7 @@ def test_sums_are_computed_in_whole_float32_whatever_was_switched_on_outside(awa
         generator=denoiser,
         config=FinetuneConfig(noise_samples=1),
         max_grad_norm=1.0,
-        execution=Execution(rows_at_once=4),
+        compute=ComputeSettings(rows_at_once=4),
     )
     work.to(torch.device("cpu"))
     real = work._engine

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privimage.config.synthesize import SynthesizeConfig
+from privimage.generators.gan.gan.gan import Gan, new_gan
+from privimage.methods.generators.gan import GanConfig
+from privimage.methods.training import FinetuneConfig, PretrainConfig
 from torch import Tensor, nn
 
-from privimage.config import FinetuneConfig, GanConfig, PretrainConfig, SynthesizeConfig
+from privimage.data.pixels import from_pixels
 from privimage.errors import ConfigError
-from privimage.generators.execution import Execution
-from privimage.generators.finetune import FinetuneState, finetune, start_state
-from privimage.generators.gan import Gan, new_gan
-from privimage.generators.pixels import from_pixels
-from privimage.generators.pretrain import PretrainState, pretrain
-from privimage.generators.private_sum import PrivateSum
-from privimage.generators.sampler import synthesize_images
-from privimage.generators.shards import sample_in_order
+from privimage.generators.sampling.batches import sample_in_order
+from privimage.generators.sampling.sampler import synthesize_images
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.finetune import FinetuneState, finetune, start_state
+from privimage.generators.training.pretrain import PretrainState, pretrain
+from privimage.generators.training.private_sum import PrivateSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.gradients import Backend
 from privimage.privacy.mechanisms import DPSGDMechanism
@@ -55,7 +57,7 @@ def run(
     random: Random | None = None,
     images: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
     on_step: Callable[[FinetuneState], None] = lambda state: None,
-    execution: Execution | None = None,
+    compute: ComputeSettings | None = None,
 ) -> FinetuneState:
     return finetune(
         gan,
@@ -65,7 +67,7 @@ def run(
         state=state or begin(gan),
         random=random or SecretRandom(),
         on_step=on_step,
-        execution=execution or Execution(),
+        compute=compute or ComputeSettings(),
     )
 
 
@@ -76,7 +78,7 @@ def flat(weights: dict[str, Tensor], prefix: str = "") -> Tensor:
 @pytest.mark.parametrize("backend", ["bookkeeping", "vmap", "opacus"])
 def test_every_engine_knows_the_discriminators_gradients_image_by_image(backend: Backend) -> None:
     gan = small_gan()
-    work = PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, execution=Execution(backend=backend))
+    work = PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, compute=ComputeSettings(backend=backend))
     work.check(1, 8)
 
 
@@ -95,14 +97,14 @@ def test_a_discriminator_that_tells_everything_apart_still_passes_the_check() ->
     gan = small_gan()
     with torch.no_grad():
         gan.discriminator.score.weight.mul_(20)
-    PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, execution=Execution()).check(1, 8)
+    PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, compute=ComputeSettings()).check(1, 8)
 
 
 def test_a_step_of_the_painter_that_does_not_fit_is_found_in_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(*given: object, **named: object) -> Tensor:
         raise torch.OutOfMemoryError("the painter's batch")
 
-    work = PrivateSum(generator=small_gan(), config=CONFIG, max_grad_norm=1.0, execution=Execution())
+    work = PrivateSum(generator=small_gan(), config=CONFIG, max_grad_norm=1.0, compute=ComputeSettings())
     work.rehearse(1, 8)
     monkeypatch.setattr(Gan, "_painter_losses", too_large)
     with pytest.raises(ConfigError, match=r"of a GAN, finetune\.generator_batch_size"):
@@ -111,7 +113,7 @@ def test_a_step_of_the_painter_that_does_not_fit_is_found_in_the_rehearsal(monke
 
 def test_the_private_sum_has_the_discriminators_parameters_and_no_others() -> None:
     gan = small_gan()
-    work = PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, execution=Execution())
+    work = PrivateSum(generator=gan, config=CONFIG, max_grad_norm=1.0, compute=ComputeSettings())
     work.to(torch.device("cpu"))
     images, labels = (torch.from_numpy(array) for array in some_images())
     weights = torch.cat([parameter.detach().flatten() for parameter in gan.parameters()])
@@ -200,7 +202,7 @@ def test_two_processes_release_what_one_does() -> None:
     quiet = replace(MECHANISM, num_steps=2, noise_multiplier=1e-9)
     cpu = torch.device("cpu")
     one, two = (
-        run(small_gan(), mechanism=quiet, random=InsecureRandomForTests(3), execution=Execution(devices=(cpu,) * count))
+        run(small_gan(), mechanism=quiet, random=InsecureRandomForTests(3), compute=ComputeSettings(devices=(cpu,) * count))
         for count in (1, 2)
     )
     assert float((flat(one.exp_avg) - flat(two.exp_avg)).norm() / flat(one.exp_avg).norm()) < 1e-4

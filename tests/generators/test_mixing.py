@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from privimage.generators.mixing import CODE, Mixer, mixtures, train_mixer
-from privimage.generators.pixels import from_pixels
+from privimage.data.pixels import from_pixels
+from privimage.generators.mean_embedding.mixing import CODE, Mixer, mixtures, train_mixer
 
 CPU = torch.device("cpu")
 

@@ -11,12 +11,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import PretrainConfig
 from torch import Tensor
 
-from privimage.config import DenoiserConfig, PretrainConfig
 from privimage.errors import TrainingError
-from privimage.generators.denoiser import Denoiser, new_denoiser
-from privimage.generators.pretrain import PretrainState, learning_rate_at, pretrain
+from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
+from privimage.generators.training.pretrain import PretrainState, learning_rate_at, pretrain
 
 CONFIG = PretrainConfig(num_steps=8, batch_size=16, learning_rate=2e-3, horizontal_flip=True)
 

@@ -7,11 +7,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from privimage.config.synthesize import SynthesizeConfig
 from torch import Tensor
 
-from privimage.config import SynthesizeConfig
-from privimage.generators.denoiser import Denoiser
-from privimage.generators.sampler import guided, initial_noise, sample_multistep, sigma_schedule, synthesize_images
+from privimage.generators.diffusion.denoiser import Denoiser
+from privimage.generators.sampling.sampler import (
+    guided,
+    initial_noise,
+    sample_multistep,
+    sigma_schedule,
+    synthesize_images,
+)
 
 NewDenoiser = Callable[..., Denoiser]
 MEAN, SPREAD = 0.3, 0.4

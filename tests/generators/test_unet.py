@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 from torch import Tensor, nn
 
-from privimage.config import DenoiserConfig, FinetuneConfig
-from privimage.generators.denoiser import Denoiser
-from privimage.generators.execution import Execution
-from privimage.generators.private_sum import PrivateSum
-from privimage.generators.unet import UNet
+from privimage.generators.diffusion.denoiser import Denoiser
+from privimage.generators.diffusion.unet import UNet
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.private_sum import PrivateSum
 
 NewDenoiser = Callable[..., Denoiser]
 
@@ -68,7 +69,7 @@ def test_training_mode_changes_nothing_there_are_no_running_statistics(awake: Ne
 @pytest.mark.parametrize(("config", "channels", "size"), SHAPES)
 def test_dp_sgd_can_use_every_shape(awake: NewDenoiser, config: dict[str, object], channels: int, size: int) -> None:
     denoiser = awake(channels=channels, **config)
-    PrivateSum(generator=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, execution=Execution()).check(
+    PrivateSum(generator=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, compute=ComputeSettings()).check(
         channels, size
     )
 

@@ -1,16 +1,18 @@
-"""Warm-up with central images: which rows a step has, that it is reproducible, and that it learns the means."""
+"""Warm-up with class mean images: which rows a step has, that it is reproducible, and that it learns the means."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from privimage.methods.generators.diffusion import ClassMeans, DenoiserConfig
+from privimage.methods.training import PretrainConfig
 from torch import Tensor
 
-from privimage.config import CentralConfig, DenoiserConfig, PretrainConfig
+from privimage.data.pixels import from_pixels
 from privimage.errors import TrainingError
-from privimage.generators.denoiser import Denoiser, from_pixels, new_denoiser
-from privimage.generators.warmup import draw_rows, warm_up
+from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
+from privimage.generators.diffusion.warmup import draw_rows, warm_up
 
 CLASSES = 3
 PRETRAIN = PretrainConfig(label_dropout=0.2)
@@ -37,7 +39,7 @@ def is_central(rows: dict[str, Tensor]) -> Tensor:
 
 
 def test_a_step_has_its_share_of_central_images_at_high_noise_and_public_ones_below() -> None:
-    config = CentralConfig(num_steps=1, batch_size=1000, share=0.3, sigma_min=0.8, sigma_max=40)
+    config = ClassMeans(num_steps=1, batch_size=1000, share=0.3, sigma_min=0.8, sigma_max=40)
     rows = draw_rows(denoiser(), means(), public(), config, PRETRAIN, 0)
     central = is_central(rows)
     assert central.sum() == 300
@@ -50,7 +52,7 @@ def test_a_step_has_its_share_of_central_images_at_high_noise_and_public_ones_be
 
 
 def test_each_image_keeps_its_class_or_hides_it() -> None:
-    config = CentralConfig(num_steps=1, batch_size=1000)
+    config = ClassMeans(num_steps=1, batch_size=1000)
     rows = draw_rows(denoiser(), means(), public(), config, PRETRAIN, 0)
     images, labels = public()
     known = {
@@ -66,14 +68,14 @@ def test_each_image_keeps_its_class_or_hides_it() -> None:
 
 @pytest.mark.parametrize(("share", "expected"), [(0.001, 1), (0.5, 8), (0.999, 15), (1.0, 16)])
 def test_a_batch_has_rows_of_both_kinds_unless_all_are_asked_for(share: float, expected: int) -> None:
-    config = CentralConfig(num_steps=1, batch_size=16, share=share)
+    config = ClassMeans(num_steps=1, batch_size=16, share=share)
     rows = draw_rows(denoiser(), means(), public(), config, PRETRAIN, 0)
     assert len(rows["images"]) == 16
     assert is_central(rows).sum() == expected
 
 
 def test_without_public_images_all_rows_are_central_at_the_noise_levels_of_training() -> None:
-    config = CentralConfig(num_steps=1, batch_size=4000)
+    config = ClassMeans(num_steps=1, batch_size=4000)
     rows = draw_rows(denoiser(), means(), None, config, PRETRAIN, 0)
     assert bool(is_central(rows).all())
     logs = rows["sigma"].log()
@@ -82,7 +84,7 @@ def test_without_public_images_all_rows_are_central_at_the_noise_levels_of_train
 
 
 def test_steps_draw_by_themselves_and_a_seed_gives_the_same_weights() -> None:
-    config = CentralConfig(num_steps=3, batch_size=8, seed=5)
+    config = ClassMeans(num_steps=3, batch_size=8, seed=5)
     losses: list[list[float]] = [[], []]
     found = [
         warm_up(denoiser(), means(), public(), config, PRETRAIN, on_step=lambda _, loss, at=at: losses[at].append(loss))
@@ -97,7 +99,7 @@ def test_steps_draw_by_themselves_and_a_seed_gives_the_same_weights() -> None:
 
 
 def test_at_high_noise_the_warmed_up_denoiser_answers_with_the_mean_of_the_class() -> None:
-    config = CentralConfig(num_steps=150, batch_size=64, learning_rate=5e-3, ema_decay=0.9)
+    config = ClassMeans(num_steps=150, batch_size=64, learning_rate=5e-3, ema_decay=0.9)
     warmed = denoiser()
 
     @torch.no_grad()
@@ -115,4 +117,4 @@ def test_training_that_diverges_says_which_setting_to_lower() -> None:
     broken = means()
     broken[0] = float("nan")
     with pytest.raises(TrainingError, match=r"lower central\.learning_rate"):
-        warm_up(denoiser(), broken, public(), CentralConfig(num_steps=5), PRETRAIN, on_step=lambda *_: None)
+        warm_up(denoiser(), broken, public(), ClassMeans(num_steps=5), PRETRAIN, on_step=lambda *_: None)

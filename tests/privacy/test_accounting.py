@@ -13,10 +13,10 @@ import dp_accounting as dpa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from privimage.config.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from privimage.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from privimage.errors import ConfigError, LedgerBroken, PrivacyRefused
 from privimage.privacy import numerics
 from privimage.privacy.accounting import (
@@ -343,7 +343,7 @@ def test_planning_and_accounting_load_neither_torch_nor_prefect() -> None:
     program = """
 import sys
 import privimage.privacy.accounting, privimage.privacy.mechanisms, privimage.privacy.ledger
-import privimage.runner, privimage.plan
+import privimage.running.runner, privimage.running.plan
 print(*sorted({"torch", "prefect", "opacus"} & set(sys.modules)))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

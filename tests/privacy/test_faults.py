@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from privimage.charging import Payment, pay
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.ledger import Ledger, Reservation
+from privimage.running.charging import Payment, pay
 from privimage.store.files import Store
 from privimage.store.s3 import S3Backend
 from tests.privacy.faults.bench import SHAPES, Bench, make_bench

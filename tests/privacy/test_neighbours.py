@@ -29,29 +29,33 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privimage.config.classifier import ClassifierConfig
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
+from privimage.store.weights import save_weights
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from privimage.config import ClassifierConfig, DenoiserConfig, FinetuneConfig, RunConfig
+from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts
-from privimage.generators.denoiser import Denoiser, from_pixels
-from privimage.generators.execution import Execution
-from privimage.generators.finetune import FinetuneState, finetune, start_state
-from privimage.generators.unet import UNet
+from privimage.data.pixels import from_pixels
+from privimage.generators.diffusion.denoiser import Denoiser
+from privimage.generators.diffusion.unet import UNet
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.finetune import FinetuneState, finetune, start_state
+from privimage.machine.progress import Silent
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.privacy.numerics import PER_STDDEV
-from privimage.progress import Silent
 from privimage.semantics.classifier import new_classifier
-from privimage.stages.models import save_weights
 from privimage.store.artifacts import Artifact, publish
 from privimage.store.files import Store
 from tests.engine_spy import Call, intercept
 from tests.pipeline_fixtures import SETTINGS
 
 # Typed Any: what is replaced in them is no part of their interface.
-loop: Any = import_module("privimage.generators.finetune")
+loop: Any = import_module("privimage.generators.training.finetune")
 semantics: Any = import_module("privimage.stages.semantics")
 engine: Any = import_module("privimage.privacy.gradients.engine")
 bookkeeping: Any = import_module("privimage.privacy.gradients.bookkeeping")
@@ -286,7 +290,7 @@ def play(
             config,
             state=start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
             random=tape,
-            execution=Execution(rows_at_once=rows_at_once),
+            compute=ComputeSettings(rows_at_once=rows_at_once),
             on_step=lambda state: record.states.append(state_bytes(state)),
         )
     return record

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 from scipy.stats import binom
 
-from privimage.config import DenoiserConfig, FinetuneConfig
-from privimage.generators.denoiser import from_pixels, new_denoiser
+from privimage.data.pixels import from_pixels
+from privimage.generators.diffusion.denoiser import new_denoiser
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
@@ -25,7 +27,7 @@ from privimage.privacy.poisson import poisson_batch
 from tests.engine_spy import Call, intercept
 
 # Typed Any: what is replaced in it is no part of its interface.
-loop: Any = import_module("privimage.generators.finetune")
+loop: Any = import_module("privimage.generators.training.finetune")
 
 IMAGES, RATE, STEPS = 200, 0.1, 20_000
 Inclusions = NDArray[np.float64]

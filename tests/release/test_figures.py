@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from privimage.errors import PrivacyRefused, Uncharged
-from privimage.release import contents
 from privimage.release.export import SUMS, sums
-from privimage.release.figures import INTERNAL, Figure, check_releasable
-from privimage.release.report import ReportData
-from privimage.runner import run_all
+from privimage.reports import contents
+from privimage.reports.figures import INTERNAL, Figure, check_releasable
+from privimage.reports.report import ReportData
+from privimage.running.runner import run_all
 from privimage.stages import release as release_stage
 from tests.pipeline_fixtures import Answer, Place
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from privimage.errors import DataError
-from privimage.release import pictures
-from privimage.release.pictures import bar_svg, curve_svg, sample_grid, thumbnail_strip
+from privimage.reports import pictures
+from privimage.reports.pictures import bar_svg, curve_svg, sample_grid, thumbnail_strip
 
 
 def noise(num: int, channels: int = 1, size: int = 8) -> np.ndarray:

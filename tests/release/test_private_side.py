@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from privimage.release.figures import INTERNAL
 from privimage.release.verify import read_release, verify_release
+from privimage.reports.figures import INTERNAL
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Place
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from privimage.errors import DataError, PrivacyRefused, Uncharged
-from privimage.release import contents, report
-from privimage.release.blocks import Card, Cards, Figures, Picture, Pictures, Plot, Section, Table, Text
-from privimage.release.figures import Figure, Kind
-from privimage.release.pictures import bar_svg, thumbnail_strip
-from privimage.release.report import ReportData, render_report
+from privimage.reports import contents, report
+from privimage.reports.blocks import Card, Cards, Figures, Picture, Pictures, Plot, Section, Table, Text
+from privimage.reports.figures import Figure, Kind
+from privimage.reports.pictures import bar_svg, thumbnail_strip
+from privimage.reports.report import ReportData, render_report
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x>"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from privimage.errors import DataError
-from privimage.runner import run_all, run_stage
+from privimage.running.runner import run_all, run_stage
 from privimage.semantics.index import INDEX_FILE
 from privimage.store.artifacts import Artifact, list_artifacts, publish
 from tests.pipeline_fixtures import Place

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from privimage.errors import ConfigError, PrivacyRefused
-from privimage.pipeline import stage_of, stages_of
+from privimage.pipeline.table import stage_of, stages_of
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.privacy.mechanisms import DPSGDMechanism
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from privimage.stages.audit import mechanism_of
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import USUAL, Answer, Place
@@ -24,7 +24,7 @@ Command = Callable[..., Answer]
 ASKED = ("audit.canaries=100", "audit.stand_ins=30")
 
 # Typed Any: what is replaced in it is no part of its interface.
-finetune: Any = import_module("privimage.generators.finetune")
+finetune: Any = import_module("privimage.generators.training.finetune")
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_the_command_audits_the_mechanism_that_ran_and_spends_nothing(privimage:
     before = finished.entries
     answer = privimage("audit", *finished.options(), "--canaries", "100")
     assert answer.code == 0, answer.err
-    noise = json.loads(finished.payload("finetune", "denoiser.json").read_text())["mechanism"]["noise_multiplier"]
+    noise = json.loads(finished.payload("finetune", "generator.json").read_text())["mechanism"]["noise_multiplier"]
     assert f"noise multiplier {noise:.4g}" in answer.out
     assert "4 steps; 100 canaries" in answer.out
     for name in ("Clopper-Pearson", "Steinke", "Mahloujifar", "Gaussian fit", "heuristic"):

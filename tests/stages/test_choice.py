@@ -6,15 +6,15 @@ from typing import Any, cast
 
 import pytest
 import torch
+from privimage.methods.generators.mean_embedding import MeanEmbedding
 from torch import Tensor, nn
 
-from privimage.config import MerfConfig
-from privimage.generators.features import RandomFeatures, Scaling, new_features
-from privimage.generators.merf import new_merf
-from privimage.generators.pixels import from_pixels
-from privimage.stages.choice import choose, share_believed
-from privimage.stages.critic import Critic
-from privimage.stages.mean_embedding import Embedding, draw
+from privimage.data.pixels import from_pixels
+from privimage.generators.mean_embedding.choice import choose, share_believed
+from privimage.generators.mean_embedding.critic import Critic
+from privimage.generators.mean_embedding.features import RandomFeatures, Scaling, new_features
+from privimage.generators.mean_embedding.kind import Embedding, draw
+from privimage.generators.mean_embedding.matching import new_embedding_generator
 
 EACH = 7
 WANTED = torch.arange(3 * EACH) % 3
@@ -30,8 +30,8 @@ class Bright(nn.Module):
 
 @pytest.fixture(scope="module")
 def painted() -> tuple[Tensor, Tensor]:
-    config = MerfConfig(channel_multipliers=(1, 1))
-    painter = new_merf(config, channels=1, resolution=8, num_classes=3, seed=0)
+    config = MeanEmbedding(channel_multipliers=(1, 1))
+    painter = new_embedding_generator(config, channels=1, resolution=8, num_classes=3, seed=0)
     return draw(painter, {"channels": 1, "resolution": 8}, torch.arange(5 * EACH * 3))
 
 
@@ -65,7 +65,7 @@ def embedding(features: RandomFeatures, public: tuple[Tensor, Tensor], painted: 
 def chosen(
     painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
 ) -> tuple[Tensor, Tensor]:
-    return choose(painted, public, embedding, WANTED, judge_drawn=True)
+    return choose(painted, public, embedding, WANTED, reject_drawn=True)
 
 
 def seen_as(images: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def test_painted_images_that_are_not_judged_are_all_candidates_and_others_are_ju
 ) -> None:
     agreed = seen_as(painted[0]) == painted[1]
     assert share_believed(painted, embedding) == pytest.approx(float(agreed.float().mean()))
-    images, is_public = choose(painted, public, embedding, WANTED, judge_drawn=False)
+    images, is_public = choose(painted, public, embedding, WANTED, reject_drawn=False)
     rejected = rows_of(painted[0][~agreed & (painted[1] < 2)])
     for label in (0, 1):
         own, others = images[label::3][~is_public[label::3]], images[label::3][is_public[label::3]]
@@ -123,16 +123,16 @@ def test_classes_of_any_sizes_in_any_order_have_images_of_their_own(
     painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
 ) -> None:
     wanted = torch.tensor([2, 1, 1, 0, 1, 1, 1, 2, 1, 1])
-    images, is_public = choose(painted, public, embedding, wanted, judge_drawn=True)
+    images, is_public = choose(painted, public, embedding, wanted, reject_drawn=True)
     assert len(rows_of(images)) == len(wanted) and 0 < is_public.sum() < 8
     assert torch.equal(seen_as(images)[wanted < 2], wanted[wanted < 2])
     assert rows_of(images[wanted == 2]) == rows_of(painted[0][painted[1] == 2][:2])
-    nothing, _ = choose(painted, public, embedding, torch.zeros(0, dtype=torch.int64), judge_drawn=True)
+    nothing, _ = choose(painted, public, embedding, torch.zeros(0, dtype=torch.int64), reject_drawn=True)
     assert nothing.shape == (0, 1, 8, 8)
 
 
 def test_without_public_images_all_are_painted(painted: tuple[Tensor, Tensor], embedding: Embedding) -> None:
-    images, is_public = choose(painted, none(), embedding, WANTED, judge_drawn=True)
+    images, is_public = choose(painted, none(), embedding, WANTED, reject_drawn=True)
     assert len(rows_of(images)) == 3 * EACH and rows_of(images) <= rows_of(painted[0]) and not is_public.any()
 
 
@@ -143,7 +143,7 @@ def test_the_choice_is_nearer_to_the_released_means_than_either_kind_alone(
         return float((embedding.features(from_pixels(images)).mean(0) - embedding.means[label]).norm())
 
     drawn, labels = painted
-    alone, _ = choose(painted, none(), embedding, WANTED, judge_drawn=True)
+    alone, _ = choose(painted, none(), embedding, WANTED, reject_drawn=True)
     for label in (0, 1):
         found = distance(chosen[0][label::3], label)
         assert found < distance(alone[label::3], label)

@@ -14,33 +14,33 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from privimage.methods.generators.mean_embedding import MeanEmbedding
 
 from privimage.benchmark.results import row_of
 from privimage.benchmark.suite import Cell
-from privimage.config import MerfConfig
+from privimage.data.pixels import from_pixels
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
-from privimage.generators.class_sizes import labels_of, shares_by_votes
-from privimage.generators.features import JointFeatures
-from privimage.generators.judged import Judged
-from privimage.generators.merf import Merf, class_means
-from privimage.generators.mixing import mixtures
-from privimage.generators.pixels import from_pixels
-from privimage.pipeline import stage_named
-from privimage.plan import look_up
+from privimage.generators.mean_embedding import kind as mean_embedding
+from privimage.generators.mean_embedding.choice import choose, share_believed
+from privimage.generators.mean_embedding.critic import critic_of, features_of, open_critic, open_examples, train_critic
+from privimage.generators.mean_embedding.features import JointFeatures
+from privimage.generators.mean_embedding.kind import draw, open_embedding
+from privimage.generators.mean_embedding.matching import EmbeddingGenerator, class_means
+from privimage.generators.mean_embedding.mixing import mixtures
+from privimage.generators.mean_embedding.rejection import RejectionSampling
+from privimage.generators.opening import open_generator
+from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes
+from privimage.pipeline.table import stage_named
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.events import event_from_json, times
 from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
-from privimage.runner import run_all
-from privimage.stages import mean_embedding
-from privimage.stages.choice import choose, share_believed
-from privimage.stages.critic import critic_of, features_of, open_critic, open_examples, train_critic
-from privimage.stages.mean_embedding import draw, open_embedding
-from privimage.stages.models import open_generator
+from privimage.running.plan import look_up
+from privimage.running.runner import run_all
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import Answer, Place
-from tests.stages.test_merf_run import MERF, stop_in
+from tests.stages.test_mean_embedding_run import MERF, stop_in
 
 CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6, "critic_images": 60}
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_query_and_embedding_are_one_plan_that_costs_what_the_run_may(
     intended = [event_from_json(entry.body["event"]) for entry in reserved]
     plan = reserved[-1].body["plan"]
     assert [event_from_json(event) for event in plan["intends"]] == intended
-    told = json.loads(made.payload("finetune", "denoiser.json").read_text())
+    told = json.loads(made.payload("finetune", "generator.json").read_text())
     assert ClassSumRounds(**told["mechanism"]).event == intended[-1]
     assert told["mechanism"]["dimensions"] == [60 + 40 + 1, 40 + 1]
     epsilon = epsilon_of(intended, plan["delta"])
@@ -95,7 +95,7 @@ def test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone(made: Place
     run = made.run()
     pretrained = open_ref(run.store, run_all(run, "pretrain")["pretrain"].ref)
     generator, facts, first = mean_embedding._opened(run.config, {"pretrain": pretrained})
-    config, size = MerfConfig(**facts["config"]), {"channels": facts["channels"], "num_classes": generator.num_classes}
+    config, size = MeanEmbedding(**facts["config"]), {"channels": facts["channels"], "num_classes": generator.num_classes}
     images, labels = open_examples(pretrained)
     trained = {"seed": config.seed, "device": CPU, "on_step": lambda *told: None}
     critic, _ = train_critic(images, labels, size["num_classes"], run.config, **trained)
@@ -145,7 +145,7 @@ class Watch:
             self.drawn.append((mechanism, real_sums(vectors, labels, mechanism, **named)))
             return self.drawn[-1][1]
 
-        def match(generator: Any, means: Any, features: Any, config: MerfConfig, **named: Any) -> Any:
+        def match(generator: Any, means: Any, features: Any, config: MeanEmbedding, **named: Any) -> Any:
             self.matched.append((config.num_steps, means))
             return real_match(generator, means, features, config, **named)
 
@@ -158,14 +158,14 @@ def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_traine
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(monkeypatch)
-    run_all(place.run("merf.num_steps=10"), "finetune")
+    run_all(place.run("generator.num_steps=10"), "finetune")
     (charged,) = (entry for entry in place.entries if entry.body.get("stage") == "finetune")
     single, count = times(event_from_json(charged.body["event"]))
     assert [mechanism.event for mechanism, _ in watch.drawn] == [single] * count == [single] * 2
     assert [mechanism.dimension for mechanism, _ in watch.drawn] == [101, 41]
-    tuned = open_ref(place.run().store, run_all(place.run("merf.num_steps=10"), "finetune")["finetune"].ref)
+    tuned = open_ref(place.run().store, run_all(place.run("generator.num_steps=10"), "finetune")["finetune"].ref)
     generator, facts = open_generator(tuned, CPU)
-    assert isinstance(generator, Judged) and generator.attempts == 4 and not generator.judge.training
+    assert isinstance(generator, RejectionSampling) and generator.attempts == 4 and not generator.judge.training
     assert facts["judged"]
     (first, of_first), (then, of_both) = watch.matched
     assert (first, then) == (6, 4)
@@ -243,7 +243,7 @@ def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
 @pytest.mark.parametrize(
     "override",
     [
-        "pretrain.horizontal_flip=true",
+        "generator.pretrain.horizontal_flip=true",
         "classifier.learning_rate=0.03",
         "classifier.weight_decay=0.1",
         "classifier.augment=false",
@@ -256,7 +256,7 @@ def test_what_the_critic_learns_by_is_in_the_key_of_what_it_is_written_with(made
     assert fields(made.run(without).config) == fields(made.run(without, override).config)
 
 
-@pytest.mark.parametrize("override", ["pretrain.horizontal_flip=true", "classifier.augment=false"])
+@pytest.mark.parametrize("override", ["generator.pretrain.horizontal_flip=true", "classifier.augment=false"])
 def test_what_the_critic_learns_by_reaches_the_key_of_what_is_charged(place: Place, override: str) -> None:
     for overrides in ((), (override,)):
         run_all(place.run(*overrides), "pretrain")
@@ -265,9 +265,9 @@ def test_what_the_critic_learns_by_reaches_the_key_of_what_is_charged(place: Pla
 
 
 def test_with_one_attempt_nothing_judges(place: Place) -> None:
-    once = place.run("merf.critic_attempts=1")
+    once = place.run("generator.critic_attempts=1")
     generator, facts = open_generator(open_ref(once.store, run_all(once, "finetune")["finetune"].ref), CPU)
-    assert isinstance(generator, Merf) and not facts["judged"]
+    assert isinstance(generator, EmbeddingGenerator) and not facts["judged"]
 
 
 # ------------------------------------------------------------------ public images among the released ones
@@ -312,15 +312,15 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert export_to_folder(again, privimage) == set()
     before, drawn = again.kinds, released(again)
     shutil.rmtree(again.release)
-    run_all(again.run("synthesize.public_images=unchanged"))
+    run_all(again.run("generator.sampling.public_images=unchanged"))
     assert again.kinds == before  # nothing was charged
     found = num_public()
     assert 0 < found < len(released(again)) == len(drawn) == 40
     assert (
         found
-        == opened(again, "synthesize", "synthesize.public_images=unchanged").read_json("synthesis.json")["num_public"]
+        == opened(again, "synthesize", "generator.sampling.public_images=unchanged").read_json("synthesis.json")["num_public"]
     )
-    run = again.run("synthesize.public_images=unchanged")
+    run = again.run("generator.sampling.public_images=unchanged")
     cell = Cell(dataset="", method="", trained_as="", epsilon=1, seed=0, config=run.config, draws={})
     assert row_of(cell, run).public_share == found / 40
     table = pq.read_table(again.release / "synthetic.parquet")["image"].to_pylist()
@@ -358,17 +358,17 @@ def test_drawn_images_are_judged_where_the_critic_sees_too_few_as_they_were_mean
         believed.append(share_believed(*arguments))
         return believed[-1]
 
-    def choosing(*arguments: Any, judge_drawn: bool) -> Any:
-        asked.append(judge_drawn)
-        return choose(*arguments, judge_drawn=judge_drawn)
+    def choosing(*arguments: Any, reject_drawn: bool) -> Any:
+        asked.append(reject_drawn)
+        return choose(*arguments, reject_drawn=reject_drawn)
 
-    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
-    monkeypatch.setattr("privimage.stages.choice.share_believed", believe)
-    monkeypatch.setattr("privimage.stages.choice.choose", choosing)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice._TOGETHER", 3)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice.share_believed", believe)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice.choose", choosing)
     before, told = again.kinds, "Of images that were drawn for a class, and of "
     for below, said in ((1.0, "mixtures"), (0.0, "those in which")):
         shutil.rmtree(again.release)
-        run_all(again.run(f"synthesize.judge_below={below}"))
+        run_all(again.run(f"generator.sampling.reject_below={below}"))
         assert f"{told}{said}" in " ".join((again.release / "README.md").read_text().split())
         assert len(believed) == 1 and 0 < believed.pop() < 1
         assert len(asked) > 1 and set(asked) == {below == 1}
@@ -378,7 +378,7 @@ def test_drawn_images_are_judged_where_the_critic_sees_too_few_as_they_were_mean
 
 def test_all_are_drawn_and_judged_where_nothing_is_to_come_of_public_images(again: Place) -> None:
     shutil.rmtree(again.release)
-    run_all(again.run("synthesize.public_images=none"))
+    run_all(again.run("generator.sampling.public_images=none"))
     card = (again.release / "README.md").read_text()
     assert "may be drawn again" in card and "mixtures" not in card
 
@@ -391,7 +391,7 @@ def number_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
         rows[:, : numbers.shape[1]] = numbers
         return rows.view_as(images)
 
-    def drawing(generator: Merf, facts: Any, seeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def drawing(generator: EmbeddingGenerator, facts: Any, seeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         images, classes = draw(generator, facts, seeds, labels)
         return numbered(images, torch.stack([seeds % 250, seeds // 250 % 250, seeds * 0], dim=1)), classes
 
@@ -400,18 +400,18 @@ def number_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = torch.arange(len(images))
         return numbered(images, torch.stack([rows % 250, rows // 250, rows * 0 + seed % 250 + 1], dim=1)), classes
 
-    monkeypatch.setattr("privimage.stages.choice.draw", drawing)
-    monkeypatch.setattr("privimage.stages.choice.mixtures", mixing)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice.draw", drawing)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice.mixtures", mixing)
 
 
 @pytest.mark.parametrize("kind", ["mixed", "unchanged"])
 def test_of_many_some_are_chosen_after_others_and_nothing_twice(
     again: Place, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 3)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice._TOGETHER", 3)
     number_candidates(monkeypatch)
     made = opened(
-        again, "synthesize", f"synthesize.public_images={kind}", "synthesize.num_images=39", "synthesize.seed=1"
+        again, "synthesize", f"generator.sampling.public_images={kind}", "synthesize.num_images=39", "synthesize.seed=1"
     )
     images, labels = read_images(made.files("images-"))
     names = made.read_json("synthesis.json")["class_names"]
@@ -424,7 +424,7 @@ def test_images_are_chosen_for_classes_of_sizes_by_the_votes_and_the_datasheet_s
 ) -> None:
     if not again.run().config.selection.asks_the_query:
         pytest.skip("without a query nothing tells the sizes")
-    monkeypatch.setattr("privimage.stages.choice._TOGETHER", 60)
+    monkeypatch.setattr("privimage.generators.mean_embedding.choice._TOGETHER", 60)
     number_candidates(monkeypatch)
     before, sized = again.kinds, ("synthesize.class_sizes=query", "synthesize.num_images=300")
     shutil.rmtree(again.release)
@@ -445,7 +445,7 @@ def test_the_embedding_that_images_are_chosen_by_is_the_one_that_was_trained_on(
     found = open_embedding(place.run().config, opened(place, "pretrain"), tuned)
     assert torch.equal(found.means, watch.matched[-1][1])
     generator, _ = open_generator(tuned, CPU)
-    assert isinstance(generator, Judged)
+    assert isinstance(generator, RejectionSampling)
     judge, network = generator.judge.state_dict(), found.critic.network.state_dict()
     assert all(torch.equal(judge[name], network[name]) for name in judge) and not found.critic.network.training
     assert found.features.size == found.means.shape[1] == 140
@@ -455,34 +455,34 @@ def test_public_images_with_a_fine_tuning_that_kept_no_embedding_are_refused(
     again: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="of an earlier version of privimage"):
-        patch.setattr("privimage.stages.mean_embedding.EMBEDDING", "missing.safetensors")
-        run_all(again.run("synthesize.public_images=unchanged"), "synthesize")
+        patch.setattr("privimage.generators.mean_embedding.kind.EMBEDDING", "missing.safetensors")
+        run_all(again.run("generator.sampling.public_images=unchanged"), "synthesize")
 
 
 def test_what_images_are_chosen_from_is_in_the_key_of_synthesis_and_in_none_that_is_charged(made: Place) -> None:
     def of(stage: str, *overrides: str) -> dict[str, Any]:
         return stage_named(stage).fields(made.run(*overrides).config)
 
-    kinds = {kind: of("synthesize", f"synthesize.public_images={kind}") for kind in ("none", "mixed", "unchanged")}
+    kinds = {kind: of("synthesize", f"generator.sampling.public_images={kind}") for kind in ("none", "mixed", "unchanged")}
     assert set(kinds["none"]) == {"synthesize"} and "mixer_steps" not in kinds["none"]["synthesize"]
     assert kinds["mixed"]["public_images"] == "mixed" and kinds["unchanged"]["public_images"] == "unchanged"
-    steps = of("synthesize", "synthesize.public_images=mixed", "synthesize.mixer_steps=7")
+    steps = of("synthesize", "generator.sampling.public_images=mixed", "generator.sampling.mixer_steps=7")
     assert (
         steps != kinds["mixed"]
-        and of("synthesize", "synthesize.public_images=unchanged", "synthesize.mixer_steps=7") == kinds["unchanged"]
+        and of("synthesize", "generator.sampling.public_images=unchanged", "generator.sampling.mixer_steps=7") == kinds["unchanged"]
     )
-    below = {kind: of("synthesize", f"synthesize.public_images={kind}", "synthesize.judge_below=1") for kind in kinds}
+    below = {kind: of("synthesize", f"generator.sampling.public_images={kind}", "generator.sampling.reject_below=1") for kind in kinds}
     assert [below[kind] == kinds[kind] for kind in kinds] == [True, False, False]
-    assert of("finetune", "synthesize.judge_below=1") == of("finetune")
-    assert of("finetune", "synthesize.public_images=unchanged") == of("finetune", "synthesize.public_images=none")
+    assert of("finetune", "generator.sampling.reject_below=1") == of("finetune")
+    assert of("finetune", "generator.sampling.public_images=unchanged") == of("finetune", "generator.sampling.public_images=none")
 
 
-@pytest.mark.parametrize("override", ["generator=diffusion", "selection.strategy=none"])
+@pytest.mark.parametrize("override", ["generator.kind=diffusion", "selection.strategy=none"])
 def test_public_images_where_nothing_chooses_from_them_are_refused(made: Place, override: str) -> None:
     with pytest.raises(
         ConfigError, match="only merf with a selection chooses from public images; leave it out, or set it to none"
     ):
-        made.run("synthesize.public_images=unchanged", override)
+        made.run("generator.sampling.public_images=unchanged", override)
 
 
 def test_sums_of_another_size_than_is_charged_are_refused_before_the_charge(
@@ -492,7 +492,7 @@ def test_sums_of_another_size_than_is_charged_are_refused_before_the_charge(
         monkeypatch.context() as patch,
         pytest.raises(ConfigError, match=r"Sums of \(101, 42\) numbers would be charged"),
     ):
-        patch.setattr(MerfConfig, "dimensions", lambda self, with_critic: (101, 42))
+        patch.setattr(MeanEmbedding, "dimensions", lambda self, with_critic: (101, 42))
         run_all(place.run(), "finetune")
     assert "reserve finetune" not in place.kinds
 
@@ -503,7 +503,7 @@ def test_votes_with_reproducible_noise_leave_no_guarantee(made: Place, granted: 
     place = Place(config=made.config, folder=granted.copy_to(tmp_path / "store").folder)
     run_all(place.run(insecure=InsecureRandomForTests(0)), "query")
     result = run_all(place.run(), "finetune")["finetune"]
-    assert open_ref(place.store, result.ref).read_json("denoiser.json")["guarantee"] == "none"
+    assert open_ref(place.store, result.ref).read_json("generator.json")["guarantee"] == "none"
 
 
 @pytest.mark.parametrize(("first", "then"), [("merf", "diffusion"), ("diffusion", "merf")])

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from privimage.config.loading import load_config, parse_config
 
-from privimage.config import load_config, parse_config
 from privimage.errors import ConfigError
-from privimage.generators import pretrain
-from privimage.pipeline import stage_named
+from privimage.generators.training import pretrain
+from privimage.pipeline.table import stage_named
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.privacy.events import event_to_json
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from privimage.stages.audit import mechanism_of
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Answer, Place
@@ -61,7 +61,7 @@ def test_an_interrupted_fine_tuning_goes_on_from_its_checkpoint_and_takes_as_man
         steps.append("step")
         return noisy_mean_gradient(*arguments)
 
-    monkeypatch.setattr("privimage.generators.finetune.noisy_mean_gradient", counted)
+    monkeypatch.setattr("privimage.generators.training.finetune.noisy_mean_gradient", counted)
     with pytest.raises(KeyboardInterrupt):
         run_all(place.run(), "finetune")
     results = run_all(place.run(), "finetune")
@@ -99,7 +99,7 @@ def test_interrupted_pre_training_ends_with_the_very_weights_it_would_have_had(
 
 def test_settings_of_a_gan_change_no_key_of_a_generator_by_diffusion(tiny_config: Path) -> None:
     usual = load_config(tiny_config)
-    other = load_config(tiny_config, ["gan.base_channels=16", "finetune.discriminator_steps=3"])
+    other = load_config(tiny_config, ["generator.network.base_channels=16", "generator.finetune.discriminator_steps=3"])
     for name in ("pretrain", "finetune", "audit", "synthesize"):
         assert stage_named(name).fields(usual) == stage_named(name).fields(other), name
     assert set(stage_named("pretrain").fields(usual)) == {"pretrain", "denoiser"}
@@ -112,8 +112,8 @@ def test_settings_of_a_gan_change_no_key_of_a_generator_by_diffusion(tiny_config
 
 def test_settings_of_a_gan_count_where_they_are_used(place: Place) -> None:
     usual = load_config(place.config)
-    network = load_config(place.config, ["gan.latent_dim=9", "denoiser.base_channels=16"])
-    steps = load_config(place.config, ["finetune.discriminator_steps=3"])
+    network = load_config(place.config, ["generator.network.latent_dim=9", "generator.network.base_channels=16"])
+    steps = load_config(place.config, ["generator.finetune.discriminator_steps=3"])
     public, private = stage_named("pretrain").fields, stage_named("finetune").fields
     assert set(public(usual)) == {"pretrain", "gan"}
     assert public(usual) != public(network) and private(usual) == private(network)
@@ -125,10 +125,10 @@ def test_settings_of_a_gan_count_where_they_are_used(place: Place) -> None:
     [
         ("generator=vae", r"generator: Input should be 'diffusion', 'gan' or 'merf' \(found 'vae'\)"),
         (
-            "gan.channel_multipliers=[1, 1, 1, 1, 1]",
-            "gan.channel_multipliers has 5 levels, but 8 pixels cannot be halved",
+            "generator.network.channel_multipliers=[1, 1, 1, 1, 1]",
+            "generator.network.channel_multipliers has 5 levels, but 8 pixels cannot be halved",
         ),
-        ("gan.base_channels=12", "gan.base_channels"),
+        ("generator.network.base_channels=12", "generator.network.base_channels"),
         ("audit.canaries=100", "made for a generator by diffusion: set it to 0"),
     ],
 )

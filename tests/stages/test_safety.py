@@ -8,7 +8,7 @@ import re
 import pytest
 
 from privimage.evaluation import membership
-from privimage.runner import run_all
+from privimage.running.runner import run_all
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Place
 

@@ -11,10 +11,10 @@ import torch
 
 from privimage.data.table import read_images
 from privimage.errors import ConfigError
-from privimage.generators import shards
-from privimage.generators.class_sizes import labels_of, shares_by_votes
-from privimage.pipeline import stage_of
-from privimage.runner import run_all
+from privimage.generators.sampling import batches as shards
+from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes
+from privimage.pipeline.table import stage_of
+from privimage.running.runner import run_all
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Place
 
@@ -96,13 +96,13 @@ def test_what_fails_on_the_way_leaves_no_artifact_and_the_same_command_makes_it(
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (("synthesize.num_steps=1",), "num_steps"),
-        (("synthesize.num_steps=2000",), "num_steps"),
-        (("synthesize.sigma_min=2", "synthesize.sigma_max=2"), r"sigma_min \(2.0\) must be below sigma_max \(2.0\)"),
-        (("synthesize.sigma_min=0",), "sigma_min"),
-        (("synthesize.rho=0",), "rho"),
-        (("synthesize.guidance=-1",), "guidance"),
-        (("synthesize.guidance=21",), "guidance"),
+        (("generator.sampling.num_steps=1",), "num_steps"),
+        (("generator.sampling.num_steps=2000",), "num_steps"),
+        (("generator.sampling.sigma_min=2", "generator.sampling.sigma_max=2"), r"sigma_min \(2.0\) must be below sigma_max \(2.0\)"),
+        (("generator.sampling.sigma_min=0",), "sigma_min"),
+        (("generator.sampling.rho=0",), "rho"),
+        (("generator.sampling.guidance=-1",), "guidance"),
+        (("generator.sampling.guidance=21",), "guidance"),
     ],
 )
 def test_settings_that_cannot_be_sampled_with_are_refused_before_anything_runs(

@@ -23,24 +23,28 @@ import pytest
 import torch
 from dp_accounting import rdp
 from numpy.typing import NDArray
+from privimage.pipeline.stage import Charge, Outcome, StageContext
+from privimage.store.weights import save_weights
 from safetensors.torch import load
 
-from privimage import runner
-from privimage.config import RunConfig
+from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
-from privimage.declared import declare_form, declare_public
 from privimage.errors import BudgetExceeded
-from privimage.generators.denoiser import new_denoiser
-from privimage.generators.execution import Execution
-from privimage.generators.finetune import FinetuneState, finetune
-from privimage.ledgers import ledger_of
-from privimage.pipeline import Charge, Outcome, StageContext
+from privimage.generators.diffusion.denoiser import new_denoiser
+from privimage.generators.opening import open_generator
+from privimage.generators.training import gradients as generation
+from privimage.generators.training.compute import ComputeSettings
+from privimage.generators.training.finetune import FinetuneState, finetune
+from privimage.pipeline.table import charges
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.ledger import Ledger, Reservation
 from privimage.privacy.mechanisms import RELATION, DPSGDMechanism, HistogramQuery
-from privimage.runner import Run, admitted, run_stage
-from privimage.stages import charges, generation, semantics
-from privimage.stages.models import open_generator, save_weights
+from privimage.running import runner
+from privimage.running.declared import declare_form, declare_public
+from privimage.running.ledgers import ledger_of
+from privimage.running.runner import run_stage
+from privimage.running.runs import Run, admitted
+from privimage.stages import semantics
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import SETTINGS, write_images
@@ -147,7 +151,7 @@ class Bench:
 
     def trained_steps(self, store: Store, ref: ArtifactRef) -> int:
         """How many steps the stand-in's weights say they went through."""
-        return int(load(open_ref(store, ref).read_bytes("denoiser.safetensors"))["weight"])
+        return int(load(open_ref(store, ref).read_bytes("generator.safetensors"))["weight"])
 
     @contextmanager
     def stand_ins(self) -> Iterator[pytest.MonkeyPatch]:
@@ -192,10 +196,10 @@ class Bench:
         real_resume = Ledger.resume
 
         def some_denoiser(config: RunConfig, inputs: Mapping[str, Artifact]) -> Any:
-            execution = Execution()
+            compute = ComputeSettings()
             if self.playing.real_network:
-                return *open_generator(inputs["pretrain"], execution.devices[0]), execution
-            return _OneWeight(), {"class_names": []}, execution
+                return *open_generator(inputs["pretrain"], compute.devices[0]), compute
+            return _OneWeight(), {"class_names": []}, compute
 
         def some_finetune(*given: Any, state: FinetuneState, on_step: OnStep, **others: Any) -> FinetuneState:
             scene, reservation = self.playing, _here.reservation
@@ -304,14 +308,14 @@ def _write_denoiser(context: StageContext) -> Outcome:
     class_names = ["anna", "berta", "carla"]
     config = context.config.denoiser
     denoiser = new_denoiser(config, channels=facts.channels, num_classes=len(class_names), seed=0)
-    save_weights(denoiser.state_dict(), context.folder / "denoiser.safetensors")
+    save_weights(denoiser.state_dict(), context.folder / "generator.safetensors")
     about = {
         "config": config.model_dump(mode="json"),
         "channels": facts.channels,
         "resolution": facts.resolution,
         "class_names": class_names,
     }
-    (context.folder / "denoiser.json").write_text(json.dumps(about))
+    (context.folder / "generator.json").write_text(json.dumps(about))
     return Outcome(metrics={})
 
 

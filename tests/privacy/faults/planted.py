@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import privimage.privacy.ledger
-from privimage import runner
-from privimage.charging import Door, Payment, pay
 from privimage.privacy.ledger import Ledger, Reservation
 from privimage.privacy.mechanisms import DPSGDMechanism
+from privimage.running import runner
+from privimage.running.charging import Door, Payment, pay
 from privimage.store.backends import LocalBackend
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.files import Store

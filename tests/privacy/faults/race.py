@@ -7,11 +7,11 @@ import threading
 import time
 from dataclasses import dataclass
 
-from privimage.charging import pay
 from privimage.errors import BudgetExceeded
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.ledger import Ledger
+from privimage.running.charging import pay
 from privimage.store.backends import Backend, LocalBackend
 from privimage.store.files import Store
 from privimage.store.s3 import S3Backend

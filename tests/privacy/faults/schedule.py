@@ -17,15 +17,8 @@ from typing import Literal
 
 import pytest
 
-from privimage.errors import (
-    ArtifactDamaged,
-    BudgetExceeded,
-    LedgerBroken,
-    PrivacyRefused,
-    PrivimageError,
-    Uncharged,
-)
-from privimage.runner import Run
+from privimage.errors import ArtifactDamaged, BudgetExceeded, LedgerBroken, PrivacyRefused, PrivimageError, Uncharged
+from privimage.running.runs import Run
 from privimage.store.backends import Backend, LocalBackend
 from privimage.store.files import Store
 from privimage.store.s3 import S3Backend

@@ -443,7 +443,7 @@ _CAP = (
         ),
     )
     + _of(
-        "generators/finetune.py",
+        "generators/training/finetune.py",
         "generators/test_capped_batches.py",
         (
             "Fine-tuning ignores the cap",
@@ -453,7 +453,7 @@ _CAP = (
         ),
     )
     + _of(
-        "preflight.py",
+        "pipeline/preflight.py",
         "test_release.py",
         (
             "The configured cap does not reach the mechanism",
@@ -717,28 +717,28 @@ _CLASS_SUMS = _of(
 
 _CENTRAL = (
     _of(
-        "stages/charges.py",
-        "test_central.py",
+        "pipeline/charges.py",
+        "test_class_means.py",
         (
-            "Central images are not fixed with the query",
+            "class mean images are not fixed with the query",
             "intends=(mechanism.event, *_central(config, facts), finetune.event, *_set_aside(config, facts)),",
             "intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),",
             "test_nothing_is_opened_before_it_is_charged",
         ),
         (
-            "Without a query, fine-tuning's noise leaves no room for central images",
+            "Without a query, fine-tuning's noise leaves no room for class mean images",
             "mechanism = _calibrated(config, facts, central, later, joined=True)",
             "mechanism = _calibrated(config, facts, [], later, joined=True)",
             "test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon",
         ),
         (
-            "Several central images are charged to one plan",
+            "Several class mean images are charged to one plan",
             "if mechanism.event not in plan.intends or rivals or",
             "if mechanism.event not in plan.intends or",
             "test_other_central_images_are_not_charged_to_the_same_plan",
         ),
         (
-            "Central images whose result was lost are not accounted with fine-tuning",
+            "class mean images whose result was lost are not accounted with fine-tuning",
             'entry.body["stage"] in AHEAD]',
             'entry.body["stage"] == "query"]',
             "test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon",
@@ -757,10 +757,10 @@ _CENTRAL = (
         ),
     )
     + _of(
-        "stages/central.py",
-        "test_central.py",
+        "stages/class_means.py",
+        "test_class_means.py",
         (
-            "Central images of reproducible noise are said to be private",
+            "class mean images of reproducible noise are said to be private",
             "return own and (",
             "return (",
             "test_reproducible_noise_leaves_no_guarantee",
@@ -768,23 +768,23 @@ _CENTRAL = (
     )
     + _of(
         "release/verify.py",
-        "test_central.py",
+        "test_class_means.py",
         (
-            "Verification believes a certificate that leaves central images out",
+            "Verification believes a certificate that leaves class mean images out",
             'if certificate.get("central_images", False) else set()',
-            'if "central" in stages else set()',
+            'if "class_means" in stages else set()',
             "test_a_certificate_that_hides_them_does_not_verify",
         ),
         (
-            "Verification does not look for central images in fine-tuning's plan",
+            "Verification does not look for class mean images in fine-tuning's plan",
             'and entry.body["stage"] in BEFORE_FINETUNE',
             'and entry.body["stage"] == "query"',
             "test_a_certificate_that_hides_them_does_not_verify",
         ),
     )
     + _of(
-        "semantics/central.py",
-        "semantics/test_central.py",
+        "semantics/class_means.py",
+        "semantics/test_class_means.py",
         (
             "Differences are twice as long as their bound says",
             "/ self.max_norm",
@@ -796,8 +796,8 @@ _CENTRAL = (
 
 _MERF = (
     _of(
-        "generators/merf.py",
-        "privacy/test_merf_neighbours.py",
+        "generators/mean_embedding/matching.py",
+        "privacy/test_mean_embedding_neighbours.py",
         (
             "An image's embedding depends on the images beside it",
             "found = self.features(images) * ",
@@ -812,8 +812,8 @@ _MERF = (
         ),
     )
     + _of(
-        "stages/mean_embedding.py",
-        "stages/test_merf_run.py",
+        "generators/mean_embedding/kind.py",
+        "stages/test_mean_embedding_run.py",
         (
             "An embedding that was released before is drawn again, uncharged",
             "        if not released.sums:\n            _draw(",
@@ -840,8 +840,8 @@ _MERF = (
         ),
     )
     + _of(
-        "stages/charges.py",
-        "stages/test_merf_run.py",
+        "pipeline/charges.py",
+        "stages/test_mean_embedding_run.py",
         (
             "An embedding that may have been drawn is drawn again under the same charge",
             "restart_allowance=config.finetune.restart_allowance if in_steps else 0,",
@@ -850,7 +850,7 @@ _MERF = (
         ),
     )
     + _of(
-        "stages/charges.py",
+        "pipeline/charges.py",
         "test_rehearsal.py",  # which finds it before any other test has a run to look at
         (
             "An embedding is drawn with the noise of its plan's query",
@@ -860,7 +860,7 @@ _MERF = (
         ),
     )
     + _of(
-        "stages/mean_embedding.py",
+        "generators/mean_embedding/kind.py",
         "stages/test_critic_run.py",
         (
             "Votes whose noise can be made again pass once an embedding was drawn",
@@ -889,7 +889,7 @@ _MERF = (
     )
     + _of(
         "release/certificate.py",
-        "stages/test_merf_run.py",
+        "stages/test_mean_embedding_run.py",
         (
             "A certificate says that an embedding was made in Poisson batches",
             "if not fits_generator(config.generator, tuned):",
@@ -908,7 +908,7 @@ _MERF = (
         ),
     )
     + _of(
-        "release/contents.py",
+        "reports/contents.py",
         "stages/test_critic_run.py",
         (
             "Public images are released, and the report says that every image is generated",
@@ -918,7 +918,7 @@ _MERF = (
         ),
     )
     + _of(
-        "stages/choice.py",
+        "generators/mean_embedding/choice.py",
         "stages/test_choice.py",
         (
             "Public images are released under classes that they were not selected for",
@@ -928,7 +928,7 @@ _MERF = (
         ),
     )
     + _of(
-        "generators/mixing.py",
+        "generators/mean_embedding/mixing.py",
         "generators/test_mixing.py",
         (
             "What is released as a mixture is one public image, decoded",
@@ -938,7 +938,7 @@ _MERF = (
         ),
     )
     + _of(
-        "stages/critic.py",
+        "generators/mean_embedding/critic.py",
         "stages/test_critic_run.py",
         (
             "The critic compares each sensitive image with those beside it",
@@ -956,7 +956,7 @@ _NO_IMAGE_MOVES_THE_DISCRIMINATOR = (
 )
 _FINETUNE = (
     _of(
-        "generators/private_sum.py",
+        "generators/training/private_sum.py",
         "generators/test_finetune.py",
         (
             "The draws of one image are images of their own, each clipped separately",
@@ -972,7 +972,7 @@ _FINETUNE = (
         ),
     )
     + _of(
-        "generators/finetune.py",
+        "generators/training/finetune.py",
         "privacy/test_gan_neighbours.py",
         (
             "The painter learns from a discriminator that took a step without noise",
@@ -984,7 +984,7 @@ _FINETUNE = (
         ),
     )
     + _of(
-        "generators/gan.py",
+        "generators/gan/gan.py",
         "privacy/test_gan_neighbours.py",
         (
             "Fakes are painted once for all images of a block, from what its images look like",
@@ -1000,7 +1000,7 @@ _FINETUNE = (
         ),
     )
     + _of(
-        "generators/denoiser.py",
+        "generators/diffusion/denoiser.py",
         "generators/test_finetune.py",
         (
             "Labels are hidden once a draw",
@@ -1012,8 +1012,8 @@ _FINETUNE = (
         ),
     )
     + _of(
-        "generators/private_sum.py",
-        "generators/test_team.py",
+        "generators/training/private_sum.py",
+        "generators/test_workers.py",
         (
             "Every device adds up the whole batch",
             "mine = range(part, ",
@@ -1022,8 +1022,8 @@ _FINETUNE = (
         ),
     )
     + _of(
-        "generators/team.py",
-        "generators/test_team.py",
+        "generators/training/workers.py",
+        "generators/test_workers.py",
         (
             "What another process says of a batch when it fails is printed",
             "    sys.stderr = _Line(end)\n",
@@ -1032,7 +1032,7 @@ _FINETUNE = (
         ),
     )
     + _of(
-        "generators/finetune.py",
+        "generators/training/finetune.py",
         "generators/test_finetune.py",
         (
             "The noise is divided by the number of draws",
@@ -1390,7 +1390,7 @@ _ENTRIES = [
 ]
 
 _LEDGERS = _of(
-    "ledgers.py",
+    "running/ledgers.py",
     "test_ledgers.py",
     (
         "A set that was charged elsewhere gets a fresh ledger",
@@ -1415,7 +1415,7 @@ _LEDGERS = _of(
 )
 
 _CHARGING = _of(
-    "charging.py",
+    "running/charging.py",
     "test_runner.py",
     (
         "Images are opened before anything was reserved",
@@ -1456,7 +1456,7 @@ _CHARGING = _of(
         "test_a_query_that_was_killed_is_charged_again_in_the_same_plan",
     ),
 ) + _of(
-    "charging.py",
+    "running/charging.py",
     "test_crash.py",
     (
         "Steps whose checkpoint is damaged are run again unaccounted",
@@ -1467,7 +1467,7 @@ _CHARGING = _of(
 )
 
 _GIVEN_BACK = _of(
-    "charging.py",
+    "running/charging.py",
     "privacy/test_faults.py",
     (
         "What was given back meanwhile pays for an artifact",
@@ -1489,7 +1489,7 @@ _CHECKPOINTS = _of(
 )
 
 _REHEARSAL = _of(
-    "runner.py",
+    "running/runner.py",
     "test_rehearsal.py",
     (
         "What could fail after the charge is not tried out before it",
@@ -1502,21 +1502,21 @@ _REHEARSAL = _of(
 _CHECKED_BEFORE = [
     Mutant(
         name="The way to the release is not gone before the charge",
-        file="privimage/stages/rehearsal.py",
+        file="privimage/running/rehearsal.py",
         old="    with scratch_folder(store) as folder:\n        _release(config, facts, public, folder)\n",
         new="",
         test="test_rehearsal.py::test_what_the_release_would_refuse_is_refused_before_the_charge",
     ),
     Mutant(
         name="A charge that goes by no check is not rehearsed",
-        file="privimage/runner.py",
+        file="privimage/running/runner.py",
         old="        _rehearse(run, origins[0], facts)\n",
         new="        pass\n",
         test="test_rehearsal.py::test_a_stage_that_is_run_by_itself_is_rehearsed_before_its_charge",
     ),
     Mutant(
         name="What the ledger would refuse is trained first",
-        file="privimage/plan.py",
+        file="privimage/running/plan.py",
         old="    if plan.refused:\n        raise plan.refused\n",
         new="    return\n",
         test="test_plan.py::test_what_the_grant_does_not_hold_is_refused_before_anything_is_trained[run]",
@@ -1538,7 +1538,7 @@ _CHECKED_BEFORE = [
 ]
 
 _RUNNER = _of(
-    "runner.py",
+    "running/runner.py",
     "test_private_errors.py",
     (
         "A foreign error leaks what it says of open images",
@@ -1553,7 +1553,7 @@ _RUNNER = _of(
         "test_a_foreign_error_with_open_images_is_told_in_a_private_file_only",
     ),
 ) + _of(
-    "runs.py",
+    "running/runs.py",
     "test_runner.py",
     (
         "A sealed stage's key is a plain hash",
@@ -1565,7 +1565,7 @@ _RUNNER = _of(
 
 _STAGES = (
     _of(
-        "stages/charges.py",
+        "pipeline/charges.py",
         "test_rehearsal.py",  # which finds it before any other test has a run to look at
         (
             "The query is not composed with fine-tuning",
@@ -1591,7 +1591,7 @@ _STAGES = (
         ),
     )
     + _of(
-        "stages/generation.py",
+        "generators/training/gradients.py",
         "test_private_errors.py",
         (
             "An earlier attempt with reproducible noise is forgotten",
@@ -1831,7 +1831,7 @@ _RELEASE = _of(
 
 _REPORTS = (
     _of(
-        "release/report.py",
+        "reports/report.py",
         "release/test_report.py",
         (
             "A released report's sections are not looked at",
@@ -1847,7 +1847,7 @@ _REPORTS = (
         ),
     )
     + _of(
-        "release/blocks.py",
+        "reports/blocks.py",
         "release/test_report.py",
         (
             "Figures of a section that calls itself public are not looked at",
@@ -1875,7 +1875,7 @@ _REPORTS = (
         ),
     )
     + _of(
-        "release/contents.py",
+        "reports/contents.py",
         "release/test_report.py",
         (
             "Real images beside synthetic ones are called public",
@@ -1897,7 +1897,7 @@ _REPORTS = (
         ),
     )
     + _of(
-        "release/figures.py",
+        "reports/figures.py",
         "release/test_figures.py",
         (
             "Internal figures may leave",
@@ -1936,7 +1936,7 @@ _REPORTS = (
 
 _VALIDATION = (
     _of(
-        "pipeline.py",
+        "pipeline/table.py",
         "test_runner.py",
         (
             "A stage may open images without a charge though its artifact may leave",
@@ -1998,7 +1998,7 @@ _VALIDATION = (
         ),
     )
     + _of(
-        "preflight.py",
+        "pipeline/preflight.py",
         "test_validation.py",
         (
             "The validation's noise follows from the number of all training images",
@@ -2014,7 +2014,7 @@ _VALIDATION = (
         ),
     )
     + _of(
-        "stages/charges.py",
+        "pipeline/charges.py",
         "test_validation.py",
         (
             "Fine-tuning's noise leaves no room for the validation",
@@ -2048,7 +2048,7 @@ _VALIDATION = (
         ),
     )
     + _of(
-        "pipeline.py",
+        "pipeline/table.py",
         "test_validation.py",
         (
             "The validation looks at images without a charge",
@@ -2058,7 +2058,7 @@ _VALIDATION = (
         ),
     )
     + _of(
-        "key_fields.py",
+        "pipeline/key_fields.py",
         "test_validation.py",
         (
             "What is set aside for validation is no part of fine-tuning's key",
@@ -2103,7 +2103,7 @@ _VALIDATION = (
 
 _STRATEGIES = (
     _of(
-        "pipeline.py",
+        "pipeline/table.py",
         "test_strategies.py",
         (
             "A run that asks for no votes has a query all the same",
@@ -2119,7 +2119,7 @@ _STRATEGIES = (
         ),
     )
     + _of(
-        "stages/charges.py",
+        "pipeline/charges.py",
         "test_strategies.py",
         (
             "Fine-tuning starts from any generator, whatever that was made from",
@@ -2210,7 +2210,7 @@ _STRATEGIES = (
 
 _AUDIT = (
     _of(
-        "pipeline.py",
+        "pipeline/table.py",
         "test_runner.py",
         (
             "A stage that is not sealed may ask for sensitive images without a charge",
@@ -2254,7 +2254,7 @@ _AUDIT = (
         ),
     )
     + _of(
-        "generators/canaries.py",
+        "generators/diffusion/canaries.py",
         "generators/test_canaries.py",
         (
             "A canary is too weak to be clipped",
@@ -2366,7 +2366,7 @@ _SEEN = (
         ),
     )
     + _of(
-        "stages/generation.py",
+        "generators/training/gradients.py",
         "test_charging.py",
         (
             "A checkpoint that another reservation paid for is gone on from",
@@ -2394,7 +2394,7 @@ _SEEN = (
         ),
     )
     + _of(
-        "charging.py",
+        "running/charging.py",
         "test_charging.py",
         (
             "An attempt that goes on may start from anywhere",
@@ -2425,7 +2425,7 @@ _SEEN = (
         ),
     )
     + _of(
-        "runner.py",
+        "running/runner.py",
         "test_charging.py",
         (
             "A foreign error of a sealed stage leaks what it says of the images",
@@ -2435,7 +2435,7 @@ _SEEN = (
         ),
     )
     + _of(
-        "runner.py",
+        "running/runner.py",
         "test_runner.py",
         (
             "An artifact is reused without a look at what paid for it",
@@ -2507,7 +2507,7 @@ _SEEN = (
         ),
     )
     + _of(
-        "generators/private_sum.py",
+        "generators/training/private_sum.py",
         "generators/test_blocks.py",
         (
             "A block holds the first image of the next one, too",
@@ -2532,8 +2532,8 @@ _DECLARED = (
         ),
     )
     + _of(
-        "stages/charges.py",
-        "test_central.py",
+        "pipeline/charges.py",
+        "test_class_means.py",
         (
             "After a lost attempt fine-tuning's noise is that of a joint bound",
             "prior, later, joined=True, lost=lost)",
@@ -2542,7 +2542,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "generators/private_sum.py",
+        "generators/training/private_sum.py",
         "generators/test_finetune.py",
         (
             "Sums are computed in TF32 if somebody switched it on",
@@ -2601,7 +2601,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "declared.py",
+        "running/declared.py",
         "test_declared.py",
         (
             "Runs of another form of admission than was granted are let in",
@@ -2650,7 +2650,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "granting.py",
+        "running/granting.py",
         "test_declared.py",
         (
             "What speaks against a grant is not looked at",
@@ -2660,7 +2660,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "rollback.py",
+        "running/rollback.py",
         "test_rollback.py",
         (
             "A ledger that lacks what artifacts name is believed",
@@ -2692,7 +2692,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "charging.py",
+        "running/charging.py",
         "test_charging.py",
         (
             "A private artifact is reused though the ledger never paid for it",
@@ -2702,7 +2702,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "charging.py",
+        "running/charging.py",
         "test_release.py",
         (
             "The ledger does not record that noise can be made again",
