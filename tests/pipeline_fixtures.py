@@ -19,9 +19,9 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from privimage.config.loading import load_config, parse_config
 
 from privimage.cli import main
+from privimage.config.loading import load_config, parse_config
 from privimage.pipeline.table import stages_of
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.entry import Entry

@@ -38,7 +38,7 @@ __all__ = ["Spy", "files_below", "plant_images"]
 
 # Typed Any: what is replaced in them is no part of their interface.
 loop: Any = import_module("privimage.generators.training.finetune")
-semantics: Any = import_module("privimage.stages.semantics")
+query: Any = import_module("privimage.stages.query")
 
 NAMES = ("Erika_Musterfrau", "Patient-8315-Zx", "Diagnose_Qz77", "PlateWN4711")
 PER_CLASS, CLASSES = 50, ("anna", "berta", "carla")
@@ -99,7 +99,7 @@ class Spy:
     def install(self, patch: pytest.MonkeyPatch, fail_in_step: int | None = None) -> None:
         """Look over the shoulder of query and fine-tuning."""
         self.fail_in_step = fail_in_step
-        real_batch, real_histogram = loop.poisson_batch, semantics.vote_histogram
+        real_batch, real_histogram = loop.poisson_batch, query.vote_histogram
 
         def batch(*arguments: Any) -> NDArray[np.int64]:
             rows: NDArray[np.int64] = real_batch(*arguments)
@@ -128,7 +128,7 @@ class Spy:
 
         patch.setattr(loop, "poisson_batch", batch)
         intercept(patch, clipped_sum)
-        patch.setattr(semantics, "vote_histogram", histogram)
+        patch.setattr(query, "vote_histogram", histogram)
 
     def to_json(self) -> str:
         """For another process; the images it has already."""

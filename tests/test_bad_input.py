@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from privimage.config.loading import load_config
 
+from privimage.config.loading import load_config
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError
 from privimage.pipeline.preflight import check_against_data
@@ -207,7 +207,7 @@ def test_a_configuration_that_is_no_yaml(privimage: Command, tmp_path: Path) -> 
 
 
 def test_an_unknown_key(refused: Refused) -> None:
-    assert "finetune.noise_multiplier" in refused("finetune.noise_multiplier=1")
+    assert "generator.finetune.noise_multiplier" in refused("generator.finetune.noise_multiplier=1")
 
 
 def test_a_value_out_of_bounds(refused: Refused) -> None:

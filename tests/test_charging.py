@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from privimage.pipeline.stage import Charge
 
 from privimage.errors import BudgetExceeded, PrivimageError, Uncharged
 from privimage.generators.training import gradients as generation
+from privimage.pipeline.stage import Charge
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import ClassSums
 from privimage.running import charging, plan
@@ -107,7 +107,7 @@ def test_a_sealed_stage_tells_foreign_errors_in_private_though_it_came_through_n
     def fails(*_: object) -> object:
         raise RuntimeError("cannot decode Mustermann_Max.png")
 
-    monkeypatch.setattr("privimage.stages.admission.admit_sensitive", fails)
+    monkeypatch.setattr("privimage.stages.admit.admit_sensitive", fails)
     place = Place(config=tiny_config, folder=tmp_path / "store")
     with pytest.raises(PrivimageError, match="which is private") as caught:
         run_all(place.run(), "admit")

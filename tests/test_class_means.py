@@ -1,4 +1,4 @@
-"""class mean images in a run: what is paid and when, what leaves, and that the generator's lineage is accounted for."""
+"""Class mean images in a run: what is paid and when, what leaves, and that the generator's lineage is accounted for."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 from tests.pipeline_fixtures import USUAL, Place
 
-CENTRAL = ("generator.class_means.num_steps=4", "generator.class_means.batch_size=16")
-NONE = (*CENTRAL, "selection.strategy=none")
+MEANS = ("generator.class_means.num_steps=4", "generator.class_means.batch_size=16")
+NONE = (*MEANS, "selection.strategy=none")
 CHARGED = ["reserve query", "settle", "reserve class_means", "settle", "reserve finetune", "settle"]
 
 
 @pytest.fixture(scope="module")
-def central(granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def with_means(granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A finished run with class mean images; do not change."""
     place = granted.copy_to(tmp_path_factory.mktemp("class_means") / "store")
-    run_all(place.run(*CENTRAL))
+    run_all(place.run(*MEANS))
     return place
 
 
@@ -61,7 +61,7 @@ def reserved(place: Place) -> dict[str, Any]:
 
 
 def outcomes(place: Place) -> dict[str, str]:
-    checks = verify_release(read_release(Store.open(str(place.release))), place.store, place.run(*CENTRAL).config)
+    checks = verify_release(read_release(Store.open(str(place.release))), place.store, place.run(*MEANS).config)
     return {check.step: check.outcome for check in checks}
 
 
@@ -72,17 +72,17 @@ def killed(*_: object, **__: object) -> None:
 # ------------------------------------------------------------------ what is paid
 
 
-def test_query_central_images_and_fine_tuning_are_one_plan_that_costs_the_runs_epsilon(central: Place) -> None:
-    assert central.kinds == ["grant", *CHARGED]
-    entries = reserved(central)
+def test_query_class_mean_images_and_fine_tuning_are_one_plan_that_costs_the_runs_epsilon(with_means: Place) -> None:
+    assert with_means.kinds == ["grant", *CHARGED]
+    entries = reserved(with_means)
     events = [entry.event for entry in entries.values()]
     (plan,) = {entry.body["plan"]["id"] for entry in entries.values()}
     assert list(Plan.from_json(entries["query"].body["plan"]).intends) == events
     assert 0.99 < epsilon_of(events, 1e-4) <= 1.0
-    assert [spent.id for spent in central.ledger.spent().plans] == [plan]
+    assert [spent.id for spent in with_means.ledger.spent().plans] == [plan]
 
 
-def test_without_a_query_central_images_open_the_plan(alone: Place) -> None:
+def test_without_a_query_class_mean_images_open_the_plan(alone: Place) -> None:
     assert alone.kinds == ["grant", *CHARGED[2:]]
     entries = reserved(alone)
     assert 0.99 < epsilon_of([entry.event for entry in entries.values()], 1e-4) <= 1.0
@@ -98,32 +98,32 @@ def test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon(gr
     assert 0.99 < epsilon_of(plan.intends, plan.delta) <= 1.0
 
 
-@pytest.mark.parametrize("overrides", [CENTRAL, NONE], ids=["semantic", "none"])
+@pytest.mark.parametrize("overrides", [MEANS, NONE], ids=["semantic", "none"])
 def test_those_that_leave_nothing_for_fine_tuning_are_named(overrides: tuple[str, ...], granted: Place) -> None:
     refusal = str(plan_run(granted.run(*overrides, "privacy.class_means_noise_multiplier=2")).refusal)
     assert "privacy.class_means_noise_multiplier" in refusal and "query alone" not in refusal
 
 
-def test_what_they_cost_is_not_left_for_fine_tuning(central: Place, finished: Place) -> None:
-    more, less = (artifacts(place)["finetune"].manifest.metrics["noise_multiplier"] for place in (central, finished))
+def test_what_they_cost_is_not_left_for_fine_tuning(with_means: Place, finished: Place) -> None:
+    more, less = (artifacts(place)["finetune"].manifest.metrics["noise_multiplier"] for place in (with_means, finished))
     assert more > less  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("overrides", [CENTRAL, NONE], ids=["semantic", "none"])
+@pytest.mark.parametrize("overrides", [MEANS, NONE], ids=["semantic", "none"])
 def test_the_plan_foresees_it(overrides: tuple[str, ...], granted: Place, request: pytest.FixtureRequest) -> None:
     planned = plan_run(granted.run(*overrides))
     costs = {row.stage: row.epsilon for row in planned.stages if row.epsilon}
-    assert set(costs) == {"class_means", "finetune"} | ({"query"} if overrides == CENTRAL else set())
+    assert set(costs) == {"class_means", "finetune"} | ({"query"} if overrides == MEANS else set())
     assert sum(costs.values()) == pytest.approx(1.0)
     assert planned.refusal is None
-    place: Place = request.getfixturevalue("class_means" if overrides == CENTRAL else "alone")
+    place: Place = request.getfixturevalue("with_means" if overrides == MEANS else "alone")
     after = plan_run(place.run(*overrides))
     assert {row.action for row in after.stages} == {"reused"}
     assert after.share_asked == 0
 
 
 def test_nothing_is_opened_before_it_is_charged(granted_copy: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_all(granted_copy.run(*CENTRAL), "query")
+    run_all(granted_copy.run(*MEANS), "query")
     seen = []
 
     def failing(*_: object, **__: object) -> None:
@@ -132,11 +132,11 @@ def test_nothing_is_opened_before_it_is_charged(granted_copy: Place, monkeypatch
 
     with monkeypatch.context() as patch, pytest.raises(TrainingError):
         patch.setattr("privimage.running.charging.Door.__call__", failing)
-        run_all(granted_copy.run(*CENTRAL), "class_means")
+        run_all(granted_copy.run(*MEANS), "class_means")
     assert seen == ["reserve class_means"]
     # It was never opened: what was reserved is given back.
     assert granted_copy.kinds[-1] == "void"
-    run_all(granted_copy.run(*CENTRAL), "class_means")
+    run_all(granted_copy.run(*MEANS), "class_means")
     assert granted_copy.kinds[-2:] == CHARGED[2:4]
 
 
@@ -146,15 +146,15 @@ def test_public_images_that_bound_nothing_are_found_before_the_charge(
     def equal(*_: object) -> float:
         raise DataError("all equal")
 
-    run_all(granted_copy.run(*CENTRAL), "query")
+    run_all(granted_copy.run(*MEANS), "query")
     before = granted_copy.kinds
     monkeypatch.setattr("privimage.stages.class_means.largest_norm", equal)
     with pytest.raises(DataError):
-        run_all(granted_copy.run(*CENTRAL), "class_means")
+        run_all(granted_copy.run(*MEANS), "class_means")
     assert granted_copy.kinds == before
 
 
-@pytest.mark.parametrize("overrides", [CENTRAL, NONE], ids=["semantic", "none"])
+@pytest.mark.parametrize("overrides", [MEANS, NONE], ids=["semantic", "none"])
 def test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon(
     overrides: tuple[str, ...], granted_copy: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon(
         patch.setattr("privimage.stages.class_means.noisy_class_sums", killed)
         run_all(granted_copy.run(*overrides), "class_means")
     run_all(granted_copy.run(*overrides))
-    first = CHARGED[:2] if overrides == CENTRAL else []
+    first = CHARGED[:2] if overrides == MEANS else []
     assert granted_copy.kinds == [
         *("grant", *first, "reserve class_means", "reserve class_means", "settle", "settle", *CHARGED[4:])
     ]
@@ -175,9 +175,9 @@ def test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon(
     assert {check.outcome for check in checks} == {"passed"}
 
 
-def test_other_central_images_are_not_charged_to_the_same_plan(central: Place, tmp_path: Path) -> None:
-    place = central.copy_to(tmp_path / "store")
-    other = (*CENTRAL, "generator.class_means.max_norm=3.5")
+def test_other_class_mean_images_are_not_charged_to_the_same_plan(with_means: Place, tmp_path: Path) -> None:
+    place = with_means.copy_to(tmp_path / "store")
+    other = (*MEANS, "generator.class_means.max_norm=3.5")
     assert "no budget for these class mean images" in str(plan_run(place.run(*other)).refusal)
     with pytest.raises(PrivacyRefused, match=r"other ones were charged to it.*--draw query=2"):
         run_all(place.run(*other))
@@ -187,8 +187,10 @@ def test_other_central_images_are_not_charged_to_the_same_plan(central: Place, t
     assert place.kinds == ["grant", *CHARGED, *CHARGED[:4]]
 
 
-def test_fine_tuning_after_central_images_of_another_plan_than_the_querys_builds_on_both(granted_copy: Place) -> None:
-    run, ledger = granted_copy.run(*CENTRAL), granted_copy.ledger
+def test_fine_tuning_after_class_mean_images_of_another_plan_than_the_querys_builds_on_both(
+    granted_copy: Place,
+) -> None:
+    run, ledger = granted_copy.run(*MEANS), granted_copy.ledger
     facts = SensitiveFacts.from_json(artifacts(granted_copy)["admit"].read_bytes("facts.json").decode())
     paid = []
     for stage, key, (plan, mechanism) in (
@@ -204,10 +206,10 @@ def test_fine_tuning_after_central_images_of_another_plan_than_the_querys_builds
 
 
 def test_another_warm_up_costs_nothing_but_its_own_fine_tuning_builds_on_what_was_seen(
-    central: Place, tmp_path: Path
+    with_means: Place, tmp_path: Path
 ) -> None:
-    place = central.copy_to(tmp_path / "store")
-    other = (*CENTRAL, "generator.class_means.learning_rate=2e-3")
+    place = with_means.copy_to(tmp_path / "store")
+    other = (*MEANS, "generator.class_means.learning_rate=2e-3")
     results = run_all(place.run(*other), "warmup")
     assert not results["warmup"].reused
     assert place.kinds == ["grant", *CHARGED]
@@ -217,10 +219,10 @@ def test_another_warm_up_costs_nothing_but_its_own_fine_tuning_builds_on_what_wa
 
 
 def test_of_another_epsilon_fine_tuning_alone_is_charged_in_a_plan_that_builds_on_both(
-    central: Place, tmp_path: Path
+    with_means: Place, tmp_path: Path
 ) -> None:
-    place = central.copy_to(tmp_path / "store")
-    config = (*CENTRAL, "privacy.epsilon=1.2", "name=dearer")
+    place = with_means.copy_to(tmp_path / "store")
+    config = (*MEANS, "privacy.epsilon=1.2", "name=dearer")
     results = run_all(place.run(*config))
     assert results["query"].reused and results["class_means"].reused and not results["finetune"].reused
     entry = [entry for entry in place.entries if entry.kind == "reserve"][-1]
@@ -233,14 +235,14 @@ def test_of_another_epsilon_fine_tuning_alone_is_charged_in_a_plan_that_builds_o
 # ------------------------------------------------------------------ what leaves
 
 
-@pytest.mark.parametrize("which", ["class_means", "alone"])
+@pytest.mark.parametrize("which", ["with_means", "alone"])
 def test_its_release_lists_them_and_is_verified_in_every_step(which: str, request: pytest.FixtureRequest) -> None:
     place: Place = request.getfixturevalue(which)
     certificate = json.loads((place.release / "certificate.json").read_text())
     stages = [mechanism["stage"] for mechanism in certificate["mechanisms"]]
-    assert stages == (["query"] if which == "class_means" else []) + ["class_means", "finetune"]
+    assert stages == (["query"] if which == "with_means" else []) + ["class_means", "finetune"]
     assert certificate["guarantee"] == "differential privacy"
-    expected = {"passed"} if which == "class_means" else {"passed", "failed"}
+    expected = {"passed"} if which == "with_means" else {"passed", "failed"}
     found = outcomes(place)
     assert {found.pop("configuration"), "passed"} == expected
     assert set(found.values()) == {"passed"}
@@ -249,8 +251,8 @@ def test_its_release_lists_them_and_is_verified_in_every_step(which: str, reques
     assert "warm-up" in report
 
 
-def test_exact_sums_are_nowhere_and_what_was_released_says_how_noisy_it_is(central: Place) -> None:
-    made = artifacts(central)["class_means"]
+def test_exact_sums_are_nowhere_and_what_was_released_says_how_noisy_it_is(with_means: Place) -> None:
+    made = artifacts(with_means)["class_means"]
     released = made.read_json("class_means.json")
     assert sorted(made.names) == ["class_means.json", "class_means.png", "class_means.safetensors"]
     means = load_file(made.local("class_means.safetensors"))["means"]
@@ -271,18 +273,18 @@ def test_reproducible_noise_leaves_no_guarantee(granted_copy: Place) -> None:
     assert artifacts(granted_copy)["finetune"].read_json("generator.json")["guarantee"] == "none"
 
 
-def test_no_certificate_leaves_them_out(central: Place, tmp_path: Path) -> None:
-    place = central.copy_to(tmp_path / "store")
-    made = run_all(place.run(*CENTRAL))
+def test_no_certificate_leaves_them_out(with_means: Place, tmp_path: Path) -> None:
+    place = with_means.copy_to(tmp_path / "store")
+    made = run_all(place.run(*MEANS))
     run = place.run()
     inputs = {name: made[name].ref for name in stage_of("release", run.config).inputs}
-    with pytest.raises(PrivacyRefused, match=r"after the central of entry .* no certificate leaves it out"):
+    with pytest.raises(PrivacyRefused, match=r"after the class_means of entry .* no certificate leaves it out"):
         run_stage("release", run, inputs)
 
 
-def test_a_certificate_that_hides_them_does_not_verify(central: Place, tmp_path: Path) -> None:
+def test_a_certificate_that_hides_them_does_not_verify(with_means: Place, tmp_path: Path) -> None:
     def forged(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, str]:
-        folder = Path(shutil.copytree(central.release, tmp_path / name))
+        folder = Path(shutil.copytree(with_means.release, tmp_path / name))
         stated = json.loads((folder / "certificate.json").read_text())
         stated["mechanisms"] = [mechanism for mechanism in stated["mechanisms"] if mechanism["stage"] != "class_means"]
         groups = groups_of(stated["mechanisms"], [])
@@ -292,13 +294,13 @@ def test_a_certificate_that_hides_them_does_not_verify(central: Place, tmp_path:
         (folder / "certificate.json").write_text(json.dumps(stated, indent=1, sort_keys=True))
         files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != SUMS}
         (folder / SUMS).write_bytes(sums(files))
-        checks = verify_release(read_release(Store.open(str(folder))), central.store)
+        checks = verify_release(read_release(Store.open(str(folder))), with_means.store)
         return {check.step: check.why for check in checks if check.outcome == "failed"}
 
     assert set(forged("half", lambda stated: None)) == {"epsilon", "ledger", "store"}
-    whole = forged("whole", lambda stated: stated.pop("central_images"))
+    whole = forged("whole", lambda stated: stated.pop("class_mean_images"))
     assert set(whole) == {"ledger", "store"}
-    assert "is a central of the same plan, of which nothing is said" in whole["ledger"]
+    assert "is a class_means of the same plan, of which nothing is said" in whole["ledger"]
 
 
 def test_a_generator_that_goes_back_to_them_is_not_fine_tuned_as_if_there_had_been_none(
@@ -308,7 +310,7 @@ def test_a_generator_that_goes_back_to_them_is_not_fine_tuned_as_if_there_had_be
     made = run_all(place.run(*NONE))
     before = place.kinds
     inputs = {"admit": made["admit"].ref, "pretrain": made["warmup"].ref}
-    with pytest.raises(Uncharged, match=r"goes back to central \w{12}.* accounts for no central"):
+    with pytest.raises(Uncharged, match=r"goes back to class_means \w{12}.* accounts for no class_means"):
         run_stage("finetune", place.run("selection.strategy=none"), inputs)
     assert place.kinds == before
 
@@ -316,21 +318,23 @@ def test_a_generator_that_goes_back_to_them_is_not_fine_tuned_as_if_there_had_be
 # ------------------------------------------------------------------ runs without them, and settings
 
 
-def test_a_run_without_them_has_neither_stage_and_the_same_fields_as_before(finished: Place) -> None:
+def test_a_run_without_them_has_neither_stage_and_none_of_their_fields(finished: Place) -> None:
     config = finished.run().config
     assert not {"class_means", "warmup"} & set(USUAL)
     assert stage_of("finetune", config).inputs == ("admit", "query", "pretrain")
     assert stage_of("query", config).fields(config) == {
-        "num_votes": 3,
+        "selection": {"num_votes": 3},
         "query_error": 0.5,
         "query_noise_multiplier": None,
     }
-    moved = finished.run("generator.class_means.seed=3", "generator.class_means.max_norm=2", "privacy.class_means_noise_multiplier=7")
+    moved = finished.run("privacy.class_means_noise_multiplier=7")
     assert {row.action for row in plan_run(moved).stages} == {"reused"}
 
 
-def test_settings_of_the_warm_up_do_not_touch_what_was_paid(central: Place) -> None:
-    planned = plan_run(central.run(*CENTRAL, "generator.class_means.sigma_min=0.5", "generator.pretrain.sigma_mean=-1"))
+def test_settings_of_the_warm_up_do_not_touch_what_was_paid(with_means: Place) -> None:
+    planned = plan_run(
+        with_means.run(*MEANS, "generator.class_means.sigma_min=0.5", "generator.pretrain.sigma_mean=-1")
+    )
     actions = {row.stage: row.action for row in planned.stages}
     assert actions["query"] == actions["class_means"] == "reused"
     assert actions["warmup"] == actions["pretrain"] == "run"
@@ -339,21 +343,21 @@ def test_settings_of_the_warm_up_do_not_touch_what_was_paid(central: Place) -> N
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("generator.kind=gan",), "a GAN has no noise levels"),
-        (("selection.strategy=all",), "trained on public labels"),
+        (("generator={kind: gan, class_means: {num_steps: 4}}",), "class_means: this key is unknown"),
+        (("selection.strategy=all",), "trained on public "),
         (("generator.class_means.sigma_min=50",), r"sigma_min \(50.0\) must be below sigma_max"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(overrides: tuple[str, ...], message: str, granted: Place) -> None:
     with pytest.raises(ConfigError, match=message):
-        granted.run(*CENTRAL, *overrides)
+        granted.run(*MEANS, *overrides)
 
 
 def test_a_stopped_warm_up_begins_anew_and_ends_with_the_very_weights_it_would_have_had(
-    central: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_means: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = (*CENTRAL, "generator.class_means.seed=1")
-    stopped, straight = (central.copy_to(tmp_path / name) for name in ("stopped", "straight"))
+    other = (*MEANS, "generator.class_means.seed=1")
+    stopped, straight = (with_means.copy_to(tmp_path / name) for name in ("stopped", "straight"))
     first = stopped.run(*other)
     steps = []
 
@@ -376,12 +380,12 @@ def test_a_stopped_warm_up_begins_anew_and_ends_with_the_very_weights_it_would_h
         assert not made.reused
         found.append(made.ref.digest)
     assert found[0] == found[1]
-    assert central.kinds == stopped.kinds == straight.kinds
+    assert with_means.kinds == stopped.kinds == straight.kinds
 
 
-def test_the_warm_up_starts_from_the_pre_trained_generator_and_changes_it(central: Place) -> None:
+def test_the_warm_up_starts_from_the_pre_trained_generator_and_changes_it(with_means: Place) -> None:
     before, after = (
-        load_file(artifacts(central)[stage].local("generator.safetensors")) for stage in ("pretrain", "warmup")
+        load_file(artifacts(with_means)[stage].local("generator.safetensors")) for stage in ("pretrain", "warmup")
     )
     moved = [float((before[name] - after[name]).norm() / before[name].norm().clamp(min=1e-6)) for name in before]
     assert 0 < np.median(moved) < 0.2

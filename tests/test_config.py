@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from privimage.config.loading import load_config, parse_config
 from pydantic import BaseModel
 
+from privimage.config.loading import load_config, parse_config
 from privimage.config.run import RunConfig
-from privimage.config.run import run as models
 from privimage.errors import ConfigError
+from privimage.methods.registry import GENERATORS, SELECTIONS
 from tests.pipeline_fixtures import SETTINGS
 
 DATASETS = Path(__file__).parent.parent / "deployments" / "datasets"
-SECTIONS = [
-    model
-    for name in models.__all__
-    if isinstance(model := getattr(models, name), type) and issubclass(model, BaseModel) and name != "Section"
-]
+
+
+def sections(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """A section and all that it may hold."""
+    found = {model}
+    for field in model.model_fields.values():
+        for each in (field.annotation, *get_args(field.annotation)):
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                found |= sections(each)
+    return found
+
+
+METHODS = [registry.named(name) for registry in (GENERATORS, SELECTIONS) for name in registry.names]
+SECTIONS = sorted(sections(RunConfig).union(*map(sections, METHODS)), key=lambda section: section.__name__)
 
 
 def changed(place: str, value: Any) -> dict[str, Any]:
@@ -45,11 +54,12 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         "public.source.surprise",
         "privacy.surprise",
         "classifier.surprise",
-        "query.surprise",
         "selection.surprise",
-        "denoiser.surprise",
-        "pretrain.surprise",
-        "finetune.surprise",
+        "generator.surprise",
+        "generator.network.surprise",
+        "generator.pretrain.surprise",
+        "generator.finetune.surprise",
+        "generator.sampling.surprise",
         "synthesize.surprise",
         "evaluate.surprise",
         "performance.surprise",
@@ -61,7 +71,17 @@ def test_an_unknown_key_is_refused_and_named_wherever_it_is(place: str) -> None:
     assert place.split(".")[0] in str(caught.value)
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("sensitiv", "sensitive"), ("synthesize.num_image", "num_images")])
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("sensitiv", "sensitive"),
+        ("synthesize.num_image", "num_images"),
+        ("generator.network.base_chanels", "base_channels"),
+        ("selection.category_per_class", "categories_per_class"),
+        ("finetune", "generator.finetune"),
+        ("max_fraction", "selection.max_fraction"),
+    ],
+)
 def test_a_key_that_is_nearly_right_is_answered_with_the_right_one(wrong: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=rf"{wrong}: this key is unknown, did you mean {meant}\?"):
         parse_config(changed(wrong, 1))
@@ -90,8 +110,8 @@ def test_the_noise_of_the_query_is_chosen_in_one_way_and_not_in_both_or_neither(
 
 
 def test_fine_tuning_has_no_noise_setting_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.noise_multiplier"):
-        parse_config(changed("finetune.noise_multiplier", 1.0))
+    with pytest.raises(ConfigError, match=r"generator\.finetune\.noise_multiplier"):
+        parse_config(changed("generator.finetune.noise_multiplier", 1.0))
 
 
 def test_the_same_source_cannot_be_public_and_sensitive() -> None:
@@ -108,7 +128,9 @@ def test_test_images_must_exist_and_be_held_out() -> None:
 
 def test_levels_of_the_network_must_divide_the_image() -> None:
     with pytest.raises(ConfigError, match="cannot be halved 3 times"):
-        parse_config({**changed("image.resolution", 12), "denoiser": {"channel_multipliers": [1, 1, 1, 1]}})
+        parse_config(
+            {**changed("image.resolution", 12), "generator": {"network": {"channel_multipliers": [1, 1, 1, 1]}}}
+        )
     with pytest.raises(ConfigError, match="attention_levels"):
         parse_config(changed("generator.network.attention_levels", [2]))
     with pytest.raises(ConfigError, match=r"classifier\.blocks"):
@@ -118,14 +140,16 @@ def test_levels_of_the_network_must_divide_the_image() -> None:
 def test_a_restart_allowance_that_allows_no_restart_is_refused_unless_it_is_zero() -> None:
     with pytest.raises(ConfigError, match="restart_allowance"):
         parse_config(changed("generator.finetune.restart_allowance", 1))
-    assert parse_config(changed("generator.finetune.restart_allowance", 0)).finetune.restart_allowance == 0
+    assert parse_config(changed("generator.finetune.restart_allowance", 0)).generator.finetune.restart_allowance == 0
 
 
 def test_a_cap_on_the_batch_below_its_mean_is_refused() -> None:
     with pytest.raises(ConfigError, match="largest_batch_size"):
         parse_config(changed("generator.finetune.largest_batch_size", 31))
-    assert parse_config(changed("generator.finetune.largest_batch_size", 32)).finetune.largest_batch_size == 32
-    assert parse_config(SETTINGS).finetune.largest_batch_size is None
+    assert (
+        parse_config(changed("generator.finetune.largest_batch_size", 32)).generator.finetune.largest_batch_size == 32
+    )
+    assert parse_config(SETTINGS).generator.finetune.largest_batch_size is None
 
 
 def test_all_problems_are_named_at_once() -> None:
@@ -148,7 +172,7 @@ def test_overrides_are_yaml_and_reach_into_sections(tiny_config: Path) -> None:
         ],
     )
     assert config.privacy.epsilon == 2.5
-    assert config.denoiser.channel_multipliers == (1, 1)
+    assert config.generator.network.channel_multipliers == (1, 1)
     assert config.classifier.bottleneck is True
     assert config.selection.max_fraction is None
     assert config.name == "other"
@@ -183,15 +207,46 @@ def test_a_file_that_is_no_plain_yaml_is_refused(tmp_path: Path, data: bytes) ->
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_field_of_every_section_is_described(section: type[BaseModel]) -> None:
-    fields = {name: field.description for name, field in section.model_fields.items() if name != "kind"}
+    fields = {name: field.description for name, field in section.model_fields.items()}
     assert [name for name, description in fields.items() if not description] == []
     assert section.__doc__
 
 
-def test_every_section_is_part_of_the_run() -> None:
-    assert {"RunConfig", "PrivacyConfig", "FinetuneConfig"} <= {section.__name__ for section in SECTIONS}
-    described = RunConfig.model_json_schema()["$defs"]
-    assert {section.__name__ for section in SECTIONS} - {"RunConfig"} == set(described)
+def test_the_form_of_a_run_has_every_method_that_is_registered() -> None:
+    described = RunConfig.model_json_schema()["properties"]
+    for name, registry in (("generator", GENERATORS), ("selection", SELECTIONS)):
+        tags = [option["properties"][registry.tag]["const"] for option in described[name]["oneOf"]]
+        assert tuple(tags) == registry.names
+        assert described[name]["discriminator"]["propertyName"] == registry.tag
+
+
+@pytest.mark.parametrize("settings", [{"kind": "vae"}, {"kind": 3}, "diffusion", [], 1])
+def test_a_method_that_is_not_registered_is_answered_with_those_that_are(settings: Any) -> None:
+    with pytest.raises(ConfigError, match="generator: expected a section with kind diffusion, gan, mean_embedding"):
+        parse_config({**SETTINGS, "generator": settings})
+
+
+def test_a_method_that_is_not_named_is_the_first_one() -> None:
+    config = parse_config({**SETTINGS, "generator": {}, "selection": {}})
+    assert (config.generator.kind, config.selection.strategy) == ("diffusion", "semantic")
+
+
+def test_another_method_keeps_of_a_section_what_it_has_too(tiny_config: Path) -> None:
+    usual = load_config(tiny_config, ["selection.categories_per_class=2", "selection.num_votes=1"])
+    other = load_config(
+        tiny_config, ["selection.categories_per_class=2", "selection.num_votes=1", "selection.strategy=random"]
+    )
+    assert other.selection.strategy == "random" and other.selection.categories_per_class == 2
+    gan = load_config(tiny_config, ["generator.finetune.sigma_mean=-1", "generator.kind=gan"])
+    assert gan.generator.pretrain.num_steps == usual.generator.pretrain.num_steps
+    assert gan.generator.network.base_channels == 8
+    with pytest.raises(ConfigError, match="this key is unknown"):
+        load_config(tiny_config, ["generator.surprise=1", "generator.kind=gan"])
+
+
+def test_a_whole_section_stands_for_itself(tiny_config: Path) -> None:
+    config = load_config(tiny_config, ["generator={kind: gan, pretrain: {num_steps: 3}}"])
+    assert config.generator.pretrain.num_steps == 3 and config.generator.pretrain.batch_size == 128
 
 
 def test_all_configurations_of_the_repository_are_valid_and_have_names_of_their_own() -> None:

@@ -22,7 +22,11 @@ from privimage.running.runner import run_all
 from privimage.running.runs import stage_key
 from tests.pipeline_fixtures import Answer, Place
 
-LONG_FINETUNING = ("generator.finetune.num_steps=60", "generator.finetune.checkpoint_steps=5", "generator.finetune.restart_allowance=10")
+LONG_FINETUNING = (
+    "generator.finetune.num_steps=60",
+    "generator.finetune.checkpoint_steps=5",
+    "generator.finetune.restart_allowance=10",
+)
 LONG_PRETRAINING = ("generator.pretrain.num_steps=120",)
 PATIENCE = 90.0
 

@@ -64,7 +64,9 @@ def kill_and_kill_again(place: Place, overrides: tuple[str, ...], train: Train, 
     refs = {name: result.ref for name, result in run_all(place.run(), "pretrain").items()}
     moments = random.Random(seed)
     context = multiprocessing.get_context("forkserver")  # torch is loaded once, and no thread of it is forked
-    context.set_forkserver_preload(["tests.test_kills", "privimage.generators.training.gradients", "privimage.pipeline.charges"])
+    context.set_forkserver_preload(
+        ["tests.test_kills", "privimage.generators.training.gradients", "privimage.pipeline.charges"]
+    )
     for _ in range(KILLS):
         # Some before their first checkpoint, most after it: however slow the machine, training gets on.
         arguments = (place, overrides, train, refs, moments.choice([1, 2, 3]), moments.uniform(0, SECONDS))
@@ -85,7 +87,11 @@ def test_pre_training_ends_with_the_very_weights_it_would_have_had(pretrained_co
 
 
 def test_fine_tuning_ends_within_its_budget_with_every_lost_step_charged(pretrained_copy: Place) -> None:
-    settings = ("generator.finetune.num_steps=200", "generator.finetune.checkpoint_steps=2", "generator.finetune.restart_allowance=50")
+    settings = (
+        "generator.finetune.num_steps=200",
+        "generator.finetune.checkpoint_steps=2",
+        "generator.finetune.restart_allowance=50",
+    )
     refs = kill_and_kill_again(pretrained_copy, settings, finetune, seed=2)
     assert list(pretrained_copy.folder.glob("private/checkpoints/finetune/*/*.ckpt"))
     assert finetune(pretrained_copy.run(*settings), refs).stage == "finetune"

@@ -50,13 +50,13 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from privimage.pipeline.stage import Outcome, StageContext
 from torch import Tensor
 
 import privimage
 from privimage.cli import main
 from privimage.data.decode import pixel_digest
 from privimage.data.splits import split_rows, split_sizes
+from privimage.pipeline.stage import Outcome, StageContext
 from privimage.pipeline.table import stage_named
 from privimage.privacy.class_sums import Rows, class_sums
 from privimage.privacy.clipping import ClippedSum
@@ -69,10 +69,10 @@ from tests.private_values import files_below, plant_images
 
 # Typed Any: what is replaced in them is no part of their interface.
 loop: Any = importlib.import_module("privimage.generators.training.finetune")
-semantics: Any = importlib.import_module("privimage.stages.semantics")
-generation: Any = importlib.import_module("privimage.generators.training.gradients")
-central: Any = importlib.import_module("privimage.stages.class_means")
-embedding: Any = importlib.import_module("privimage.generators.mean_embedding.kind")
+query: Any = importlib.import_module("privimage.stages.query")
+generation: Any = importlib.import_module("privimage.generators.diffusion.kind")
+class_means: Any = importlib.import_module("privimage.stages.class_means")
+embedding: Any = importlib.import_module("privimage.generators.mean_embedding.finetuning")
 validation: Any = importlib.import_module("privimage.stages.validate")
 evaluation: Any = importlib.import_module("privimage.stages.utility")
 
@@ -211,10 +211,10 @@ class PublicMechanisms:
         self.class_sums: list[NDArray[np.int64]] = []
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(semantics, "add_noise", self._add_noise)
+        patch.setattr(query, "add_noise", self._add_noise)
         patch.setattr(loop, "noisy_mean_gradient", self._noisy_mean_gradient)
         patch.setattr(validation, "add_noise", self._add_noise_to_counts)
-        patch.setattr(central, "noisy_class_sums", self._noisy_class_sums)
+        patch.setattr(class_means, "noisy_class_sums", self._noisy_class_sums)
         patch.setattr(embedding, "noisy_class_sums", self._noisy_class_sums)
 
     def _add_noise(self, histogram: NDArray[np.int64], mechanism: HistogramQuery, **_: object) -> NDArray[np.float64]:
@@ -306,7 +306,7 @@ class World:
         settings["sensitive"]["train"] = {"kind": "folder", "path": str(here / "portraits")}
         settings["sensitive"]["validation_fraction"] = VALIDATION_FRACTION
         settings["privacy"]["validation_error"] = 0.5
-        settings["class_means"] = {"num_steps": 3, "batch_size": 16}
+        settings["generator"]["class_means"] = {"num_steps": 3, "batch_size": 16}
         settings["evaluate"]["validation"] = "private"
         settings["classifier"] = {"base_channels": 4, "blocks": [1], "epochs": 1}
         (aside / "tiny.yaml").write_text(yaml.safe_dump(settings))
@@ -419,13 +419,18 @@ def test_what_leaves_is_the_same_to_the_byte_whatever_the_images_are(
 def test_neither_does_a_run_with_mean_embeddings_show_more_than_was_released(
     strategy: str, indexed: Any, tmp_path: Path
 ) -> None:
-    merf = ["generator.kind=mean_embedding", f"selection.strategy={strategy}", "generator.class_means.num_steps=0"]
-    merf += ["generator.num_steps=5", "generator.num_features=40", "generator.critic_features=20", "generator.critic_channels=4"]
-    merf += ["generator.critic_steps=4"]
+    settings = ["generator.kind=mean_embedding", f"selection.strategy={strategy}"]
+    settings += [
+        "generator.num_steps=5",
+        "generator.num_features=40",
+        "generator.critic_features=20",
+        "generator.critic_channels=4",
+    ]
+    settings += ["generator.critic_steps=4"]
     if strategy == "semantic":
-        merf += ["synthesize.class_sizes=query", "synthesize.num_images=300"]
+        settings += ["synthesize.class_sizes=query", "synthesize.num_images=300"]
     commands = [
-        [*command, *(part for setting in merf if "CONFIG" in command for part in ("--set", setting))]
+        [*command, *(part for setting in settings if "CONFIG" in command for part in ("--set", setting))]
         for command in TO_THE_END
     ]
     first, second = (world.copied(tmp_path / str(at)) for at, world in enumerate(indexed[0]))
@@ -454,14 +459,14 @@ def class_sizes_in_the_payload(patch: pytest.MonkeyPatch, world: World) -> None:
         file.write_text(json.dumps(released))
         return outcome
 
-    wrap_stage(patch, semantics, "run_query", after)
+    wrap_stage(patch, query, "run", after)
 
 
 def class_size_in_a_metric(patch: pytest.MonkeyPatch, world: World) -> None:
     def after(context: StageContext, outcome: Outcome) -> Outcome:
         return Outcome(metrics={**outcome.metrics, "num_anna": int(world.mechanisms.histograms[-1][0].sum())})
 
-    wrap_stage(patch, semantics, "run_query", after)
+    wrap_stage(patch, query, "run", after)
 
 
 def class_size_in_the_size_of_a_file(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -470,7 +475,7 @@ def class_size_in_the_size_of_a_file(patch: pytest.MonkeyPatch, world: World) ->
         file.write_text(file.read_text() + " " * int(world.mechanisms.histograms[-1][0].sum()))
         return outcome
 
-    wrap_stage(patch, semantics, "run_query", after)
+    wrap_stage(patch, query, "run", after)
 
 
 def class_size_in_the_log(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -478,7 +483,7 @@ def class_size_in_the_log(patch: pytest.MonkeyPatch, world: World) -> None:
         logging.getLogger("privimage").debug("votes of anna: %d", world.mechanisms.histograms[-1][0].sum())
         return outcome
 
-    wrap_stage(patch, semantics, "run_query", after)
+    wrap_stage(patch, query, "run", after)
 
 
 def progress_that_counts_the_images_of_a_class(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -488,22 +493,22 @@ def progress_that_counts_the_images_of_a_class(patch: pytest.MonkeyPatch, world:
             pass
         return outcome
 
-    wrap_stage(patch, semantics, "run_query", after)
+    wrap_stage(patch, query, "run", after)
 
 
 def exact_means_in_the_picture(patch: pytest.MonkeyPatch, world: World) -> None:
-    real = central.to_pixels
-    patch.setattr(central, "to_pixels", lambda means: real(means + world.mechanisms.class_sums[-1].mean() / 1e6))
+    real = class_means.to_pixels
+    patch.setattr(class_means, "to_pixels", lambda means: real(means + world.mechanisms.class_sums[-1].mean() / 1e6))
 
 
 def true_class_sizes_beside_the_means(patch: pytest.MonkeyPatch, world: World) -> None:
-    real = central.noisy_class_sums
+    real = class_means.noisy_class_sums
 
     def tells(vectors: Rows, labels: NDArray[np.int64], mechanism: ClassSums, **named: Any) -> NDArray[np.float64]:
         noisy: NDArray[np.float64] = real(vectors, labels, mechanism, **named)
         return noisy / np.bincount(labels)[:, None]
 
-    patch.setattr(central, "noisy_class_sums", tells)
+    patch.setattr(class_means, "noisy_class_sums", tells)
 
 
 def true_batch_sizes_in_a_metric(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -536,7 +541,8 @@ def exact_sum_in_the_weights(patch: pytest.MonkeyPatch, world: World) -> None:
 def exact_counts_in_the_payload(patch: pytest.MonkeyPatch, world: World) -> None:
     def after(context: StageContext, outcome: Outcome) -> Outcome:
         file = context.folder / "validation.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "counts": world.mechanisms.counts[-1].tolist()}))
+        exact = float(world.mechanisms.counts[-1].sum())
+        file.write_text(json.dumps({**json.loads(file.read_text()), "noise_multiplier": exact}))
         return outcome
 
     wrap_stage(patch, validation, "run", after)
@@ -581,11 +587,11 @@ def test_a_leak_of_the_query_shows_as_a_difference(leak: Any, place: str, indexe
 @pytest.mark.parametrize(
     ("leak", "place"),
     [
-        (exact_means_in_the_picture, "artifacts/central/.*class_means.png"),
-        (true_class_sizes_beside_the_means, "artifacts/central/.*class_means.safetensors"),
+        (exact_means_in_the_picture, "artifacts/class_means/.*class_means.png"),
+        (true_class_sizes_beside_the_means, "artifacts/class_means/.*class_means.safetensors"),
     ],
 )
-def test_a_leak_of_central_images_shows_as_a_difference(leak: Any, place: str, indexed: Any, tmp_path: Path) -> None:
+def test_a_leak_of_class_mean_images_shows_as_a_difference(leak: Any, place: str, indexed: Any, tmp_path: Path) -> None:
     check_noticed(leak, place, indexed[0], [["run", "CONFIG", "--store", "STORE", "--until", "class_means"]], tmp_path)
 
 

@@ -89,7 +89,7 @@ def test_it_finds_what_contradicts_the_data(granted: Place) -> None:
 def test_it_finds_a_truncated_artifact(finished_copy: Place) -> None:
     weights = finished_copy.payload("finetune", "generator.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune"):
+    with pytest.raises(ArtifactDamaged, match=r"generator\.safetensors of artifact finetune"):
         plan_run(finished_copy.run())
 
 

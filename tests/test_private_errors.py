@@ -7,11 +7,11 @@ import traceback
 from pathlib import Path
 
 import pytest
-from privimage.config.loading import load_config
-from privimage.pipeline.stage import Outcome, StageContext
 
+from privimage.config.loading import load_config
 from privimage.errors import PrivimageError
-from privimage.pipeline.table import table as pipeline
+from privimage.pipeline import table as pipeline
+from privimage.pipeline.stage import Outcome, StageContext
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.ledger import Ledger
 from privimage.running.runner import run_all

@@ -48,6 +48,8 @@ def test_the_library_is_there_without_prefect_and_without_the_application() -> N
 
 
 def test_looking_at_a_ledger_and_planning_load_no_torch() -> None:
-    program = "import sys, privimage.cli, privimage.running.plan, privimage.privacy.ledger; print('torch' in sys.modules)"
+    program = (
+        "import sys, privimage.cli, privimage.running.plan, privimage.privacy.ledger; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

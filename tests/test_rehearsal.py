@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from privimage.config.loading import parse_config
-from privimage.config.performance import Performance
 
+from privimage.config.loading import merged, parse_config
+from privimage.config.performance import Performance
 from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError, DataError, PrivacyRefused, StoreError
@@ -47,7 +47,7 @@ def test_a_batch_that_does_not_fit_the_free_memory_is_refused_before_the_charge(
 
 
 def test_a_budget_that_holds_no_image_is_refused_before_the_charge(pretrained_copy: Place) -> None:
-    message = r"One image with its 2 noise draws needs about .* lower finetune\.noise_samples .*performance\.memory_gb"
+    message = r"One image with its 2 noise draws needs about .* lower generator\.finetune\.noise_samples .*performance\.memory_gb"
     check_refused(pretrained_copy, message, "performance.physical_batch_size=null", "performance.memory_gb=0.00001")
 
 
@@ -116,9 +116,7 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def config_with(**sections: Any) -> RunConfig:
     """The smallest run, with some settings of some sections changed."""
     settings = {**SETTINGS, "sensitive": {"train": {"kind": "folder", "path": "/nowhere"}, "validation_fraction": 0.1}}
-    for name, changed in sections.items():
-        settings[name] = {**settings.get(name, {}), **changed} if isinstance(changed, dict) else changed
-    return parse_config(settings)
+    return parse_config(merged(settings, sections))
 
 
 def facts_with(class_names: tuple[str, ...] = ("anna", "berta", "carla")) -> SensitiveFacts:
@@ -135,11 +133,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "random": {"selection": {"strategy": "random"}},
     "all": {"selection": {"strategy": "all"}},
     "none": {"selection": {"strategy": "none"}},
-    "gan": {"generator": "gan"},
-    "merf": {"generator": "merf"},
-    "merf, public images": {"generator": "merf", "synthesize": {"public_images": "unchanged"}},
-    "dp-merf": {"generator": "merf", "selection": {"strategy": "none"}},
-    "class_means": {"class_means": {"num_steps": 2}},
+    "gan": {"generator": {"kind": "gan"}},
+    "mean embedding": {"generator": {"kind": "mean_embedding"}},
+    "public images": {"generator": {"kind": "mean_embedding", "sampling": {"public_images": "unchanged"}}},
+    "dp-merf": {"generator": {"kind": "mean_embedding"}, "selection": {"strategy": "none"}},
+    "class means": {"generator": {"class_means": {"num_steps": 2}}},
     "validated": {"privacy": {"validation_error": 0.5}, "evaluate": {"validation": "private"}},
     "audited": {"audit": {"canaries": 100}},
     "sizes": {"synthesize": {"num_images": 400, "class_sizes": "query"}},

@@ -656,7 +656,7 @@ def test_the_report_shows_quality_from_public_and_charged_figures_and_the_query_
 ) -> None:
     report = (finished.release / "report.html").read_text()
     query = json.loads(finished.payload("query", "query.json").read_text())
-    selection = json.loads(finished.payload("select", "selection.json").read_text())
+    selection = json.loads(finished.payload("select", "selection.json").read_text())["classes"]
     titles = re.findall(r"<h2>(.*?)</h2>\n<p class=\"tag\">(\w+)", report)
     assert titles == [
         ("Synthetic images", "public"),

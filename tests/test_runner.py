@@ -277,7 +277,7 @@ def test_one_flipped_byte_in_the_generator_is_found_and_named_before_it_is_used(
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     artifacts = published(finished_copy)
-    with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune .* restored from a backup"):
+    with pytest.raises(ArtifactDamaged, match=r"generator\.safetensors of artifact finetune .* restored from a backup"):
         run_all(finished_copy.run("synthesize.seed=7"))
     assert published(finished_copy) == artifacts
     assert finished_copy.kinds == COMPLETE
@@ -291,7 +291,7 @@ def test_a_truncated_or_missing_payload_stops_even_a_run_that_would_reuse_all(fi
     if harm == "truncated":
         weights.write_bytes(data[:-1])
     artifacts = published(finished_copy)
-    with pytest.raises(ArtifactDamaged, match=r"denoiser\.safetensors of artifact finetune"):
+    with pytest.raises(ArtifactDamaged, match=r"generator\.safetensors of artifact finetune"):
         run_all(finished_copy.run())
     assert published(finished_copy) == artifacts
     assert finished_copy.kinds == COMPLETE
@@ -321,7 +321,7 @@ def test_a_query_that_was_killed_is_charged_again_in_the_same_plan(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("privimage.stages.semantics.add_noise", killed)
+        patch.setattr("privimage.stages.query.add_noise", killed)
         with pytest.raises(KeyboardInterrupt):
             run_all(granted_copy.run(), "query")
     results = run_all(granted_copy.run(), "query")

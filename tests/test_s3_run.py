@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from privimage.config.loading import load_config
 
+from privimage.config.loading import load_config
 from privimage.privacy.ledger import Ledger
 from privimage.running.runner import run_all
 from privimage.running.runs import Run

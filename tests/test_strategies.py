@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from privimage.methods.selections import SelectionConfig
 from safetensors.torch import load_file
 
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import ConfigError, PrivacyRefused, Uncharged
+from privimage.methods.selections.random import Random
 from privimage.pipeline.charges import plan_without_query
 from privimage.pipeline.table import stage_of, stages_of
 from privimage.privacy.accounting import epsilon_of_plan
@@ -26,7 +26,6 @@ from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
 from privimage.running.plan import plan_run
 from privimage.running.runner import run_all, run_stage
-from privimage.semantics.selection import draw_categories
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
@@ -165,11 +164,12 @@ def test_what_is_set_aside_for_validation_is_part_of_the_plan_that_fine_tuning_o
 # ------------------------------------------------------------------ what is selected
 
 
-def test_by_default_nothing_has_changed(finished: Place) -> None:
+def test_by_default_the_query_selects(finished: Place) -> None:
     config = finished.run().config
     assert stage_of("select", config).inputs == ("query", "index")
     assert stage_of("pretrain", config).inputs == ("public", "select")
     assert set(stage_of("select", config).fields(config)["selection"]) == {
+        "strategy",
         "categories_per_class",
         "max_fraction",
         "seed",
@@ -192,26 +192,26 @@ def test_it_holds_as_many_categories_for_each_class_and_none_twice(granted_copy:
     for seed in (0, 1):
         run_all(granted_copy.run(strategy("random"), f"selection.seed={seed}"), "select")
     drawn = [
-        artifact.read_json("selection.json")
+        artifact.read_json("selection.json")["classes"]
         for artifact in list_artifacts(granted_copy.store)
         if artifact.ref.stage == "select"
     ]
-    semantic = artifacts(pretrained)["select"].read_json("selection.json")
+    semantic = artifacts(pretrained)["select"].read_json("selection.json")["classes"]
     picks = []
     for chosen in drawn:
-        assert [row["class"] for row in chosen] == [row["class"] for row in semantic]
+        assert [row["name"] for row in chosen] == [row["name"] for row in semantic]
         picks.append([[category["number"] for category in row["categories"]] for row in chosen])
         assert [len(row) for row in picks[-1]] == [len(row["categories"]) for row in semantic]
         flat = [number for row in picks[-1] for number in row]
         assert len(set(flat)) == len(flat)
-    assert sorted(picks) == sorted(draw_categories(3, 62, 3, seed) for seed in (0, 1))
+    assert sorted(picks) == sorted(Random(seed=seed).picks(None, 3, 62) for seed in (0, 1))
     assert picks[0] != picks[1]
 
 
 def test_each_category_is_as_likely_as_any_other_to_be_drawn() -> None:
     found = np.zeros((2, 10))
     for seed in range(2000):
-        for number, chosen in enumerate(draw_categories(2, 10, 3, seed)):
+        for number, chosen in enumerate(Random(seed=seed).picks(None, 2, 10) or []):
             found[number, chosen] += 1
     # 600 expected of each; 5 standard deviations of a binomial.
     assert np.abs(found - 600).max() < 5 * np.sqrt(2000 * 0.3 * 0.7)
@@ -244,26 +244,27 @@ def test_without_pretraining_settings_of_it_cause_no_other_fine_tuning(granted_c
 
     first = key()
     assert artifacts(granted_copy)["pretrain"].manifest.metrics["num_images"] == 0
-    assert key("generator.pretrain.num_steps=77", "selection.categories_per_class=2") == first
+    assert key("generator.pretrain.num_steps=77") == first
     assert key("generator.pretrain.seed=7") != first
 
 
-def test_strategies_that_choose_no_categories_need_not_have_enough_of_them(granted: Place) -> None:
+def test_strategies_that_choose_no_categories_are_not_told_how_many(granted: Place) -> None:
     for name in ("all", "none"):
-        assert plan_run(granted.run(strategy(name), "selection.categories_per_class=500")).refusal is None
+        with pytest.raises(ConfigError, match="this key is unknown"):
+            granted.run(strategy(name), "selection.categories_per_class=500")
     with pytest.raises(ConfigError, match="lower it to at most 20"):
         plan_run(granted.run(strategy("random"), "selection.categories_per_class=500"))
 
 
 def test_labels_that_are_never_hidden_leave_new_classes_nothing_to_start_from(granted: Place) -> None:
-    with pytest.raises(ConfigError, match=r"strategy all needs a pretrain\.label_dropout above 0"):
+    with pytest.raises(ConfigError, match=r"strategy all needs a generator\.pretrain\.label_dropout above 0"):
         granted.run(strategy("all"), "generator.pretrain.label_dropout=0")
 
 
 def test_a_strategy_that_is_unknown_is_refused_with_those_that_are_known(granted: Place) -> None:
-    with pytest.raises(ConfigError, match="'semantic', 'random', 'all' or 'none'"):
+    with pytest.raises(ConfigError, match="strategy semantic, random, all, none"):
         granted.run(strategy("best"))
-    assert SelectionConfig().asks_the_query
+    assert granted.run().config.selection.asks_the_query
 
 
 def test_a_stage_that_the_strategy_lacks_is_refused(granted: Place, privimage: Callable[..., Answer]) -> None:

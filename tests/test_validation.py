@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from privimage.config.loading import load_config
 
 from privimage.cli import main
+from privimage.config.loading import load_config
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.evaluation.utility import Trained, train

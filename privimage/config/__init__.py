@@ -1,0 +1,1 @@
+"""A run's configuration: a frozen section a file, composed by `run.RunConfig`, read by `loading`."""

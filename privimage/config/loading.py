@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +14,13 @@ from privimage.config.run import RunConfig
 from privimage.errors import ConfigError
 from privimage.methods.registry import Registry
 
-__all__ = ["load_config", "parse_config"]
+__all__ = ["load_config", "merged", "parse_config"]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML file and apply `a.b=value` overrides (values are YAML).
 
+    An override that names another method (`generator.kind=gan`) keeps of its section what that method has, too.
     A section `deployment` says how Prefect runs it (`deployments/register.py`), and nothing about the run: it is skipped.
 
     Raises:
@@ -39,7 +40,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise ConfigError(f"{file} {found}, expected a mapping of configuration sections.")
     data.pop("deployment", None)
     for override in overrides or []:
-        _apply(data, override)
+        data = _apply(data, override)
     return parse_config(data, origin=str(file))
 
 
@@ -59,7 +60,8 @@ def _problem(item: Any, data: dict[str, Any]) -> str:
     """What is wrong, in words that do not need pydantic to be known."""
     if item["type"] == "extra_forbidden":
         near = get_close_matches(str(item["loc"][-1]), _keys_beside(item["loc"], data), n=1)
-        return f"this key is unknown{f', did you mean {near[0]}?' if near else ''}"
+        meant = near[0] if near else _elsewhere(str(item["loc"][-1]), data)
+        return f"this key is unknown{f', did you mean {meant}?' if meant else ''}"
     if item["type"] == "missing":
         return "this key is missing"
     return str(item["msg"]).removeprefix("Value error, ")
@@ -71,13 +73,22 @@ def _keys_beside(place: Sequence[int | str], data: dict[str, Any]) -> list[str]:
     given: Any = data
     for name in place[:-1]:
         given = given.get(name) if isinstance(given, dict) else None
-        field = section.model_fields.get(str(name))
-        registry = next((each for each in field.metadata if isinstance(each, Registry)), None) if field else None
+        field, registry = section.model_fields.get(str(name)), _registry_of(str(name), section)
         inner = registry.meant_by(given) if registry else _section_of(field.annotation if field else None)
         if inner is None:
             return []
         section = inner
     return list(section.model_fields)
+
+
+def _elsewhere(name: str, data: dict[str, Any]) -> str | None:
+    """A setting of this name in the sections of the chosen methods."""
+    for section in ("generator", "selection"):
+        registry = _registry_of(section, RunConfig)
+        method = registry.meant_by(data.get(section, {})) if registry else None
+        if method is not None and name in method.model_fields:
+            return f"{section}.{name}"
+    return None
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
@@ -95,20 +106,69 @@ def _found(item: Any) -> str:
     return f" (found {text})" if len(text) <= 60 else ""
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set one `a.b.c=value` in nested mappings."""
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` put over it, section by section.
+
+    Where these name another method (`generator.kind`, `selection.strategy`), settings that it does not have are dropped.
+    """
+    result = dict(base)
+    for name, value in changes.items():
+        before = result.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            registry = _registry_of(name, RunConfig)
+            before = _of_method(registry, before, value) if registry else before
+            result[name] = merged(before, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _apply(data: dict[str, Any], override: str) -> dict[str, Any]:
+    """With one `a.b.c=value` put over nested mappings."""
     name, separator, value = override.partition("=")
     if not separator or not name:
         raise ConfigError(f"--set {override!r}: expected section.field=value, such as privacy.epsilon=1")
     *parents, last = name.split(".")
-    target = data
+    inside: Any = data
     for parent in parents:
-        if target.get(parent) is None:
-            target[parent] = {}
-        target = target[parent]
-        if not isinstance(target, dict):
+        inside = inside.get(parent) or {}
+        if not isinstance(inside, dict):
             raise ConfigError(f"--set {override!r}: {parent} is no section")
     try:
-        target[last] = yaml.safe_load(value)
+        given = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {value!r} is not valid YAML") from error
+    if isinstance(given, dict) and last in inside:
+        # A whole section stands for itself: nothing of the one before is left.
+        data = merged(data, _nested([*parents, last], None))
+    return merged(data, _nested([*parents, last], given))
+
+
+def _nested(names: Sequence[str], value: Any) -> dict[str, Any]:
+    for name in reversed(names):
+        value = {name: value}
+    return dict(value)
+
+
+def _of_method(registry: Registry[Any], section: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section without those settings of its method that the method of the changed section does not have."""
+    now, then = registry.meant_by(dict(section)), registry.meant_by({**section, **changes})
+    return section if now is None or then is None or now is then else _shared(section, now, then)
+
+
+def _shared(section: Mapping[str, Any], now: type[BaseModel], then: type[BaseModel]) -> dict[str, Any]:
+    kept = {}
+    for name, value in section.items():
+        if name in now.model_fields and name not in then.model_fields:
+            continue
+        inner = [_section_of(each.model_fields[name].annotation) for each in (now, then) if name in each.model_fields]
+        if isinstance(value, Mapping) and len(inner) == 2 and inner[0] and inner[1]:
+            value = _shared(value, inner[0], inner[1])
+        kept[name] = value
+    return kept
+
+
+def _registry_of(name: str, section: type[BaseModel]) -> Registry[Any] | None:
+    """The registry whose methods a section of the configuration may be of."""
+    field = section.model_fields.get(name)
+    return next((each for each in field.metadata if isinstance(each, Registry)), None) if field else None

@@ -14,7 +14,7 @@ __all__ = ["DemoDigits", "DemoGlyphs", "FolderSource", "ParquetSource", "SourceC
 class TorchvisionSource(Section):
     """A data set of torchvision, by name."""
 
-    kind: Literal["torchvision"] = "torchvision"
+    kind: Literal["torchvision"] = Field(default="torchvision", description="A data set of torchvision.")
     name: Literal["MNIST", "FashionMNIST", "EMNIST", "CIFAR10", "CIFAR100", "EuroSAT", "CelebA", "PCAM", "ImageNet"] = (
         Field(description="Name of the data set in torchvision.datasets.")
     )
@@ -43,7 +43,7 @@ def _bits() -> Any:
 class FolderSource(Section):
     """A folder (or zip) with one sub-folder of image files per class."""
 
-    kind: Literal["folder"] = "folder"
+    kind: Literal["folder"] = Field(default="folder", description="A folder of image files.")
     path: str = Field(description="Folder or .zip file, local or s3://, that holds one folder per class.")
     split: str | None = Field(
         default=None,
@@ -57,7 +57,7 @@ class FolderSource(Section):
 class ParquetSource(Section):
     """Parquet in the Hugging Face convention: an image struct<bytes, path> and an integer label."""
 
-    kind: Literal["parquet"] = "parquet"
+    kind: Literal["parquet"] = Field(default="parquet", description="Parquet files.")
     path: str = Field(description="A .parquet file, or a folder of them, local or s3://.")
     image_column: str = Field(default="image", description="Column with the images.")
     label_column: str = Field(default="label", description="Column with the class numbers.")
@@ -81,13 +81,13 @@ class ParquetSource(Section):
 class DemoDigits(Section):
     """1,797 real handwritten digits, 8x8, that scikit-learn ships: a stand-in for sensitive images."""
 
-    kind: Literal["demo-digits"] = "demo-digits"
+    kind: Literal["demo-digits"] = Field(default="demo-digits", description="The demo's digits.")
 
 
 class DemoGlyphs(Section):
     """Letters and digits rendered from the fonts that matplotlib ships: a public set without a download."""
 
-    kind: Literal["demo-glyphs"] = "demo-glyphs"
+    kind: Literal["demo-glyphs"] = Field(default="demo-glyphs", description="The demo's glyphs.")
     images_per_category: int = Field(default=250, ge=10, le=10_000, description="Images of each of the 62 categories.")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the distortions (public data: reproducible).")
 

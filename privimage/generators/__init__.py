@@ -1,1 +1,1 @@
-"""The generator: an EDM-preconditioned U-Net, its public training, its private fine-tuning, and sampling."""
+"""Generators: what each kind computes, and the training and sampling that they share."""

@@ -212,9 +212,10 @@ def _text(text: str) -> str:
 _SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
 _PUBLIC = (
     "{num} images of {classes} classes, of which {public} are images of the public set, unchanged "
-    "(`generator.sampling.public_images`), and all others synthetic. The `image.path` of public ones is `public` (in `datasets`, with `Image(decode=False)`). They stand under the "
-    "class for which their category was selected, which need not be what they show: the licence of the public set, and the rights of the "
-    "people in it, hold for them. None was taken from the sensitive set; that no image is in both sets is an assumption."
+    "(`generator.sampling.public_images`), and all others synthetic. The `image.path` of public ones is `public` (in `datasets`, "
+    "with `Image(decode=False)`). They stand under the class for which their category was selected, which need not be what they "
+    "show: the licence of the public set, and the rights of the people in it, hold for them. None was taken from the sensitive "
+    "set; that no image is in both sets is an assumption."
 )
 _REJECTED = (
     "An image whose class this one does not see may be drawn again, a few times at most (`generator.critic_attempts`)."

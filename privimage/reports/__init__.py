@@ -1,0 +1,1 @@
+"""Reports as HTML: figures by right, sections, pictures, page."""

@@ -1,0 +1,1 @@
+"""Running stages: reuse, charging, plan, jobs, grants and declarations, housekeeping."""

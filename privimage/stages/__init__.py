@@ -1,1 +1,1 @@
-"""The stages as functions: each unpacks its inputs, calls the library, and writes its artifact's payload."""
+"""The stages, a file each: each unpacks its inputs, calls the library, and writes its artifact's payload."""

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from privimage.config.images import ImageConfig, SensitiveConfig
 
+from privimage.config.images import ImageConfig, SensitiveConfig
 from privimage.config.sources import DemoDigits, FolderSource, ParquetSource
 from privimage.data import admission
 from privimage.data.admission import FINDINGS, MARKS, SensitiveDataProblem, Track, admit_public, no_progress

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from privimage.config.images import ImageConfig, SensitiveConfig
 
+from privimage.config.images import ImageConfig, SensitiveConfig
 from privimage.config.sources import FolderSource
 from privimage.data.admission import SensitiveDataProblem, admit_sensitive
 from privimage.data.decode import canonical, open_image

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.data.decode import canonical, open_image, pixel_digest
 from privimage.errors import DataError
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from privimage.config.images import ImageConfig
 from sklearn.datasets import load_digits
 
+from privimage.config.images import ImageConfig
 from privimage.config.sources import DemoGlyphs
 from privimage.data.decode import canonical
 from privimage.data.demo import GLYPH_SIZE, demo_digits, demo_glyphs, render_glyph

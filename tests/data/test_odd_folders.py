@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.config.sources import FolderSource
 from privimage.data.admission import SensitiveDataProblem, admit_public, admit_sensitive
 from privimage.data.fingerprint import source_fingerprint

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.data.decode import canonical, decode, open_image, pixel_digest
 from privimage.data.depth import unclear_range
 from privimage.data.problems import UnusableImage

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from privimage.config.images import ImageConfig, SensitiveConfig
 
+from privimage.config.images import ImageConfig, SensitiveConfig
 from privimage.config.sources import ParquetSource
 from privimage.data.admission import SensitiveDataProblem
 from privimage.data.fingerprint import source_fingerprint

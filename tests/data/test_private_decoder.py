@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.config.sources import FolderSource
 from privimage.data import private_decoder
 from privimage.data.admission import SensitiveDataProblem, admit_public

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.data.admission import SensitiveDataProblem
 from privimage.data.problems import REPAIR, Problem, printable, private_list
 from tests.data.test_admission import admit_sensitive, everything_shown, sensitive

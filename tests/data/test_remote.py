@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import s3fs
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.config.sources import FolderSource, ParquetSource
 from privimage.data.admission import admit_public
 from privimage.data.sources import open_source

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.data.facts import Identity, SensitiveFacts, TableFacts
 from privimage.data.table import TableWriter, decode_png, encode_png, iterate_images, read_images
 from privimage.errors import DataError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from privimage.config.evaluate import EvaluateConfig
 from torch import Tensor, nn
 
+from privimage.config.evaluate import EvaluateConfig
 from privimage.errors import DataError
 from privimage.evaluation import utility
 from privimage.evaluation.classifiers import ARCHITECTURES, new_classifier

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from privimage.config.loading import load_config
 
 from deployments import register
 from flows.approval import APPROVAL_VARIABLE
+from privimage.config.loading import load_config
 from privimage.config.run import RunConfig
 from privimage.errors import ConfigError
 from tasks.policies import LIMIT_VARIABLE

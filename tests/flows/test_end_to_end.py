@@ -11,9 +11,9 @@ from urllib.error import HTTPError
 
 import pytest
 import yaml
-from privimage.config.loading import load_config
 
 from privimage.cli import main
+from privimage.config.loading import load_config
 from privimage.pipeline.table import stage_named
 from privimage.privacy.ledger import Ledger
 from privimage.running.ledgers import ledger_of

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from privimage.config.loading import load_config
 
 from flows import server as flows_server
 from flows.synthesize import main
+from privimage.config.loading import load_config
 from privimage.config.run import RunConfig
 from privimage.errors import InputError
 from privimage.store.artifacts import list_artifacts

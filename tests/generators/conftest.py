@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
 
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
+from privimage.methods.generators.diffusion import DenoiserConfig
 
 NewDenoiser = Callable[..., Denoiser]
 

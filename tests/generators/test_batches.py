@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.config.synthesize import SynthesizeConfig
 from torch import Tensor
 
+from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.sampling import batches as shards
 from privimage.generators.sampling.batches import num_batches, sample_in_order

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
 from torch import Tensor
 
 from privimage.generators.diffusion.denoiser import new_denoiser
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.private_sum import BLOCK, PrivateSum
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 
 DRAWS = 2
 

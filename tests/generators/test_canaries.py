@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from privimage.methods.training import FinetuneConfig
 
 from privimage.errors import ConfigError
 from privimage.generators.diffusion.canaries import CanaryDenoiser, audited_mechanism, score_canaries, tiny_denoiser
 from privimage.generators.training.private_sum import PrivateSum
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.audit import Audit, CanaryScores, audit
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.privacy.entropy import SecretRandom

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from privimage.methods.training import FinetuneConfig
 
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.training.finetune import finetune, start_state
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
 

@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
 from torch import Tensor
 
 from privimage.data.pixels import from_pixels, to_pixels
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.private_sum import PrivateSum
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 
 SIGMAS = torch.tensor([0.002, 0.05, 0.3, 0.5, 1.7, 20.0, 80.0], dtype=torch.float64)
 NewDenoiser = Callable[..., Denoiser]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.methods.training import FinetuneConfig
 from torch import nn
 
 from privimage.data.pixels import from_pixels
@@ -20,6 +19,7 @@ from privimage.generators.diffusion.denoiser import Denoiser, noise_rows
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.generators.training.private_sum import PrivateSum
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.gradients.full_precision import full_float32
@@ -242,7 +242,12 @@ def test_two_runs_share_no_noise(awake: NewDenoiser) -> None:
 
 @pytest.mark.parametrize(
     "compute",
-    [ComputeSettings(rows_at_once=1), ComputeSettings(rows_at_once=7), ComputeSettings(backend="vmap"), ComputeSettings(backend="opacus")],
+    [
+        ComputeSettings(rows_at_once=1),
+        ComputeSettings(rows_at_once=7),
+        ComputeSettings(backend="vmap"),
+        ComputeSettings(backend="opacus"),
+    ],
 )
 def test_how_the_gradients_are_computed_changes_nothing_beyond_rounding(
     awake: NewDenoiser, compute: ComputeSettings

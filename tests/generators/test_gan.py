@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.gan.gan.gan import Gan, new_gan
-from privimage.methods.generators.gan import GanConfig
-from privimage.methods.training import FinetuneConfig, PretrainConfig
 from torch import Tensor, nn
 
+from privimage.config.synthesize import SynthesizeConfig
 from privimage.data.pixels import from_pixels
 from privimage.errors import ConfigError
 from privimage.generators.sampling.batches import sample_in_order
@@ -23,6 +21,8 @@ from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.generators.training.pretrain import PretrainState, pretrain
 from privimage.generators.training.private_sum import PrivateSum
+from privimage.methods.generators.gan import GanConfig
+from privimage.methods.training import FinetuneConfig, PretrainConfig
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.gradients import Backend
 from privimage.privacy.mechanisms import DPSGDMechanism
@@ -202,7 +202,12 @@ def test_two_processes_release_what_one_does() -> None:
     quiet = replace(MECHANISM, num_steps=2, noise_multiplier=1e-9)
     cpu = torch.device("cpu")
     one, two = (
-        run(small_gan(), mechanism=quiet, random=InsecureRandomForTests(3), compute=ComputeSettings(devices=(cpu,) * count))
+        run(
+            small_gan(),
+            mechanism=quiet,
+            random=InsecureRandomForTests(3),
+            compute=ComputeSettings(devices=(cpu,) * count),
+        )
         for count in (1, 2)
     )
     assert float((flat(one.exp_avg) - flat(two.exp_avg)).norm() / flat(one.exp_avg).norm()) < 1e-4

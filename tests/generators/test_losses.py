@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig, PretrainConfig
+from privimage.generators.losses import denoising_losses
 
 from privimage.evaluation.membership import membership
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
-from privimage.generators.losses import denoising_losses
 from privimage.generators.training.pretrain import pretrain
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig, PretrainConfig
 
 CPU = torch.device("cpu")
 

@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.config.synthesize import SynthesizeConfig
-from privimage.methods.generators.mean_embedding import MeanEmbedding
-from privimage.methods.training import FinetuneConfig
+from privimage.generators.losses import losses_of_images
 
+from privimage.config.synthesize import SynthesizeConfig
 from privimage.data.pixels import from_pixels
 from privimage.errors import DataError, TrainingError
-from privimage.generators.losses import losses_of_images
 from privimage.generators.mean_embedding.features import Features, RandomFeatures, median_distance, new_features
-from privimage.generators.mean_embedding.matching import Embedded, EmbeddingGenerator, class_means, match, new_embedding_generator
+from privimage.generators.mean_embedding.matching import (
+    Embedded,
+    EmbeddingGenerator,
+    class_means,
+    match,
+    new_embedding_generator,
+)
 from privimage.generators.sampling.batches import sample_in_order
+from privimage.methods.generators.mean_embedding import MeanEmbedding
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.class_sums import PER_UNIT, class_sums
 from privimage.privacy.mechanisms import ClassSums
 

@@ -11,13 +11,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import PretrainConfig
 from torch import Tensor
 
 from privimage.errors import TrainingError
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.training.pretrain import PretrainState, learning_rate_at, pretrain
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import PretrainConfig
 
 CONFIG = PretrainConfig(num_steps=8, batch_size=16, learning_rate=2e-3, horizontal_flip=True)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from privimage.config.synthesize import SynthesizeConfig
-from privimage.methods.generators.mean_embedding import MeanEmbedding
 from torch import Tensor, nn
 
+from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.interface import ImageSource
 from privimage.generators.mean_embedding.critic import new_critic
 from privimage.generators.mean_embedding.matching import new_embedding_generator
 from privimage.generators.mean_embedding.rejection import RejectionSampling
 from privimage.generators.sampling.sampler import initial_noise, synthesize_images
+from privimage.methods.generators.mean_embedding import MeanEmbedding
 
 SHAPE = (1, 8, 8)
 
@@ -59,7 +59,9 @@ def test_with_one_attempt_the_judge_has_nothing_to_say() -> None:
 
 def test_more_of_what_is_drawn_is_seen_as_its_class_and_each_image_is_of_its_own_seed_alone() -> None:
     torch.manual_seed(0)
-    source = new_embedding_generator(MeanEmbedding(channel_multipliers=(1, 1)), channels=1, resolution=8, num_classes=4, seed=0)
+    source = new_embedding_generator(
+        MeanEmbedding(channel_multipliers=(1, 1)), channels=1, resolution=8, num_classes=4, seed=0
+    )
     judge = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     shares = []
     for attempts in (1, 2, 8):

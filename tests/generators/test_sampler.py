@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from privimage.config.synthesize import SynthesizeConfig
 from torch import Tensor
 
+from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.sampling.sampler import (
     guided,

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
 from torch import Tensor, nn
 
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.diffusion.unet import UNet
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.private_sum import PrivateSum
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 
 NewDenoiser = Callable[..., Denoiser]
 

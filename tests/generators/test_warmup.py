@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from privimage.methods.generators.diffusion import ClassMeans, DenoiserConfig
-from privimage.methods.training import PretrainConfig
 from torch import Tensor
 
 from privimage.data.pixels import from_pixels
 from privimage.errors import TrainingError
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.diffusion.warmup import draw_rows, warm_up
+from privimage.methods.generators.diffusion import ClassMeans, DenoiserConfig
+from privimage.methods.training import PretrainConfig
 
 CLASSES = 3
 PRETRAIN = PretrainConfig(label_dropout=0.2)

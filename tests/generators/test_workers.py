@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from privimage.methods.training import FinetuneConfig, PretrainConfig
 from torch import Tensor
 
 from privimage.errors import PrivimageError
@@ -24,6 +23,7 @@ from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import finetune, start_state
 from privimage.generators.training.pretrain import pretrain
 from privimage.generators.training.workers import Job, workers_of
+from privimage.methods.training import FinetuneConfig, PretrainConfig
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import DPSGDMechanism
 

@@ -13,10 +13,10 @@ import dp_accounting as dpa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privimage.config.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from privimage.config.bounds import LARGEST_EPSILON, SMALLEST_DELTA, SMALLEST_EPSILON
 from privimage.errors import ConfigError, LedgerBroken, PrivacyRefused
 from privimage.privacy import numerics
 from privimage.privacy.accounting import (

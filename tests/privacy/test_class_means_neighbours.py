@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from privimage.pipeline.stage import Paid, StageContext
 
 from privimage.data.facts import SensitiveFacts
 from privimage.machine.interrupts import StopRequest
 from privimage.machine.progress import Silent
+from privimage.pipeline.stage import Paid, StageContext
 from privimage.privacy.class_sums import PER_UNIT, Rows, class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSums

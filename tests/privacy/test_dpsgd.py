@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
 from scipy.stats import chi2, kstest, norm
 
 from privimage.errors import PrivacyRefused
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.dpsgd import noisy_mean_gradient, noisy_points
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom

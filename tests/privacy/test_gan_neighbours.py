@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from privimage.generators.gan.gan.gan import Gan
-from privimage.generators.gan.networks import Discriminator, Painter
-from privimage.methods.generators.gan import GanConfig
-from privimage.methods.training import FinetuneConfig
 from torch import Tensor
 
 from privimage.data.pixels import from_pixels
+from privimage.generators.gan.networks import Discriminator, Painter
 from privimage.generators.interface import Following
+from privimage.methods.generators.gan import GanConfig
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.gradients import Network

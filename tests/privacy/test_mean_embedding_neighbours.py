@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.config.classifier import ClassifierConfig
-from privimage.methods.generators.mean_embedding import MeanEmbedding
 from torch import Tensor
 
+from privimage.config.classifier import ClassifierConfig
 from privimage.generators.mean_embedding.critic import Critic
 from privimage.generators.mean_embedding.features import (
     Features,
@@ -28,6 +27,7 @@ from privimage.generators.mean_embedding.features import (
     scaling_of,
 )
 from privimage.generators.mean_embedding.matching import Embedded
+from privimage.methods.generators.mean_embedding import MeanEmbedding
 from privimage.privacy import class_sums
 from privimage.privacy.class_sums import PER_UNIT, noisy_class_sums
 from privimage.privacy.mechanisms import ClassSums

@@ -29,13 +29,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.config.classifier import ClassifierConfig
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
-from privimage.store.weights import save_weights
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from privimage.config.classifier import ClassifierConfig
 from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.data.pixels import from_pixels
@@ -44,6 +41,8 @@ from privimage.generators.diffusion.unet import UNet
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.machine.progress import Silent
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
@@ -51,6 +50,7 @@ from privimage.privacy.numerics import PER_STDDEV
 from privimage.semantics.classifier import new_classifier
 from privimage.store.artifacts import Artifact, publish
 from privimage.store.files import Store
+from privimage.store.weights import save_weights
 from tests.engine_spy import Call, intercept
 from tests.pipeline_fixtures import SETTINGS
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
 from scipy.stats import binom
 
 from privimage.data.pixels import from_pixels
 from privimage.generators.diffusion.denoiser import new_denoiser
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism

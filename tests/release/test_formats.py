@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from privimage.config.images import ImageConfig
 from torchvision.datasets import ImageFolder
 
+from privimage.config.images import ImageConfig
 from privimage.data.table import TableWriter, decode_png, encode_png, read_images
 from privimage.errors import DataError, InputError
 from privimage.release import formats

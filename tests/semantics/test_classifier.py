@@ -7,9 +7,9 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from privimage.config.classifier import ClassifierConfig
 from torch import Tensor
 
+from privimage.config.classifier import ClassifierConfig
 from privimage.errors import DataError, TrainingError
 from privimage.semantics.classifier import (
     ResNet,

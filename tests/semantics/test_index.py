@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
+
 from privimage.config.classifier import ClassifierConfig
 from privimage.config.images import ImageConfig
-
 from privimage.data import table
 from privimage.data.table import TableWriter, encode_png, iterate_images
 from privimage.errors import DataError

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from privimage.config.images import ImageConfig
 
+from privimage.config.images import ImageConfig
 from privimage.data.table import TableWriter
 from privimage.errors import ConfigError
 from privimage.semantics.index import INDEX_FILE, IndexWriter, open_index

@@ -6,15 +6,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-from privimage.methods.generators.mean_embedding import MeanEmbedding
 from torch import Tensor, nn
 
 from privimage.data.pixels import from_pixels
 from privimage.generators.mean_embedding.choice import choose, share_believed
 from privimage.generators.mean_embedding.critic import Critic
+from privimage.generators.mean_embedding.embedding import Embedding, draw
 from privimage.generators.mean_embedding.features import RandomFeatures, Scaling, new_features
-from privimage.generators.mean_embedding.kind import Embedding, draw
 from privimage.generators.mean_embedding.matching import new_embedding_generator
+from privimage.methods.generators.mean_embedding import MeanEmbedding
+from privimage.payloads import GeneratorAbout
 
 EACH = 7
 WANTED = torch.arange(3 * EACH) % 3
@@ -32,7 +33,16 @@ class Bright(nn.Module):
 def painted() -> tuple[Tensor, Tensor]:
     config = MeanEmbedding(channel_multipliers=(1, 1))
     painter = new_embedding_generator(config, channels=1, resolution=8, num_classes=3, seed=0)
-    return draw(painter, {"channels": 1, "resolution": 8}, torch.arange(5 * EACH * 3))
+    about = GeneratorAbout(
+        kind="mean_embedding",
+        network={},
+        channels=1,
+        resolution=8,
+        class_names=("a", "b", "c"),
+        num_parameters=1,
+        loss_curve=(),
+    )
+    return draw(painter, about, torch.arange(5 * EACH * 3))
 
 
 @pytest.fixture(scope="module")

@@ -14,23 +14,23 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
-from privimage.methods.generators.mean_embedding import MeanEmbedding
 
 from privimage.benchmark.results import row_of
 from privimage.benchmark.suite import Cell
 from privimage.data.pixels import from_pixels
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused
-from privimage.generators.mean_embedding import kind as mean_embedding
+from privimage.generators.mean_embedding import embedding, finetuning
 from privimage.generators.mean_embedding.choice import choose, share_believed
 from privimage.generators.mean_embedding.critic import critic_of, features_of, open_critic, open_examples, train_critic
+from privimage.generators.mean_embedding.embedding import draw, open_embedding
 from privimage.generators.mean_embedding.features import JointFeatures
-from privimage.generators.mean_embedding.kind import draw, open_embedding
 from privimage.generators.mean_embedding.matching import EmbeddingGenerator, class_means
 from privimage.generators.mean_embedding.mixing import mixtures
 from privimage.generators.mean_embedding.rejection import RejectionSampling
 from privimage.generators.opening import open_generator
 from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes
+from privimage.methods.generators.mean_embedding import MeanEmbedding
 from privimage.pipeline.table import stage_named
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -38,9 +38,10 @@ from privimage.privacy.events import event_from_json, times
 from privimage.privacy.mechanisms import ClassSumRounds, ClassSums
 from privimage.running.plan import look_up
 from privimage.running.runner import run_all
+from privimage.stages import finetune as stage
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import Answer, Place
-from tests.stages.test_mean_embedding_run import MERF, stop_in
+from tests.stages.test_mean_embedding_run import SMALL, stop_in
 
 CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6, "critic_images": 60}
 CPU = torch.device("cpu")
@@ -50,9 +51,8 @@ CPU = torch.device("cpu")
 def made(request: pytest.FixtureRequest, granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A finished run; do not change."""
     settings = yaml.safe_load(granted.config.read_text())
-    settings |= {"generator": "merf", "merf": MERF | CRITIC}
+    settings["generator"] = {"kind": "mean_embedding", **SMALL, **CRITIC, "sampling": {"mixer_steps": 5}}
     settings["selection"] = settings.get("selection", {}) | {"strategy": request.param}
-    settings["synthesize"] = settings["synthesize"] | {"mixer_steps": 5}
     folder = tmp_path_factory.mktemp(request.param)
     config = folder / "critic.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -83,22 +83,22 @@ def test_query_and_embedding_are_one_plan_that_costs_what_the_run_may(
 def test_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     certificate = json.loads((made.release / "certificate.json").read_text())
     selection = made.run().config.selection
-    assert (certificate["generator"], certificate["selection"]) == ("merf", selection.strategy)
+    assert (certificate["generator"], certificate["selection"]) == ("mean_embedding", selection.strategy)
     assert ("query" in {mechanism["stage"] for mechanism in certificate["mechanisms"]}) == selection.asks_the_query
     # The query reads the images as well.
     assert "Fine-tuning read all training images for each of its sums" in certificate["assumptions"][-1]
     card = (made.release / "README.md").read_text()
-    assert "a classifier learns from the selection" in card and "DP-SGD" not in card
+    assert "A classifier learns from the selection" in card and "DP-SGD" not in card
 
 
 def test_what_the_critic_sees_has_norm_one_and_is_of_one_image_alone(made: Place) -> None:
     run = made.run()
     pretrained = open_ref(run.store, run_all(run, "pretrain")["pretrain"].ref)
-    generator, facts, first = mean_embedding._opened(run.config, {"pretrain": pretrained})
-    config, size = MeanEmbedding(**facts["config"]), {"channels": facts["channels"], "num_classes": generator.num_classes}
+    generator, about, first = embedding.opened(run.config, {"pretrain": pretrained})
+    config, size = MeanEmbedding(**about.network), {"channels": about.channels, "num_classes": generator.num_classes}
     images, labels = open_examples(pretrained)
     trained = {"seed": config.seed, "device": CPU, "on_step": lambda *told: None}
-    critic, _ = train_critic(images, labels, size["num_classes"], run.config, **trained)
+    critic, _ = train_critic(images, labels, size["num_classes"], config, run.config.classifier, **trained)
     again = critic_of(critic.tensors(), config, **size, device=CPU)
     saved = open_critic(pretrained, config, **size, device=CPU)
     for either in (critic, again, saved):
@@ -139,7 +139,7 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.drawn: list[tuple[ClassSums, Any]] = []
         self.matched: list[tuple[int, torch.Tensor]] = []
-        real_sums, real_match = mean_embedding.noisy_class_sums, mean_embedding.match
+        real_sums, real_match = finetuning.noisy_class_sums, finetuning.match
 
         def sums(vectors: Any, labels: Any, mechanism: ClassSums, **named: Any) -> Any:
             self.drawn.append((mechanism, real_sums(vectors, labels, mechanism, **named)))
@@ -149,9 +149,9 @@ class Watch:
             self.matched.append((config.num_steps, means))
             return real_match(generator, means, features, config, **named)
 
-        patch.setattr(mean_embedding, "rehearse_finetune", lambda *given: None)
-        patch.setattr(mean_embedding, "noisy_class_sums", sums)
-        patch.setattr(mean_embedding, "match", match)
+        patch.setattr(stage, "rehearse", lambda *given: None)
+        patch.setattr(finetuning, "noisy_class_sums", sums)
+        patch.setattr(finetuning, "match", match)
 
 
 def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_trained_on(
@@ -164,9 +164,9 @@ def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_traine
     assert [mechanism.event for mechanism, _ in watch.drawn] == [single] * count == [single] * 2
     assert [mechanism.dimension for mechanism, _ in watch.drawn] == [101, 41]
     tuned = open_ref(place.run().store, run_all(place.run("generator.num_steps=10"), "finetune")["finetune"].ref)
-    generator, facts = open_generator(tuned, CPU)
+    generator, about = open_generator(tuned, CPU)
     assert isinstance(generator, RejectionSampling) and generator.attempts == 4 and not generator.judge.training
-    assert facts["judged"]
+    assert about.rejects
     (first, of_first), (then, of_both) = watch.matched
     assert (first, then) == (6, 4)
     torch.testing.assert_close(of_both[:, :100], of_first * 0.5**0.5)
@@ -179,7 +179,7 @@ def test_an_attempt_that_ends_between_the_two_has_lost_nothing_and_draws_the_sec
 ) -> None:
     watch = Watch(monkeypatch)
     run_all(place.run(), "pretrain")  # trains a critic as well
-    for function in ("match", "train_critic"):
+    for function in ("match", "trained_critic"):
         with monkeypatch.context() as patch:
             stop_in(patch, function)
             with pytest.raises(KeyboardInterrupt):
@@ -203,7 +203,7 @@ def test_what_was_released_for_a_critic_is_trained_on_with_that_critic(
     watch = Watch(monkeypatch)
     run_all(place.run(), "pretrain")
     with monkeypatch.context() as patch:
-        stop_in(patch, "_joined")
+        stop_in(patch, "joined")
         with pytest.raises(KeyboardInterrupt):
             run_all(place.run(), "finetune")
     assert len(watch.drawn) == 2
@@ -212,8 +212,8 @@ def test_what_was_released_for_a_critic_is_trained_on_with_that_critic(
         raise AssertionError("all was saved")
 
     with monkeypatch.context() as patch:
-        for function in ("train_critic", "noisy_class_sums"):
-            patch.setattr(mean_embedding, function, never)
+        for function in ("trained_critic", "noisy_class_sums"):
+            patch.setattr(finetuning, function, never)
         run_all(place.run(), "finetune")
     means = class_means(watch.drawn[1][1], watch.drawn[1][0].num_images)
     torch.testing.assert_close(watch.matched[-1][1][:, 100:], means * 0.5**0.5)
@@ -223,15 +223,15 @@ def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(monkeypatch)
-    real = mean_embedding.pack
+    real = finetuning.pack
 
     def pack(tensors: Any, about: Any) -> bytes:
-        if "critic" in tensors:
+        if "second" in tensors:
             raise KeyboardInterrupt
         return real(tensors, about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mean_embedding, "pack", pack)
+        patch.setattr(finetuning, "pack", pack)
         with pytest.raises(KeyboardInterrupt):
             run_all(place.run(), "finetune")
     assert len(watch.drawn) == 2
@@ -243,7 +243,7 @@ def test_a_second_embedding_that_may_have_been_drawn_is_never_drawn_again(
 @pytest.mark.parametrize(
     "override",
     [
-        "generator.pretrain.horizontal_flip=true",
+        "generator.horizontal_flip=true",
         "classifier.learning_rate=0.03",
         "classifier.weight_decay=0.1",
         "classifier.augment=false",
@@ -256,7 +256,7 @@ def test_what_the_critic_learns_by_is_in_the_key_of_what_it_is_written_with(made
     assert fields(made.run(without).config) == fields(made.run(without, override).config)
 
 
-@pytest.mark.parametrize("override", ["generator.pretrain.horizontal_flip=true", "classifier.augment=false"])
+@pytest.mark.parametrize("override", ["generator.horizontal_flip=true", "classifier.augment=false"])
 def test_what_the_critic_learns_by_reaches_the_key_of_what_is_charged(place: Place, override: str) -> None:
     for overrides in ((), (override,)):
         run_all(place.run(*overrides), "pretrain")
@@ -266,8 +266,8 @@ def test_what_the_critic_learns_by_reaches_the_key_of_what_is_charged(place: Pla
 
 def test_with_one_attempt_nothing_judges(place: Place) -> None:
     once = place.run("generator.critic_attempts=1")
-    generator, facts = open_generator(open_ref(once.store, run_all(once, "finetune")["finetune"].ref), CPU)
-    assert isinstance(generator, EmbeddingGenerator) and not facts["judged"]
+    generator, about = open_generator(open_ref(once.store, run_all(once, "finetune")["finetune"].ref), CPU)
+    assert isinstance(generator, EmbeddingGenerator) and not about.rejects
 
 
 # ------------------------------------------------------------------ public images among the released ones
@@ -318,7 +318,9 @@ def test_public_images_are_released_on_request_alone_for_free_and_it_is_said(
     assert 0 < found < len(released(again)) == len(drawn) == 40
     assert (
         found
-        == opened(again, "synthesize", "generator.sampling.public_images=unchanged").read_json("synthesis.json")["num_public"]
+        == opened(again, "synthesize", "generator.sampling.public_images=unchanged").read_json("synthesis.json")[
+            "num_public"
+        ]
     )
     run = again.run("generator.sampling.public_images=unchanged")
     cell = Cell(dataset="", method="", trained_as="", epsilon=1, seed=0, config=run.config, draws={})
@@ -391,8 +393,10 @@ def number_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
         rows[:, : numbers.shape[1]] = numbers
         return rows.view_as(images)
 
-    def drawing(generator: EmbeddingGenerator, facts: Any, seeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        images, classes = draw(generator, facts, seeds, labels)
+    def drawing(
+        generator: EmbeddingGenerator, about: Any, seeds: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        images, classes = draw(generator, about, seeds, labels)
         return numbered(images, torch.stack([seeds % 250, seeds // 250 % 250, seeds * 0], dim=1)), classes
 
     def mixing(*arguments: Any, seed: int) -> tuple[torch.Tensor, ...]:
@@ -451,38 +455,44 @@ def test_the_embedding_that_images_are_chosen_by_is_the_one_that_was_trained_on(
     assert found.features.size == found.means.shape[1] == 140
 
 
-def test_public_images_with_a_fine_tuning_that_kept_no_embedding_are_refused(
-    again: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="of an earlier version of privimage"):
-        patch.setattr("privimage.generators.mean_embedding.kind.EMBEDDING", "missing.safetensors")
-        run_all(again.run("generator.sampling.public_images=unchanged"), "synthesize")
-
-
 def test_what_images_are_chosen_from_is_in_the_key_of_synthesis_and_in_none_that_is_charged(made: Place) -> None:
     def of(stage: str, *overrides: str) -> dict[str, Any]:
         return stage_named(stage).fields(made.run(*overrides).config)
 
-    kinds = {kind: of("synthesize", f"generator.sampling.public_images={kind}") for kind in ("none", "mixed", "unchanged")}
-    assert set(kinds["none"]) == {"synthesize"} and "mixer_steps" not in kinds["none"]["synthesize"]
-    assert kinds["mixed"]["public_images"] == "mixed" and kinds["unchanged"]["public_images"] == "unchanged"
-    steps = of("synthesize", "generator.sampling.public_images=mixed", "generator.sampling.mixer_steps=7")
-    assert (
-        steps != kinds["mixed"]
-        and of("synthesize", "generator.sampling.public_images=unchanged", "generator.sampling.mixer_steps=7") == kinds["unchanged"]
-    )
-    below = {kind: of("synthesize", f"generator.sampling.public_images={kind}", "generator.sampling.reject_below=1") for kind in kinds}
+    kinds = {
+        kind: of("synthesize", f"generator.sampling.public_images={kind}") for kind in ("none", "mixed", "unchanged")
+    }
+    assert kinds["none"]["generator"] == {"kind": "mean_embedding"}
+    assert [kinds[kind]["generator"]["sampling"]["public_images"] for kind in ("mixed", "unchanged")] == [
+        "mixed",
+        "unchanged",
+    ]
+    unchanged, fewer = "generator.sampling.public_images=unchanged", "generator.sampling.mixer_steps=7"
+    assert of("synthesize", "generator.sampling.public_images=mixed", fewer) != kinds["mixed"]
+    assert of("synthesize", unchanged, fewer) == kinds["unchanged"]
+    below = {
+        kind: of("synthesize", f"generator.sampling.public_images={kind}", "generator.sampling.reject_below=1")
+        for kind in kinds
+    }
     assert [below[kind] == kinds[kind] for kind in kinds] == [True, False, False]
     assert of("finetune", "generator.sampling.reject_below=1") == of("finetune")
-    assert of("finetune", "generator.sampling.public_images=unchanged") == of("finetune", "generator.sampling.public_images=none")
+    assert of("finetune", "generator.sampling.public_images=unchanged") == of(
+        "finetune", "generator.sampling.public_images=none"
+    )
 
 
-@pytest.mark.parametrize("override", ["generator.kind=diffusion", "selection.strategy=none"])
-def test_public_images_where_nothing_chooses_from_them_are_refused(made: Place, override: str) -> None:
-    with pytest.raises(
-        ConfigError, match="only merf with a selection chooses from public images; leave it out, or set it to none"
-    ):
-        made.run("generator.sampling.public_images=unchanged", override)
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (("generator.kind=diffusion", "generator.sampling.public_images=mixed"), "public_images: this key is unknown"),
+        (("selection.strategy=none", "generator.sampling.public_images=mixed"), "there are none to choose from"),
+    ],
+)
+def test_public_images_where_nothing_chooses_from_them_are_refused(
+    made: Place, overrides: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        made.run(*overrides)
 
 
 def test_sums_of_another_size_than_is_charged_are_refused_before_the_charge(
@@ -506,7 +516,7 @@ def test_votes_with_reproducible_noise_leave_no_guarantee(made: Place, granted: 
     assert open_ref(place.store, result.ref).read_json("generator.json")["guarantee"] == "none"
 
 
-@pytest.mark.parametrize(("first", "then"), [("merf", "diffusion"), ("diffusion", "merf")])
+@pytest.mark.parametrize(("first", "then"), [("mean_embedding", "diffusion"), ("diffusion", "mean_embedding")])
 def test_a_query_that_was_interrupted_is_not_repeated_for_another_kind_of_generator(
     first: str, then: str, granted_copy: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,11 +526,11 @@ def test_a_query_that_was_interrupted_is_not_repeated_for_another_kind_of_genera
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("privimage.stages.semantics.add_noise", killed)
-        run_all(granted_copy.run(f"generator={first}"), "query")
+        patch.setattr("privimage.stages.query.add_noise", killed)
+        run_all(granted_copy.run(f"generator.kind={first}"), "query")
     assert granted_copy.kinds == ["grant", "reserve query"]
     with pytest.raises(PrivacyRefused, match="--draw query=2"):
-        run_all(granted_copy.run(f"generator={then}"), "query")
+        run_all(granted_copy.run(f"generator.kind={then}"), "query")
     assert granted_copy.kinds == ["grant", "reserve query"]
-    run_all(granted_copy.run(f"generator={then}", draws={"query": 2}), "query")
-    run_all(granted_copy.run(f"generator={first}"), "query")
+    run_all(granted_copy.run(f"generator.kind={then}", draws={"query": 2}), "query")
+    run_all(granted_copy.run(f"generator.kind={first}"), "query")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from privimage.config.loading import load_config, parse_config
 
+from privimage.config.loading import load_config, merged
 from privimage.errors import ConfigError
 from privimage.generators.training import pretrain
 from privimage.pipeline.table import stage_named
@@ -21,13 +21,13 @@ from privimage.stages.audit import mechanism_of
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import Answer, Place
 
-GAN = {"base_channels": 8, "channel_multipliers": [1, 2], "latent_dim": 8}
+GAN = {"network": {"base_channels": 8, "channel_multipliers": [1, 2], "latent_dim": 8}}
 
 
 @pytest.fixture
 def place(granted: Place, tmp_path: Path) -> Place:
     """Up to the index, which no generator has a part in."""
-    settings = {**yaml.safe_load(granted.config.read_text()), "generator": "gan", "gan": GAN}
+    settings = merged(yaml.safe_load(granted.config.read_text()), {"generator": {"kind": "gan", **GAN}})
     config = tmp_path / "gan.yaml"
     config.write_text(yaml.safe_dump(settings))
     return Place(config=config, folder=granted.copy_to(tmp_path / "store").folder)
@@ -97,17 +97,24 @@ def test_interrupted_pre_training_ends_with_the_very_weights_it_would_have_had(
     assert resumed.ref == run_all(undisturbed.run(), "pretrain")["pretrain"].ref
 
 
-def test_settings_of_a_gan_change_no_key_of_a_generator_by_diffusion(tiny_config: Path) -> None:
+def test_keys_of_a_generator_by_diffusion_hold_its_own_settings_alone(tiny_config: Path) -> None:
     usual = load_config(tiny_config)
-    other = load_config(tiny_config, ["generator.network.base_channels=16", "generator.finetune.discriminator_steps=3"])
-    for name in ("pretrain", "finetune", "audit", "synthesize"):
-        assert stage_named(name).fields(usual) == stage_named(name).fields(other), name
-    assert set(stage_named("pretrain").fields(usual)) == {"pretrain", "denoiser"}
-    assert set(stage_named("finetune").fields(usual)["finetune"]) == {
+    assert set(stage_named("pretrain").fields(usual)["generator"]) == {"kind", "pretrain", "network"}
+    assert set(stage_named("finetune").fields(usual)["generator"]) == {"kind", "finetune"}
+    assert set(stage_named("finetune").fields(usual)["generator"]["finetune"]) == {
         *("num_steps", "expected_batch_size", "largest_batch_size", "noise_samples", "max_grad_norm", "learning_rate"),
         *("ema_decay", "label_dropout", "horizontal_flip", "sigma_mean", "sigma_std"),
         *("checkpoint_steps", "restart_allowance"),
     }
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["generator.finetune.sigma_mean=-1", "generator.sampling.num_steps=5", "generator.class_means.num_steps=5"],
+)
+def test_what_means_nothing_for_a_gan_cannot_be_written(place: Place, override: str) -> None:
+    with pytest.raises(ConfigError, match="this key is unknown"):
+        load_config(place.config, [override])
 
 
 def test_settings_of_a_gan_count_where_they_are_used(place: Place) -> None:
@@ -115,7 +122,7 @@ def test_settings_of_a_gan_count_where_they_are_used(place: Place) -> None:
     network = load_config(place.config, ["generator.network.latent_dim=9", "generator.network.base_channels=16"])
     steps = load_config(place.config, ["generator.finetune.discriminator_steps=3"])
     public, private = stage_named("pretrain").fields, stage_named("finetune").fields
-    assert set(public(usual)) == {"pretrain", "gan"}
+    assert set(public(usual)["generator"]) == {"kind", "pretrain", "network"}
     assert public(usual) != public(network) and private(usual) == private(network)
     assert public(usual) == public(steps) and private(usual) != private(steps)
 
@@ -123,20 +130,15 @@ def test_settings_of_a_gan_count_where_they_are_used(place: Place) -> None:
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("generator=vae", r"generator: Input should be 'diffusion', 'gan' or 'merf' \(found 'vae'\)"),
+        ("generator.kind=vae", "generator: expected a section with kind diffusion, gan, mean_embedding"),
         (
             "generator.network.channel_multipliers=[1, 1, 1, 1, 1]",
             "generator.network.channel_multipliers has 5 levels, but 8 pixels cannot be halved",
         ),
         ("generator.network.base_channels=12", "generator.network.base_channels"),
-        ("audit.canaries=100", "made for a generator by diffusion: set it to 0"),
+        ("audit.canaries=100", "not made for a generator of kind gan: set it to 0"),
     ],
 )
 def test_a_configuration_that_no_gan_could_have_is_refused(place: Place, override: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load_config(place.config, [override])
-
-
-def test_the_denoisers_levels_do_not_count_for_a_gan(place: Place) -> None:
-    settings = yaml.safe_load(place.config.read_text())
-    assert parse_config({**settings, "denoiser": {"channel_multipliers": [1, 1, 1, 1, 1]}}).network.channel_multipliers

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from privimage.config.loading import load_config
 
+from privimage.config.loading import load_config
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, Uncharged
-from privimage.generators.mean_embedding import kind as mean_embedding
+from privimage.generators.mean_embedding import finetuning
 from privimage.generators.opening import open_generator
 from privimage.pipeline.table import stage_named, stage_of
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -24,33 +24,36 @@ from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
 from privimage.running.plan import plan_run
 from privimage.running.runner import run_all, run_stage
+from privimage.stages import finetune as stage
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 
-MERF = {"num_features": 60, "base_channels": 8, "channel_multipliers": [1, 2], "latent_dim": 4, "num_steps": 5}
+SMALL = {"num_features": 60, "base_channels": 8, "channel_multipliers": [1, 2], "latent_dim": 4, "num_steps": 5}
 COMPLETE = ["grant", "reserve finetune", "pause", "settle"]
 
 
 @pytest.fixture(scope="module")
-def merf_config(granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_config(granted: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = yaml.safe_load(granted.config.read_text())
-    config = tmp_path_factory.mktemp("merf") / "merf.yaml"
+    config = tmp_path_factory.mktemp("small") / "small.yaml"
     config.write_text(
-        yaml.safe_dump({**settings, "generator": "merf", "merf": MERF, "selection": {"strategy": "none"}})
+        yaml.safe_dump(
+            {**settings, "generator": {"kind": "mean_embedding", **SMALL}, "selection": {"strategy": "none"}}
+        )
     )
     return config
 
 
 @pytest.fixture
-def place(granted: Place, merf_config: Path, tmp_path: Path) -> Place:
-    return Place(config=merf_config, folder=granted.copy_to(tmp_path / "store").folder)
+def place(granted: Place, small_config: Path, tmp_path: Path) -> Place:
+    return Place(config=small_config, folder=granted.copy_to(tmp_path / "store").folder)
 
 
 @pytest.fixture(scope="module")
-def made(granted: Place, merf_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def made(granted: Place, small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A finished run; do not change."""
-    place = Place(config=merf_config, folder=granted.copy_to(tmp_path_factory.mktemp("made") / "store").folder)
+    place = Place(config=small_config, folder=granted.copy_to(tmp_path_factory.mktemp("made") / "store").folder)
     run_all(place.run())
     return place
 
@@ -64,7 +67,7 @@ def test_it_goes_through_every_stage_and_its_release_is_verified(made: Place, pr
         "one Gaussian mechanism, not sampled or repeated"
     )
     assert told["mechanism"]["dimensions"] == [61] and told["guarantee"] == "differential privacy"
-    assert told["lengthscale"] > 0
+    assert told["own"]["lengthscale"] > 0
     verified = privimage("verify", made.release, "--store", made.folder, "--config", made.config)
     assert verified.code == 0, verified.out
 
@@ -76,7 +79,7 @@ def test_it_has_all_of_epsilon(made: Place) -> None:
 
 def test_its_certificate_and_datasheet_say_how_it_was_made(made: Place) -> None:
     certificate = json.loads((made.release / "certificate.json").read_text())
-    assert (certificate["generator"], certificate["selection"]) == ("merf", "none")
+    assert (certificate["generator"], certificate["selection"]) == ("mean_embedding", "none")
     assert [mechanism["stage"] for mechanism in certificate["mechanisms"]] == ["finetune"]
     assert certificate["mechanisms"][0]["in_words"].startswith("Gaussian noise, ")
     card = (made.release / "README.md").read_text()
@@ -100,7 +103,7 @@ def test_no_certificate_tells_of_another_kind_of_generator(place: Place) -> None
     run = place.run("generator.kind=diffusion")
     inputs = {name: results[name].ref for name in stage_of("release", run.config).inputs}
     with pytest.raises(
-        PrivacyRefused, match="states generator diffusion, but fine-tuning was charged as Gaussian noise"
+        PrivacyRefused, match=r"states generator\.kind diffusion, but fine-tuning was charged as Gaussian noise"
     ):
         run_stage("release", run, inputs)
 
@@ -126,27 +129,27 @@ def stop_in(patch: pytest.MonkeyPatch, function: str) -> None:
     def stop(*given: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    patch.setattr(mean_embedding, "rehearse_finetune", lambda *given: None)
-    patch.setattr(mean_embedding, function, stop)
+    patch.setattr(stage, "rehearse", lambda *given: None)
+    patch.setattr(finetuning, function, stop)
 
 
 def test_an_embedding_that_was_saved_is_trained_on_again_and_is_not_charged_twice(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn, trained_on, events = list[Any](), list[Any](), list[Any]()
-    real_sums, real_means = mean_embedding.noisy_class_sums, mean_embedding.class_means
+    real_sums, real_means = finetuning.noisy_class_sums, finetuning.means_of
 
     def sums(*given: Any, **named: Any) -> Any:
         events.append(event_to_json(given[2].event))
         drawn.append(real_sums(*given, **named))
         return drawn[-1]
 
-    def means(noisy: Any, num_images: int) -> Any:
+    def means(noisy: Any, *rest: Any) -> Any:
         trained_on.append(noisy)
-        return real_means(noisy, num_images)
+        return real_means(noisy, *rest)
 
-    monkeypatch.setattr(mean_embedding, "noisy_class_sums", sums)
-    monkeypatch.setattr(mean_embedding, "class_means", means)
+    monkeypatch.setattr(finetuning, "noisy_class_sums", sums)
+    monkeypatch.setattr(finetuning, "means_of", means)
     for _ in range(2):
         with monkeypatch.context() as patch:
             stop_in(patch, "match")
@@ -179,7 +182,7 @@ def test_an_embedding_that_may_have_been_drawn_and_was_not_saved_is_never_drawn_
 def test_a_saved_embedding_survives_an_attempt_that_ends_before_it_trains(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for function in ("match", "_opened"):
+    for function in ("match", "opened"):
         with monkeypatch.context() as patch:
             stop_in(patch, function)
             with pytest.raises(KeyboardInterrupt):
@@ -193,13 +196,13 @@ def test_a_saved_embedding_of_another_reservation_is_not_used(place: Place, monk
         stop_in(patch, "match")
         with pytest.raises(KeyboardInterrupt):
             run_all(place.run(), "finetune")
-    real = mean_embedding.unpack
+    real = finetuning.unpack
 
     def foreign(data: bytes) -> Any:
         tensors, about = real(data)
         return tensors, {**about, "reservation": "r-of-somebody-else"}
 
-    monkeypatch.setattr(mean_embedding, "unpack", foreign)
+    monkeypatch.setattr(finetuning, "unpack", foreign)
     with pytest.raises(Uncharged, match="paid for by another reservation"):
         run_all(place.run(), "finetune")
 
@@ -216,33 +219,23 @@ def test_reproducible_noise_is_marked_also_after_it_was_resumed(place: Place, mo
 # ------------------------------------------------------------------ configuration
 
 
-def test_its_settings_change_no_key_of_another_kind(tiny_config: Path) -> None:
-    for kind in ("diffusion", "gan"):
-        for strategy in ("semantic", "none"):
-            usual = [f"generator={kind}", f"selection.strategy={strategy}"]
-            one = load_config(tiny_config, usual)
-            other = load_config(tiny_config, [*usual, "generator.num_features=64", "generator.seed=3"])
-            for name in ("pretrain", "finetune", "synthesize"):
-                assert stage_named(name).fields(one) == stage_named(name).fields(other), (kind, name)
-
-
 def test_its_keys_hold_its_own_settings_and_none_that_do_nothing(place: Place) -> None:
     usual = load_config(place.config)
     others = load_config(
         place.config,
         [
-            "generator.pretrain.seed=4",
-            "generator.pretrain.num_steps=9",
-            "generator.finetune.num_steps=9",
-            "generator.network.latent_dim=3",
             "generator.critic_share=0.4",
             "generator.critic_steps=7",
+            "generator.horizontal_flip=true",
+            "generator.sampling.mixer_steps=9",
         ],
     )
     public, private = stage_named("pretrain").fields, stage_named("finetune").fields
-    of_pixels = {name: value for name, value in usual.merf.model_dump(mode="json").items() if "critic" not in name}
-    assert public(usual) == public(others) == {"merf": of_pixels}
-    assert private(usual) == private(others) == {"epsilon": 1.0, "delta": 1e-4}
+    used = {*SMALL, "lengthscale", "batch_size", "learning_rate", "ema_decay", "seed"}
+    of_pixels = usual.generator.model_dump(mode="json", include={"kind", *used})
+    assert public(usual) == public(others) == {"generator": of_pixels}
+    assert private(usual) == private(others)
+    assert private(usual)["generator"] == {"kind": "mean_embedding"}
 
 
 def test_every_setting_of_it_is_in_what_the_charged_stage_starts_from(place: Place) -> None:
@@ -257,16 +250,16 @@ def test_every_setting_of_it_is_in_what_the_charged_stage_starts_from(place: Pla
 def test_a_lengthscale_that_is_given_is_taken(place: Place) -> None:
     result = run_all(place.run("generator.lengthscale=3.5"), "pretrain")["pretrain"]
     artifact = open_ref(place.store, result.ref)
-    assert artifact.read_json("generator.json")["lengthscale"] == 3.5
+    assert artifact.read_json("generator.json")["own"]["lengthscale"] == 3.5
     assert type(open_generator(artifact, torch.device("cpu"))[0]).__name__ == "EmbeddingGenerator"
 
 
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("selection.strategy=all", "selection.strategy is all, and generator.class_means.num_steps 0: set the first to"),
-        ("audit.canaries=100", "made for a generator by diffusion: set it to 0"),
-        ("generator.class_means.num_steps=5", "selection.strategy is none, and generator.class_means.num_steps 5: set the first to"),
+        ("selection.strategy=all", "selection.strategy is all: set it to semantic, random or none"),
+        ("audit.canaries=100", "not made for a generator of kind mean_embedding: set it to 0"),
+        ("generator.class_means.num_steps=5", "generator.class_means: this key is unknown"),
         ("generator.num_features=7", "generator.num_features"),
         ("generator.channel_multipliers=[1, 1, 1, 1, 1]", "generator.channel_multipliers has 5 levels, but 8 pixels"),
     ],
@@ -279,7 +272,7 @@ def test_a_configuration_that_it_could_not_run_is_refused(place: Place, override
 def test_there_is_nothing_to_audit_and_nothing_is_charged(place: Place, privimage: Callable[..., Answer]) -> None:
     answer = privimage("audit", *place.options())
     assert answer.code == 2
-    assert "The audit is of DP-SGD's step, and generator merf takes none" in answer.complaint
+    assert "The audit is of DP-SGD's step, and a generator of kind mean_embedding takes none" in answer.complaint
     assert place.kinds == ["grant"]
 
 
@@ -287,8 +280,8 @@ def test_a_step_that_does_not_fit_is_found_before_the_charge(place: Place, monke
     def too_large(*given: object, **named: object) -> Any:
         raise torch.OutOfMemoryError("a step")
 
-    monkeypatch.setattr(mean_embedding, "match", too_large)
-    with pytest.raises(ConfigError, match=r"lower merf\.batch_size"):
+    monkeypatch.setattr(finetuning, "match", too_large)
+    with pytest.raises(ConfigError, match=r"lower generator\.batch_size"):
         run_all(place.run(), "finetune")
     assert place.kinds == ["grant"]
 
@@ -297,7 +290,7 @@ def test_vectors_that_do_not_fit_are_found_before_the_charge(place: Place, monke
     def too_large(*given: object) -> Any:
         raise torch.OutOfMemoryError("vectors")
 
-    monkeypatch.setattr(mean_embedding.Embedded, "__getitem__", too_large)
+    monkeypatch.setattr(finetuning.Embedded, "__getitem__", too_large)
     with pytest.raises(ConfigError, match="does not fit into memory"):
         run_all(place.run(), "finetune")
     assert place.kinds == ["grant"]

@@ -1,0 +1,1 @@
+"""GANs: painter and discriminator."""

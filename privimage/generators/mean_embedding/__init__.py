@@ -1,0 +1,1 @@
+"""Generators trained on noisy mean embeddings, their critics, and images that are chosen together."""

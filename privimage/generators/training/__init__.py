@@ -1,0 +1,1 @@
+"""Training by gradients of images, public and private, that kinds share."""

@@ -23,8 +23,6 @@ import pytest
 import torch
 from dp_accounting import rdp
 from numpy.typing import NDArray
-from privimage.pipeline.stage import Charge, Outcome, StageContext
-from privimage.store.weights import save_weights
 from safetensors.torch import load
 
 from privimage.config.run import RunConfig
@@ -35,6 +33,7 @@ from privimage.generators.opening import open_generator
 from privimage.generators.training import gradients as generation
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune
+from privimage.pipeline.stage import Charge, Outcome, StageContext
 from privimage.pipeline.table import charges
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.ledger import Ledger, Reservation
@@ -47,6 +46,7 @@ from privimage.running.runs import Run, admitted
 from privimage.stages import semantics
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
 from privimage.store.files import Store
+from privimage.store.weights import save_weights
 from tests.pipeline_fixtures import SETTINGS, write_images
 from tests.privacy.faults.witness import Witness
 

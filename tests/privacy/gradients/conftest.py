@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
+from privimage.methods.generators.diffusion import DenoiserConfig
 
 
 def seeded(seed: int = 0) -> torch.Generator:
