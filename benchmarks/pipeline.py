@@ -88,7 +88,7 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
     """Accuracy on the real test images from pre-training alone, and from as many real images."""
     config, admit = run.config, artifacts["admit"]
     device = choose_device(config.performance.device)
-    private_test = [torch.from_numpy(array) for array in read_images(admit.files("test-"))]
+    private_test, test_labels = (torch.from_numpy(array) for array in read_images(admit.files("test-")))
     private_train, train_labels = read_images(admit.files("train-"))
     generator, facts = open_generator(artifacts["pretrain"], device)
     classes = len(facts["class_names"])
@@ -103,7 +103,7 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
 
     def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
         model = train("cnn", images, labels, classes, config.evaluate, device, seed=config.evaluate.seed).model
-        return round(test(model, *private_test, classes).accuracy, 4)
+        return round(test(model, private_test, test_labels, classes).accuracy, 4)
 
     return {
         "accuracy_pretraining_alone": accuracy(torch.cat(parts), labels),

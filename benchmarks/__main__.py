@@ -1,77 +1,49 @@
-"""benchmark: methods side by side on public stand-ins for sensitive data."""
+"""Methods side by side on public stand-ins for sensitive data, started in the repository's root.
+
+    python -m benchmarks cpu-small
+
+Exit codes as for `privimage`: 0 fine, 1 failed, 2 usage or bad input, 3 refused for privacy.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from privimage.benchmark.suite import Part, Suite, load_suite
-from privimage.commands.shared import Commands, print_table
-from privimage.errors import ConfigError
+from benchmarks.harness.options import add_suite, part_of, suite_of
+from benchmarks.harness.suite import Part, Suite
+from privimage.commands.shared import exit_code, print_table
 from privimage.interrupts import StopRequest, stop_on_signals
 from privimage.progress import Terminal
+from privimage.readers import go_on_without_readers
 from privimage.runner import run_all
 from privimage.store.files import Store
 
-__all__ = ["add_suite", "part_of", "register", "suite_of"]
-
-SUITES = Path("benchmarks/suites")
-DEFAULT_STORE = ".privimage-benchmarks"
+__all__ = ["main"]
 
 
-def register(commands: Commands) -> None:
-    """Add the command."""
-    about = "methods x data sets x epsilons x seeds, in one table; for public stand-ins of sensitive data"
-    benchmark = commands.add_parser("benchmark", help=about)
-    add_suite(benchmark)
-    benchmark.add_argument("--dry-run", action="store_true", help="only show the runs, and how long they will take")
-    benchmark.add_argument(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a suite, or show what it would run; errors become one line on stderr and an exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Methods x data sets x epsilons x seeds, in one table; for public stand-ins of sensitive data.",
+    )
+    add_suite(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only show the runs, and how long they will take")
+    parser.add_argument(
         "--to",
         metavar="DIR",
         help="also write table, plots and certificates there; only if the suite's sets are public",
     )
-    benchmark.set_defaults(command=_benchmark)
-
-
-def add_suite(parser: argparse.ArgumentParser) -> None:
-    """SUITE, what to run of it, and --store."""
-    parser.add_argument("suite", metavar="SUITE", help=f"YAML file, or the name of one in {SUITES}")
-    for name, what in (("methods", "methods"), ("datasets", "data sets"), ("epsilons", "epsilons"), ("seeds", "seeds")):
-        parser.add_argument(
-            f"--{name}", default="", metavar="A,B", help=f"run only these of the suite's {what}; the table is of all"
-        )
-    parser.add_argument(
-        "--store",
-        default=DEFAULT_STORE,
-        metavar="URL",
-        help=f"store of all runs, not that of real data ({DEFAULT_STORE})",
-    )
-
-
-def suite_of(options: argparse.Namespace) -> Suite:
-    """The suite that the options of `add_suite` name."""
-    named = Path(options.suite)
-    path = named if named.suffix else SUITES / f"{options.suite}.yaml"
-    return load_suite(path)
-
-
-def part_of(options: argparse.Namespace) -> Part:
-    """What of the suite the options of `add_suite` ask to run."""
-    named = {name: [each for each in getattr(options, name).split(",") if each] for name in Part.model_fields}
-    try:
-        return Part.model_validate(named)
-    except ValidationError as error:
-        (first, *_) = error.errors(include_url=False)
-        raise ConfigError(
-            f"--{first['loc'][0]} is {first['input']!r}, expected numbers, with commas between."
-        ) from None
+    options = parser.parse_args(arguments)
+    go_on_without_readers()
+    return exit_code(lambda: _benchmark(options))
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from privimage.benchmark.running import check_public, hand_out, results_folder, run_of, run_suite
+    from benchmarks.harness.running import check_public, hand_out, results_folder, run_of, run_suite
 
     suite, part = suite_of(options), part_of(options)
     store, stop, progress = Store.open(options.store, wait=not options.dry_run), StopRequest(), Terminal()
@@ -97,7 +69,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _plan(suite: Suite, part: Part, store: Store) -> int:
-    from privimage.benchmark.running import estimate, prepare
+    from benchmarks.harness.running import estimate, prepare
 
     prepared = prepare(suite, store, part=part, dry=True)
     shown = estimate(suite, prepared.cells, store)
@@ -126,3 +98,7 @@ def _plan(suite: Suite, part: Part, store: Store) -> int:
         + f"; a grant of epsilon {suite.budget:g} for each data set."
     )
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from privimage.benchmark.results import OWN, Row, empty_row, plots, row_of, table
-from privimage.benchmark.suite import Cell, Part, Suite, cells_in, cells_of, first_charged
+from benchmarks.harness.results import OWN, Row, empty_row, plots, row_of, table
+from benchmarks.harness.suite import Cell, Part, Suite, cells_in, cells_of, first_charged
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
 from privimage.granting import grant

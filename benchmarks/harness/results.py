@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from privimage.benchmark.suite import Cell, Suite
+from benchmarks.harness.suite import Cell, Suite
 from privimage.pipeline import stages_of
 from privimage.plan import look_up
 from privimage.release.export import release_name
