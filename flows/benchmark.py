@@ -1,4 +1,4 @@
-"""A suite of runs as one flow: methods x data sets x epsilons x seeds, each a run of `synthesize`, and one table of all.
+"""A suite of runs as one flow: methods x data sets x epsilons x seeds, each a run of `synthesize`, and one table.
 
     python -m flows.benchmark cpu-small
 

@@ -1,7 +1,7 @@
 """What the runs of a suite are worth: one row a run, read from the artifacts; one table and two plots of all.
 
-The rows hold figures of `evaluate`, for which no budget was paid: they belong below `private/`, unless the sensitive sets are
-public (`running.write_results`, `running.hand_out`).
+The rows hold figures of `evaluate`, for which no budget was paid: they belong below `private/`, unless the sensitive
+sets are public (`running.write_results`, `running.hand_out`).
 """
 
 from __future__ import annotations
@@ -126,9 +126,10 @@ def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], 
         lines.append(_line(cells))
     lines += [
         "",
-        "± is the standard deviation over seeds. Accuracy: of the classifier that was chosen by synthetic images, on test ",
+        "± is the standard deviation over seeds. Accuracy: of the classifier that was chosen by synthetic images, ",
     ]
-    lines[-1] += f"images. Minutes: of {', '.join(OWN)}, mean of the runs; one that was interrupted shows too little. "
+    lines[-1] += "on test images. "
+    lines[-1] += f"Minutes: of {', '.join(OWN)}, mean of the runs; one that was interrupted shows too little. "
     if some_public:
         lines[-1] += "Public images: share of the released ones that are public ones, unchanged. "
     lines[-1] += "`privimage verify CERTIFICATE` checks a certificate."
@@ -141,7 +142,7 @@ def table(suite: Suite, rows: Sequence[Row], notice: str, link: Callable[[Row], 
 
 
 def plots(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Accuracy against epsilon, and against the time of a method's own stages, as PNG by file name; none without a run."""
+    """Accuracy by epsilon, and by the time of a method's own stages, as PNG by file name; none without a run."""
     done = [row for row in rows if row.status == "done"]
     if not done:
         return {}

@@ -1,7 +1,7 @@
 """Running a suite: a budget that holds all of its runs, then one run after the other, and the table after each.
 
-Its figures are computed from sensitive images without a charge (`evaluate`). They are written below `private/`, marked as
-internal. Only a suite that declares its sensitive sets to be public may hand them out, or grant its own budget.
+Its figures are computed from sensitive images without a charge (`evaluate`). They are written below `private/`, marked
+as internal. Only a suite that declares its sensitive sets to be public may hand them out, or grant its own budget.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def prepare(
 ) -> Prepared:
     """Admit all images of a part, and see to it that each of its data sets has a grant that holds its generators.
 
-    Nothing is charged. A data set whose images are missing, or cannot be used, is skipped. `dry`: nothing is admitted or
-    granted either; only of sets that were admitted before the budget is looked at.
+    Nothing is charged. A data set whose images are missing, or cannot be used, is skipped. `dry`: nothing is admitted
+    or granted either; only of sets that were admitted before the budget is looked at.
 
     Raises:
         ConfigError: a configuration contradicts its data, or the part names what the suite does not have.
@@ -134,7 +134,7 @@ def _admitted(run: Run, dry: bool) -> tuple[SensitiveFacts, TableFacts] | None:
 def _fitting(
     suite: Suite, store: Store, cells: Sequence[Cell], facts: SensitiveFacts, public: TableFacts
 ) -> tuple[Cell, Ledger]:
-    """One of the runs, and the ledger, if its grant holds all that were not opened yet, each generator as a plan of its own."""
+    """One of the runs, and the ledger, if its grant holds all that were not opened yet, a plan for each generator."""
     dataset, config = cells[0].dataset, cells[0].config
     ledger = ledger_of(store, facts, config.sensitive.shared_ledger)
     delta = config.privacy.delta
@@ -168,9 +168,9 @@ def _fitting(
             enough *= 1.05
         advice = "the grant is for good: use another store" if ledger.grant_entry else f"set budget to {enough:.3g}"
         raise BudgetExceeded(
-            f"The {len(ahead)} generators on {dataset} that are left would spend {taken(grant):.0%} of the grant of epsilon "
-            f"{grant['epsilon']:g}, delta {grant['delta']:g}, of which {max(1 - spent, 0):.0%} is left ({found:.0%} in all): "
-            f"{advice}, or run fewer. Nothing was charged."
+            f"The {len(ahead)} generators on {dataset} that are left would spend {taken(grant):.0%} of the grant of "
+            f"epsilon {grant['epsilon']:g}, delta {grant['delta']:g}, of which {max(1 - spent, 0):.0%} is left "
+            f"({found:.0%} in all): {advice}, or run fewer. Nothing was charged."
         )
     return cells[0], ledger
 
@@ -188,7 +188,7 @@ def _plan_of(cell: Cell, store: Store) -> str | None:
 
 
 def estimate(suite: Suite, cells: Sequence[Cell], store: Store) -> list[Estimate]:
-    """How long each run will take: what the stages that it lacks took of its like, else what the suite says of a whole run.
+    """How long each run will take: what its missing stages took in a run like it, else what the suite says of a run.
 
     A generator that several runs sample from is counted with the first of them.
     """
@@ -223,10 +223,10 @@ def run_suite(
     progress: Progress | None = None,
     note: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
-    """Run, or find, every run of a part, and write the suite's table after each: an interrupted suite goes on where it was.
+    """Run, or find, every run of a part, and write the suite's table after each; an interrupted suite goes on.
 
-    A run that fails is a row that says why, and does not end the suite; neither does a data set that is missing. The table, and
-    the rows, are of the whole suite: what other processes have made by then is in them.
+    A run that fails is a row that says why, and does not end the suite; neither does a data set that is missing. The
+    table and the rows are of the whole suite: what other processes have made by then is in them.
 
     Args:
         execute: makes a run, in this store.
@@ -319,8 +319,8 @@ def check_public(suite: Suite) -> None:
     """Raise PrivacyRefused unless the suite declares its sensitive sets to be public."""
     if not suite.public_stand_ins:
         raise PrivacyRefused(
-            f"The figures of suite {suite.name} were computed from sensitive images without a charge, and stay below private/. "
-            "Only a suite whose sensitive sets are public (public_stand_ins: true) hands them out."
+            f"The figures of suite {suite.name} were computed from sensitive images without a charge, and stay below "
+            "private/. Only a suite whose sensitive sets are public (public_stand_ins: true) hands them out."
         )
 
 

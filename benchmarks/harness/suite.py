@@ -1,4 +1,7 @@
-"""A suite: methods x data sets x epsilons x seeds, from one YAML file. Each combination is a run, each generator a draw of its own."""
+"""A suite: methods x data sets x epsilons x seeds, from one YAML file.
+
+Each combination is a run, and each generator a draw of its own.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,8 @@ class Suite(Section):
     description: str = Field(default="", description="One sentence for people.")
     public_stand_ins: bool = Field(
         default=False,
-        description="The sensitive sets are public. Then figures that no budget paid for may leave the private side, and the "
-        "suite grants its budget itself.",
+        description="The sensitive sets are public. Then figures that no budget paid for may leave the private side, "
+        "and the suite grants its budget itself.",
     )
     budget: float = Field(gt=0, le=1000, description="Epsilon to grant for each data set, over all runs on it.")
     epsilons: tuple[float, ...] = Field(min_length=1, description="Of each method.")
@@ -73,7 +76,7 @@ class Suite(Section):
 
 
 class Part(Section):
-    """Which runs of a suite to make; the table is of the whole suite all the same, so that several processes may share the work."""
+    """Which runs of a suite to make, so that several processes may share the work; the table is of the whole suite."""
 
     methods: tuple[str, ...] = Field(default=(), description="Only these methods; empty: all.")
     datasets: tuple[str, ...] = Field(default=(), description="Only these data sets; empty: all.")
@@ -177,11 +180,11 @@ def cells_in(suite: Suite, part: Part) -> list[Cell]:
 
 
 def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) -> Cell:
-    """A run: what the suite, the data set and the method say, in this order; then epsilon, and seeds of all but the classifier.
+    """A run: what suite, data set and method say, then epsilon and all seeds but the classifier's, in this order.
 
-    Noise is never seeded: another seed is another draw of query and fine-tuning. Each generator has draws of its own, so that each
-    is a plan of its own in the ledger, accounted as tightly as a first run. Methods that differ in sampling alone have one
-    generator, which is paid for once.
+    Noise is never seeded: another seed is another draw of query and fine-tuning. Each generator has draws of its own,
+    so that each is a plan of its own in the ledger, accounted as tightly as a first run. Methods that differ in sampling
+    alone have one generator, which is paid for once.
     """
     settings: dict[str, Any] = {}
     for change in (suite.settings, suite.datasets[dataset].settings, {**METHODS, **suite.variants}[method]):
@@ -213,9 +216,10 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
 
 
 def _trained_as(suite: Suite, method: str) -> str:
-    """Of the methods that differ from this one in `synthesize` alone, itself included, the one that names the generator.
+    """The method that names the generator, of those that differ from this one in `synthesize` alone, itself included.
 
-    That is one that says nothing of sampling, a built-in one first: so it stays the same when others join, in whatever order.
+    That is one that says nothing of sampling, a built-in one first. So it stays the same when others join, in whatever
+    order.
     """
     known = {**METHODS, **suite.variants}
 
