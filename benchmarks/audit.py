@@ -16,11 +16,12 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import dp_accounting as dpa
 import numpy as np
-from privimage.methods.training import FinetuneConfig
 
 from privimage.evaluation.memorization import memorization
 from privimage.generators.diffusion.canaries import audited_mechanism, score_canaries, tiny_denoiser
+from privimage.methods.training import FinetuneConfig
 from privimage.privacy.accounting import calibrate_noise_multiplier
 from privimage.privacy.audit import audit
 from privimage.privacy.dpsgd import noisy_mean_gradient
@@ -86,17 +87,21 @@ def main() -> None:
             max_grad_norm=1e-3,
             noise_multiplier=1.0,
         )
-        noise = calibrate_noise_multiplier(
-            lambda value, whole=whole: replace(whole, noise_multiplier=value).event,
-            epsilon=epsilon,
-            delta=DELTA,
-            prior=[],
-        )
+        noise = _calibrated(whole, epsilon)
         for share in (1.0, 0.5):
             name = f"epsilon {epsilon:g}, {share:g} of the noise"
             found[name] = quick(replace(whole, noise_multiplier=noise), share)
             print(f"{name}: {found[name]}", flush=True)
     print(json.dumps(found))
+
+
+def _calibrated(mechanism: DPSGDMechanism, epsilon: float) -> float:
+    """The noise multiplier with which a mechanism costs `epsilon`."""
+
+    def event(noise_multiplier: float) -> dpa.DpEvent:
+        return replace(mechanism, noise_multiplier=noise_multiplier).event
+
+    return calibrate_noise_multiplier(event, epsilon=epsilon, delta=DELTA, prior=[])
 
 
 if __name__ == "__main__":

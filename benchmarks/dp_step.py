@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from privimage.methods.generators.diffusion import DenoiserConfig
 from torch import Tensor
 from torch.func import functional_call
 
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
+from privimage.methods.generators.diffusion import DenoiserConfig
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.gradients import Backend, gradient_engine
 

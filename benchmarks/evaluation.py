@@ -21,9 +21,9 @@ import time
 
 import numpy as np
 import torch
+
 from privimage.config.classifier import ClassifierConfig
 from privimage.config.performance import Performance
-
 from privimage.evaluation.features import network_extractor
 from privimage.evaluation.fidelity import fid
 from privimage.evaluation.measures import Subject, measure
@@ -85,7 +85,7 @@ def _reports(
     chosen = [[(3 * number + place) % categories for place in range(3)] for number in range(classes)]
     columns = columns_that_fit(categories, real, 6)
     sections: list[Section] = [
-        contents.samples((synthetic, labels), names, 12),
+        contents.samples((synthetic, labels), names, 12, is_public=np.zeros(len(labels), dtype=bool)),
         contents.semantic_query(
             class_names=names,
             category_names=[f"category {number}" for number in range(categories)],

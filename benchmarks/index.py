@@ -101,7 +101,6 @@ def memory_mb(which: str) -> int:
 
 def write_table(folder: str, rows: str) -> dict[str, float]:
     from privimage.config.images import ImageConfig
-
     from privimage.data.table import TableWriter, encode_png
 
     pictures = np.random.default_rng(0).integers(0, 256, (16, 1, 8, 8), dtype=np.uint8)
@@ -117,12 +116,12 @@ def write_table(folder: str, rows: str) -> dict[str, float]:
 def build(folder: str) -> dict[str, float]:
     import pyarrow.parquet as pq
     import torch
-    from privimage.config.classifier import ClassifierConfig
+    from privimage.stages.semantics import INDEX_BATCH
 
+    from privimage.config.classifier import ClassifierConfig
     from privimage.data.table import iterate_images
     from privimage.semantics.classifier import new_classifier
     from privimage.semantics.index import write_index, write_predictions
-    from privimage.stages.semantics import INDEX_BATCH
 
     files = sorted(Path(folder).glob("images-*.parquet"))
     config = ClassifierConfig(base_channels=4, blocks=(1,))

@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from privimage.config.loading import load_config
-
 from privimage.config.run import RunConfig
 from privimage.machine.progress import Terminal
 from privimage.reports.pictures import curve_svg

@@ -1,7 +1,7 @@
 """Further pairs of a public and a sensitive set, for the suite `other-pairs`, out of the image sets that others were tuned on.
 
     python -m benchmarks.other_pairs [--of ../shared/data] [--to .privimage-other-pairs]
-    privimage benchmark other-pairs
+    python -m benchmarks other-pairs
 
 - Letters: ten letters of EMNIST are the sensitive classes, the other sixteen are public.
 - Things: categories of Tiny ImageNet of eight kinds are the sensitive images, and their kinds the classes; three categories of each

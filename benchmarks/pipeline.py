@@ -21,15 +21,15 @@ from datetime import UTC, datetime
 
 import numpy as np
 import torch
-from privimage.config.loading import load_config
-from privimage.pipeline.stage import Stage
 
+from privimage.config.loading import load_config
 from privimage.data.table import read_images
 from privimage.evaluation.utility import test, train
 from privimage.generators.opening import open_generator
 from privimage.generators.sampling.sampler import synthesize_images
 from privimage.machine.device import choose_device
 from privimage.machine.progress import Terminal
+from privimage.pipeline.stage import Stage
 from privimage.running.granting import grant
 from privimage.running.runner import StageResult, run_all
 from privimage.running.runs import Run
@@ -89,7 +89,7 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
     """Accuracy on the real test images from pre-training alone, and from as many real images."""
     config, admit = run.config, artifacts["admit"]
     device = choose_device(config.performance.device)
-    private_test = [torch.from_numpy(array) for array in read_images(admit.files("test-"))]
+    private_test, test_labels = (torch.from_numpy(array) for array in read_images(admit.files("test-")))
     private_train, train_labels = read_images(admit.files("train-"))
     generator, facts = open_generator(artifacts["pretrain"], device)
     classes = len(facts["class_names"])
@@ -104,7 +104,7 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
 
     def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
         model = train("cnn", images, labels, classes, config.evaluate, device, seed=config.evaluate.seed).model
-        return round(test(model, *private_test, classes).accuracy, 4)
+        return round(test(model, private_test, test_labels, classes).accuracy, 4)
 
     return {
         "accuracy_pretraining_alone": accuracy(torch.cat(parts), labels),

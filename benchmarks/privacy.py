@@ -22,9 +22,9 @@ import dp_accounting as dpa
 import numpy as np
 import torch
 from moto.server import ThreadedMotoServer
-from privimage.methods.generators.diffusion import DenoiserConfig
 
 from privimage.generators.diffusion.denoiser import new_denoiser
+from privimage.methods.generators.diffusion import DenoiserConfig
 from privimage.privacy.accounting import calibrate_noise_multiplier, epsilon_of
 from privimage.privacy.budget import Plan
 from privimage.privacy.crosscheck import prv_interval

@@ -31,15 +31,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from privimage.config.classifier import ClassifierConfig
-from privimage.config.images import ImageConfig
-from privimage.config.synthesize import SynthesizeConfig
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import PretrainConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from privimage.config.classifier import ClassifierConfig
+from privimage.config.images import ImageConfig
 from privimage.config.sources import DemoGlyphs, ParquetSource
+from privimage.config.synthesize import SynthesizeConfig
 from privimage.data.admission import admit_public
 from privimage.data.facts import TableFacts
 from privimage.data.pixels import to_pixels
@@ -50,6 +48,8 @@ from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.sampling.sampler import DenoiseFn, guided, initial_noise, sample_multistep, sigma_schedule
 from privimage.generators.training.pretrain import pretrain
 from privimage.machine.progress import Terminal
+from privimage.methods.generators.diffusion import DenoiserConfig
+from privimage.methods.training import PretrainConfig
 from privimage.semantics.classifier import new_classifier, train_classifier
 
 ROWS = 64

@@ -1,7 +1,7 @@
 """Long-tailed copies of image sets in Parquet, for the suite `unbalanced-ablations`.
 
     python -m benchmarks.unbalanced [--of ../shared/data] [--to .privimage-unbalanced]
-    privimage benchmark unbalanced-ablations
+    python -m benchmarks unbalanced-ablations
 
 Of each class of MNIST, Fashion-MNIST and CIFAR-10 so many images are kept, of training and test sets, that the most common class
 has ten times as many as the rarest, and sizes fall evenly on a logarithmic scale between them. Which class is rare, and which of its

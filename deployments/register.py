@@ -29,11 +29,11 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
-from privimage.config.loading import load_config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.server import check_answers, check_server
 from privimage.commands.shared import add_store, exit_code
+from privimage.config.loading import load_config
 from privimage.config.run import RunConfig
 from privimage.errors import ConfigError, InputError
 

@@ -1,8 +1,8 @@
-"""A suite of runs as one flow: methods x data sets x epsilons x seeds, each a run of `synthesize`, and one table of all.
+"""A suite of runs as one flow: methods x data sets x epsilons x seeds, each a run of `synthesize`, and one table.
 
     python -m flows.benchmark cpu-small
 
-The same runs, store and table as `privimage benchmark`: what either has made, the other reuses.
+The same runs, store and table as `python -m benchmarks`: what either has made, the other reuses.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed, State
 
+from benchmarks.harness.options import add_suite, part_of, suite_of
+from benchmarks.harness.running import WHOLE, prepare, results_folder, run_suite
+from benchmarks.harness.suite import Cell, Part, Suite
 from flows.forms import Redo, StoreUrl
 from flows.server import check_answers, check_server
 from flows.synthesize import synthesize
-from privimage.benchmark.running import WHOLE, prepare, results_folder, run_suite
-from privimage.benchmark.suite import Cell, Part, Suite
-from privimage.commands.benchmark_commands import add_suite, part_of, suite_of
 from privimage.commands.shared import exit_code
 from privimage.errors import PrivimageError
 from privimage.store.files import Store

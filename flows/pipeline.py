@@ -12,13 +12,13 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
-from privimage.pipeline.stage import Stage
 
 from flows.approval import approval_is_required, ask_for_approval
 from flows.server import check_server
 from privimage.config.run import RunConfig
 from privimage.errors import InputError
 from privimage.machine.interrupts import StopRequest
+from privimage.pipeline.stage import Stage
 from privimage.pipeline.table import STAGES, stages_until
 from privimage.running.plan import RunPlan, plan_run, refuse
 from privimage.running.runs import Run

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from privimage import __version__
 from privimage.commands import (
     audit_commands,
-    benchmark_commands,
     inspect_commands,
     ledger_commands,
     release_commands,
@@ -42,7 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     ledger_commands.register(commands)
     release_commands.register(commands)
     audit_commands.register(commands)
-    benchmark_commands.register(commands)
     inspect_commands.register(commands)
     return parser
 

@@ -10,8 +10,8 @@ from typing import Any
 from prefect import task
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from privimage.config.performance import Performance
 
+from privimage.config.performance import Performance
 from privimage.errors import ConfigError
 from privimage.machine.progress import Progress, Silent
 from privimage.running.jobs import Job, MapJobs, make_part

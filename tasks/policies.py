@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+
 from privimage.pipeline.stage import Stage
 
 __all__ = ["COMPUTING", "LIMIT_VARIABLE", "PRIVATE_STAGE", "PUBLIC_STAGE", "SMALL", "wait_for_turn"]

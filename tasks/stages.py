@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import Task, task
 from prefect.states import State
-from privimage.pipeline.stage import Stage
 
+from privimage.pipeline.stage import Stage
 from privimage.pipeline.table import STAGES
 from tasks.policies import PRIVATE_STAGE, PUBLIC_STAGE, SMALL
 from tasks.running import Reference, Request, check_request, reference_or_reused

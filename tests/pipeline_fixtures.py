@@ -37,6 +37,7 @@ __all__ = [
     "USUAL",
     "Answer",
     "Place",
+    "caller",
     "finished",
     "finished_copy",
     "granted",
@@ -233,11 +234,16 @@ def finished_copy(finished: Place, tmp_path: Path) -> Place:
 @pytest.fixture
 def privimage(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Runs a command of the command line in this process."""
+    return caller(main, capsys)
+
+
+def caller(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Calls a command with its arguments, and tells what it did."""
 
     def call(*arguments: object) -> Answer:
         capsys.readouterr()
         try:
-            code = main([str(argument) for argument in arguments])
+            code = command([str(argument) for argument in arguments])
         except SystemExit as stop:  # argparse: --help, or a usage that it does not know
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from privimage.benchmark.results import empty_row, row_of, table
-from privimage.benchmark.running import estimate, prepare, results_folder, run_of, run_suite
-from privimage.benchmark.suite import METHODS, Cell, Part, Suite, cells_in, cells_of, load_suite, parse_suite
+from benchmarks.__main__ import main
+from benchmarks.harness.results import empty_row, row_of, table
+from benchmarks.harness.running import estimate, prepare, results_folder, run_of, run_suite
+from benchmarks.harness.suite import METHODS, Cell, Part, Suite, cells_in, cells_of, load_suite, parse_suite
 from privimage.config.sources import ParquetSource
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.generators.diffusion.denoiser import new_denoiser
@@ -24,7 +25,7 @@ from privimage.release.verify import read_release, verify_release
 from privimage.reports.figures import INTERNAL
 from privimage.running.runner import run_all
 from privimage.store.files import Store
-from tests.pipeline_fixtures import SETTINGS, Answer
+from tests.pipeline_fixtures import SETTINGS, Answer, caller
 
 SHARED = {name: value for name, value in SETTINGS.items() if name not in ("name", "sensitive", "public")}
 SHARED["evaluate"] = {"epochs": 1, "classifiers": ["logistic-regression"], "ceiling": False, "safety": False}
@@ -77,6 +78,12 @@ def finished(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 Finished = tuple[Suite, Path]
+
+
+@pytest.fixture
+def benchmarks(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs `python -m benchmarks` in this process."""
+    return caller(main, capsys)
 
 
 # ------------------------------------------------------------------ runs
@@ -224,7 +231,7 @@ def test_runs_that_were_paid_for_need_no_budget_again(finished: Finished, portra
 
 
 def test_without_the_declaration_the_table_is_internal_and_is_not_handed_out(
-    finished: Finished, portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+    finished: Finished, portraits: Path, tmp_path: Path, benchmarks: Callable[..., Answer]
 ) -> None:
     _, folder = finished
     closed = parse_suite(suite_data(portraits, public_stand_ins=False))
@@ -232,7 +239,7 @@ def test_without_the_declaration_the_table_is_internal_and_is_not_handed_out(
     assert INTERNAL in (folder / results_folder(closed) / "table.md").read_text()
     file = tmp_path / "closed.yaml"
     file.write_text(yaml.safe_dump(suite_data(portraits, public_stand_ins=False)))
-    answer = privimage("benchmark", file, "--store", folder, "--to", tmp_path / "out")
+    answer = benchmarks(file, "--store", folder, "--to", tmp_path / "out")
     assert answer.code == 3
     assert "stay below private/" in answer.complaint
     assert not (tmp_path / "out").exists()
@@ -247,12 +254,16 @@ def test_no_figure_lies_outside_of_the_private_side(finished: Finished) -> None:
 
 
 def test_the_command_runs_a_suite_and_hands_its_table_out_with_the_certificates(
-    finished: Finished, portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+    finished: Finished,
+    portraits: Path,
+    tmp_path: Path,
+    benchmarks: Callable[..., Answer],
+    privimage: Callable[..., Answer],
 ) -> None:
     _, folder = finished
     file = tmp_path / "open.yaml"
     file.write_text(yaml.safe_dump(suite_data(portraits)))
-    answer = privimage("benchmark", file, "--store", folder, "--to", tmp_path / "out")
+    answer = benchmarks(file, "--store", folder, "--to", tmp_path / "out")
     assert answer.code == 0
     assert "[4/4] portraits, privimage, epsilon 1, seed 1: there already" in answer.err
     table = (tmp_path / "out" / "table.md").read_text()
@@ -267,13 +278,13 @@ def test_the_command_runs_a_suite_and_hands_its_table_out_with_the_certificates(
 
 
 def test_a_dry_run_tells_what_is_to_be_made_and_makes_nothing(
-    portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+    portraits: Path, tmp_path: Path, benchmarks: Callable[..., Answer]
 ) -> None:
     file = tmp_path / "suite.yaml"
     data = suite_data(portraits)
     data["datasets"]["portraits"]["seconds"] = 900
     file.write_text(yaml.safe_dump(data))
-    answer = privimage("benchmark", file, "--store", tmp_path / "store", "--dry-run")
+    answer = benchmarks(file, "--store", tmp_path / "store", "--dry-run")
     assert answer.code == 0
     assert "4 of 4 runs are to be made, in about 1.0 hours; a grant of epsilon 5 for each data set." in answer.out
     assert not list((tmp_path / "store").rglob("manifest.json"))
@@ -313,7 +324,7 @@ def test_a_data_set_that_is_missing_is_skipped_with_a_reason_in_the_table(portra
 
 
 def test_processes_that_share_a_suite_write_the_table_of_all_of_it(
-    finished: Finished, portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+    finished: Finished, portraits: Path, tmp_path: Path, benchmarks: Callable[..., Answer]
 ) -> None:
     data = suite_data(portraits, methods=["dpdm"])
     data["datasets"]["gone"] = {
@@ -345,13 +356,13 @@ def test_processes_that_share_a_suite_write_the_table_of_all_of_it(
 
     file = tmp_path / "part.yaml"
     file.write_text(yaml.safe_dump(data))
-    command = ("benchmark", file, "--store", tmp_path / "store")
-    answer = privimage(*command, "--datasets", "portraits", "--seeds", "0", "--epsilons", "1")
+    command = (file, "--store", tmp_path / "store")
+    answer = benchmarks(*command, "--datasets", "portraits", "--seeds", "0", "--epsilons", "1")
     assert answer.code == 0
     assert "[1/1] portraits, dpdm, epsilon 1, seed 0: there already" in answer.err
-    planned = privimage(*command, "--seeds", "0", "--dry-run").out
+    planned = benchmarks(*command, "--seeds", "0", "--dry-run").out
     assert "0 of 1 runs are to be made" in planned and "gone would be skipped: Nothing found at" in planned
-    answer = privimage(*command, "--seeds", "0,one")
+    answer = benchmarks(*command, "--seeds", "0,one")
     assert answer.code == 2
     assert "--seeds is 'one', expected numbers, with commas between." in answer.complaint
 
@@ -376,7 +387,7 @@ def test_a_suite_that_makes_no_sense_is_refused(portraits: Path, changes: dict[s
 
 
 def test_unknown_names_are_answered_with_the_known_ones(
-    portraits: Path, tmp_path: Path, privimage: Callable[..., Answer]
+    portraits: Path, tmp_path: Path, benchmarks: Callable[..., Answer]
 ) -> None:
     suite = parse_suite(suite_data(portraits))
     for part, expected in (
@@ -387,7 +398,7 @@ def test_unknown_names_are_answered_with_the_known_ones(
     ):
         with pytest.raises(ConfigError, match=expected):
             cells_in(suite, part)
-    answer = privimage("benchmark", "no-such-suite", "--store", tmp_path / "store")
+    answer = benchmarks("no-such-suite", "--store", tmp_path / "store")
     assert answer.code == 2
     assert "There is no suite benchmarks/suites/no-such-suite.yaml; beside it are" in answer.complaint
 

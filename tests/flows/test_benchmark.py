@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from privimage.benchmark.running import results_folder
-from privimage.benchmark.suite import parse_suite
+from benchmarks.harness.running import results_folder
+from benchmarks.harness.suite import parse_suite
 from tests.benchmark.test_suites import suite_data
 from tests.flows.prefect_server import Server
 

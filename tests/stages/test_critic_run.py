@@ -15,8 +15,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from privimage.benchmark.results import row_of
-from privimage.benchmark.suite import Cell
+from benchmarks.harness.results import row_of
+from benchmarks.harness.suite import Cell
 from privimage.data.pixels import from_pixels
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused

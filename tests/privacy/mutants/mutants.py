@@ -23,11 +23,12 @@ class Mutant:
 
 
 def _of(file: str, tests: str, *bugs: tuple[str, str, str, str]) -> list[Mutant]:
-    """Bugs of one file (name, old, new, test), noticed by the tests of one file."""
-    return [
-        Mutant(name=name, file=f"privimage/{file}", old=old, new=new, test=f"{tests}::{test}")
-        for name, old, new, test in bugs
-    ]
+    """Bugs of one file (name, old, new, test), noticed by the tests of one file.
+
+    `file` lies below privimage/, unless it begins with benchmarks/.
+    """
+    path = file if file.startswith("benchmarks/") else f"privimage/{file}"
+    return [Mutant(name=name, file=path, old=old, new=new, test=f"{tests}::{test}") for name, old, new, test in bugs]
 
 
 _CLIPPING = _of(
@@ -2179,7 +2180,7 @@ _STRATEGIES = (
         ),
     )
     + _of(
-        "benchmark/running.py",
+        "benchmarks/harness/running.py",
         "benchmark/test_suites.py",
         (
             "A benchmark grants a budget for images that nobody called public",
