@@ -16,17 +16,17 @@ import tempfile
 from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from httpx import HTTPStatusError
 from prefect.automations import Automation, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate, WorkPoolCreate
+from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
-from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -223,6 +223,9 @@ def _note_leases(client: SyncPrefectClient) -> None:
         )
 
 
+GONE = "No sign of life for 90 s: its process is gone."
+
+
 def _ensure_automation() -> None:
     """Runs that fall silent without having ended become Crashed, and can be retried."""
     automation = Automation(
@@ -237,10 +240,17 @@ def _ensure_automation() -> None:
             threshold=1,
             within=SILENCE,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="No sign of life for 90 s: its process is gone.")],
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                state=StateType.CRASHED,
+                force=False,
+                message=GONE,
+            )
+        ],
     )
     try:
-        existing = Automation.read(name=AUTOMATION)
+        existing = cast(Automation, Automation.read(name=AUTOMATION))
     except ValueError:
         automation.create()
         print(f"Automation {AUTOMATION!r}: made")

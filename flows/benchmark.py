@@ -12,8 +12,9 @@ import sys
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from benchmarks.harness.options import add_suite, part_of, suite_of
 from benchmarks.harness.running import WHOLE, prepare, results_folder, run_suite

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.approval import approval_is_required, ask_for_approval
 from flows.server import check_server
@@ -28,7 +30,10 @@ from tasks.running import STOP, plan_request, request_for
 from tasks.showing import plan_in_words
 from tasks.stages import STAGE_TASKS, check
 
-__all__ = ["Keys", "run_stages"]
+__all__ = ["ONE_AT_A_TIME", "Keys", "run_stages"]
+
+ONE_AT_A_TIME: TaskRunner[Any] = cast(TaskRunner[Any], ThreadPoolTaskRunner(max_workers=1))
+"""Of the tasks of a flow: each stage uses the whole device."""
 
 Keys = dict[str, str]
 """Keys of the artifacts, by stage."""
@@ -76,7 +81,11 @@ def run_stages(
             futures[stage.name] = STAGE_TASKS[stage.name].submit(request, inputs)
             _wait_for(futures[stage.name], stop)
             if stage.name == "admit" and "public" in futures:
-                _wait_for(check.submit(request, futures["public"], futures["admit"], last), stop)
+                public, admit = (
+                    cast(Any, futures["public"]),
+                    cast(Any, futures["admit"]),
+                )  # Prefect puts in their results
+                _wait_for(check.submit(request, public, admit, last), stop)
                 if any(row.epsilon is None for row in planned.stages):
                     plan_request(request, last)  # once more: now its epsilons are known
     finally:

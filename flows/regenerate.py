@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.states import State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from flows.forms import DEFAULT_STORE_URL, StoreUrl
-from flows.pipeline import Keys, run_stages
+from flows.pipeline import ONE_AT_A_TIME, Keys, run_stages
 from privimage.config.run import RunConfig
 
 __all__ = ["regenerate"]
@@ -19,7 +18,7 @@ __all__ = ["regenerate"]
 @flow(
     name="regenerate",
     flow_run_name="{config.name}-eps{config.privacy.epsilon:g}-{num_images}-images",
-    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    task_runner=ONE_AT_A_TIME,
     persist_result=False,
 )
 def regenerate(

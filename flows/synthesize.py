@@ -12,8 +12,7 @@ import sys
 from typing import Any
 
 from prefect import flow
-from prefect.states import State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import State
 
 from flows.forms import (
     DEFAULT_STORE_URL,
@@ -24,7 +23,7 @@ from flows.forms import (
     StoreUrl,
     draws_of,
 )
-from flows.pipeline import Keys, run_stages
+from flows.pipeline import ONE_AT_A_TIME, Keys, run_stages
 from flows.server import check_answers
 from privimage.commands.shared import add_config, exit_code, open_run
 from privimage.config.run import RunConfig
@@ -36,8 +35,7 @@ __all__ = ["main", "synthesize"]
 @flow(
     name="synthesize",
     flow_run_name="{config.name}-eps{config.privacy.epsilon:g}",
-    # One stage at a time: each uses the whole device.
-    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    task_runner=ONE_AT_A_TIME,
     persist_result=False,
 )
 def synthesize(

@@ -74,7 +74,7 @@ def _runner(performance: Performance) -> Callable[[], TaskRunner[Any]]:
         return lambda: ThreadPoolTaskRunner(max_workers=1)  # a part uses all of the machine
     try:
         if kind == "dask":
-            from prefect_dask import DaskTaskRunner
+            from prefect_dask.task_runners import DaskTaskRunner
 
             local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
             on_this_machine = {"cluster_kwargs": {**local, "silence_logs": logging.WARNING}}

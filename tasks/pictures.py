@@ -12,7 +12,6 @@ __all__ = ["curve_url", "grid_url", "picture_url"]
 
 IMAGES_PER_CLASS = 6
 CLASSES = 20
-MOST_STEPS = 12
 
 
 def picture_url(data: bytes, kind: str = "image/png") -> str:
@@ -41,11 +40,10 @@ def grid_url(generator: Artifact, config: RunConfig) -> str:
     from privimage.machine.device import choose_device
     from privimage.reports.pictures import sample_grid
 
-    network, facts = open_generator(generator, choose_device(config.performance.device))
-    names = facts["class_names"][:CLASSES]
+    device, settings = choose_device(config.performance.device), config.generator.for_a_look()
+    network, about = open_generator(generator, device, settings)
+    names = about.class_names[:CLASSES]
     labels = torch.arange(len(names)).repeat(IMAGES_PER_CLASS)
     seeds = torch.arange(len(labels)) + (config.synthesize.seed << 32)
-    shape = (facts["channels"], facts["resolution"], facts["resolution"])
-    settings = config.synthesize.model_copy(update={"num_steps": min(config.synthesize.num_steps, MOST_STEPS)})
-    images = synthesize_images(network, labels, seeds, shape, settings)
+    images = synthesize_images(network, labels, seeds, about.shape)
     return picture_url(sample_grid(images, labels, names, per_class=IMAGES_PER_CLASS))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import cast
 from uuid import UUID
 
 import httpx
@@ -96,7 +97,8 @@ class _Posted:
     def _post_bar(self) -> None:
         share, text = 100 * min(1.0, self.done / self._total), self._in_words()
         if self._bar is None:
-            self._bar = create_progress_artifact(progress=share, key=f"progress-{self._key}", description=text)
+            made = create_progress_artifact(progress=share, key=f"progress-{self._key}", description=text)
+            self._bar = cast(UUID, made)
         else:
             update_progress_artifact(artifact_id=self._bar, progress=share, description=text)
 
@@ -118,7 +120,7 @@ class _Posted:
         picture = curve_url(losses[:: -(-len(losses) // MOST_POINTS)], title=f"{self._description}: loss so far")
         if self._curve is None:
             about = "Loss by step, on public images, while it is trained"
-            self._curve = create_image_artifact(picture, key=f"loss-{self._key}", description=about)
+            self._curve = cast(UUID, create_image_artifact(picture, key=f"loss-{self._key}", description=about))
             return
         update_picture(self._curve, picture)
 

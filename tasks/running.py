@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
 
 from privimage.config.run import RunConfig
 from privimage.errors import Stopped

@@ -6,7 +6,7 @@ versions of one page, such as the sample grid that improves from pre-training to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect.artifacts import (
@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 
 from privimage.config.run import RunConfig
+from privimage.payloads import ClassifierAbout, GeneratorAbout, Selection
 from privimage.pipeline.table import STAGES
 from privimage.release.certificate import in_words, interval_in_words
 from privimage.release.export import release_name
@@ -58,13 +59,13 @@ def show_made(config: RunConfig, artifact: Artifact) -> None:
     name, stage = config.name, artifact.ref.stage
     match stage:
         case "classifier":
-            _show_curve(name, stage, "Semantic classifier", artifact.read_json("classifier.json"))
+            _show_curve(name, stage, "Semantic classifier", ClassifierAbout.read(artifact).loss_curve)
         case "select":
-            _show_categories(name, artifact.read_json("selection.json"))
+            _show_categories(name, Selection.read(artifact))
         case "pretrain":
-            if not (facts := artifact.read_json("generator.json"))["loss_curve"]:
+            if not (curve := GeneratorAbout.read(artifact).loss_curve):
                 return  # not trained: noise
-            _show_curve(name, stage, "Generator, pre-training", facts)
+            _show_curve(name, stage, "Generator, pre-training", curve)
             create_image_artifact(
                 grid_url(artifact, config),
                 key=f"samples-{name}",
@@ -76,8 +77,7 @@ def show_made(config: RunConfig, artifact: Artifact) -> None:
             )
 
 
-def _show_curve(name: str, stage: str, title: str, facts: Mapping[str, Any]) -> None:
-    points = [(int(step), float(loss)) for step, loss in facts["loss_curve"]]
+def _show_curve(name: str, stage: str, title: str, points: Sequence[tuple[int, float]]) -> None:
     create_image_artifact(
         curve_url(points, f"{title}: loss by step"),
         key=f"loss-{name}-{stage}",
@@ -85,19 +85,19 @@ def _show_curve(name: str, stage: str, title: str, facts: Mapping[str, Any]) -> 
     )
 
 
-def _show_categories(name: str, chosen: list[dict[str, Any]]) -> None:
-    rows = [
+def _show_categories(name: str, selection: Selection) -> None:
+    rows: list[dict[str, Any]] = [
         {
-            "class": row["class"],
-            "public category": category["name"],
-            **({"noisy votes": round(category["noisy_votes"], 1)} if "noisy_votes" in category else {}),
+            "class": row.name,
+            "public category": category.name,
+            **({} if category.noisy_votes is None else {"noisy votes": round(category.noisy_votes, 1)}),
         }
-        for row in chosen
-        for category in row["categories"]
+        for row in selection.classes
+        for category in row.categories
     ]
     if rows:
         voted = "the noisy query chose for each sensitive class; its votes were paid for."
-        drawn = "were drawn at random for each sensitive class."
+        drawn = "were chosen for each sensitive class without a query."
         about = f"Public categories that {voted if 'noisy votes' in rows[0] else drawn}"
         create_table_artifact(key=f"categories-{name}", table=rows, description=about)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import Task, task
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from privimage.pipeline.stage import Stage
 from privimage.pipeline.table import STAGES
@@ -26,7 +26,7 @@ def _as_task(stage: Stage) -> Task[..., Any]:
         return reference_or_reused(stage.name, request, inputs)
 
     touches = stage.charge is not None or stage.sealed
-    return task(
+    return Task(
         run,
         name=stage.name,
         description=stage.about,

@@ -7,11 +7,15 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from privimage.store.files import Store
 from privimage.store.s3 import s3_client
+
+if TYPE_CHECKING:
+    from tests.flows.prefect_server import Server
 
 # Threads that wait for each other cost more than they save on networks as small as the tests': 40 s become 10.
 # Set before the fixtures are imported, because torch reads it when it is.
@@ -73,6 +77,15 @@ def s3_endpoint() -> Iterator[str]:
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Prefect server with a database of its own; what the tests make on it bears names of their own."""
+    from tests.flows.prefect_server import serve  # Prefect is loaded where a flow is run
+
+    with serve(tmp_path_factory.mktemp("prefect")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import dp_accounting as dpa
 from pydantic import Field
@@ -88,6 +88,10 @@ class GeneratorKind(Section):
 
     def check(self, image: ImageConfig, selection: SelectionStrategy) -> None:
         """Raise ValueError, which names settings and cure, if these settings contradict those of images and selection."""
+
+    def for_a_look(self) -> Self:
+        """The same generator, drawing as fast as a few images for the eye allow."""
+        return self
 
     def fields_of(self, stage: str, selection: SelectionStrategy, classifier: ClassifierConfig) -> dict[str, Any]:
         """The settings that can change what a stage makes: they go into its key, and another key of a charged stage is charged.

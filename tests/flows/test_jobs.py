@@ -28,7 +28,7 @@ FLOWS = f"""
 import functools, sys
 from flows.stage import stage
 from flows.synthesize import synthesize as whole
-from privimage.config.run import load_config
+from privimage.config.loading import load_config
 from privimage.data import admission
 from privimage.data.table import TableWriter
 from privimage.stages import synthesize

@@ -32,7 +32,7 @@ from flows.housekeeping import housekeeping
 from flows.regenerate import regenerate
 from flows.stage import stage
 from flows.synthesize import synthesize
-from privimage.config.run import load_config
+from privimage.config.loading import load_config
 from privimage.errors import PrivimageError
 
 config = load_config({config!r})

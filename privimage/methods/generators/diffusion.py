@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ from privimage.methods.training import FinetuneConfig, LearnsByGradients, Pretra
 from privimage.privacy.mechanisms import ClassSums
 
 __all__ = ["ClassMeans", "DenoiserConfig", "Diffusion", "DiffusionFinetune", "DiffusionPretrain", "DiffusionSampling"]
+
+STEPS_FOR_A_LOOK = 12
 
 
 class DenoiserConfig(Section):
@@ -162,6 +164,10 @@ class Diffusion(LearnsByGradients):
                 "labels, which class mean images do not have: leave it out, or choose another strategy"
             )
         check_levels("generator.network", self.network.channel_multipliers, image.resolution)
+
+    def for_a_look(self) -> Self:
+        few = self.sampling.model_copy(update={"num_steps": min(self.sampling.num_steps, STEPS_FOR_A_LOOK)})
+        return self.model_copy(update={"sampling": few})
 
     def fields_of(self, stage: str, selection: SelectionStrategy, classifier: ClassifierConfig) -> dict[str, Any]:
         shared = {"sigma_mean", "sigma_std", "label_dropout", "horizontal_flip"}
