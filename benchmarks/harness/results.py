@@ -15,6 +15,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from benchmarks.harness.suite import Cell, Suite
+from privimage.payloads import Synthesis
 from privimage.pipeline.table import stages_of
 from privimage.release.export import release_name
 from privimage.running.plan import look_up
@@ -92,7 +93,7 @@ def row_of(cell: Cell, run: Run, status: Status = "not run", why: str = "") -> R
 
 
 def _public_share(synthesize: Artifact, num_images: int) -> float | None:
-    number: int | None = synthesize.read_json("synthesis.json").get("num_public")
+    number = Synthesis.read(synthesize).num_public
     return None if number is None else number / num_images
 
 

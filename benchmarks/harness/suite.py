@@ -15,9 +15,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from privimage.config.form import Section
-from privimage.config.loading import parse_config
+from privimage.config.loading import merged, parse_config
 from privimage.config.run import RunConfig
 from privimage.errors import ConfigError
+from privimage.methods.registry import GENERATORS, SELECTIONS
 from privimage.pipeline.table import stages_of
 
 __all__ = [
@@ -36,10 +37,13 @@ __all__ = [
 METHODS: Mapping[str, dict[str, Any]] = {
     "privimage": {},
     "random-selection": {"selection": {"strategy": "random"}},
-    "pdp-diffusion": {"generator": "diffusion", "selection": {"strategy": "all"}},
-    "dpdm": {"generator": "diffusion", "selection": {"strategy": "none"}},
-    "dp-feta": {"generator": "diffusion", "selection": {"strategy": "none"}, "class_means": {"num_steps": 400}},
-    "dp-merf": {"generator": "merf", "selection": {"strategy": "none"}},
+    "pdp-diffusion": {"generator": {"kind": "diffusion"}, "selection": {"strategy": "all"}},
+    "dpdm": {"generator": {"kind": "diffusion"}, "selection": {"strategy": "none"}},
+    "dp-feta": {
+        "generator": {"kind": "diffusion", "class_means": {"num_steps": 400}},
+        "selection": {"strategy": "none"},
+    },
+    "dp-merf": {"generator": {"kind": "mean_embedding"}, "selection": {"strategy": "none"}},
 }
 """What every suite may name, as what it changes in a configuration."""
 
@@ -73,7 +77,10 @@ class Suite(Section):
     methods: tuple[str, ...] = Field(min_length=1, description="Names of methods: built-in ones, or of `variants`.")
     variants: dict[str, dict[str, Any]] = Field(default={}, description="Further methods: name -> changed settings.")
     datasets: dict[str, DataSet] = Field(min_length=1, description="Name -> data set.")
-    settings: dict[str, Any] = Field(default={}, description="Configuration sections that all runs share.")
+    settings: dict[str, Any] = Field(
+        default={},
+        description="Configuration sections that all runs share; `generators` says by kind what those of it share.",
+    )
 
 
 class Part(Section):
@@ -190,17 +197,17 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
     settings: dict[str, Any] = {}
     for change in (suite.settings, suite.datasets[dataset].settings, {**METHODS, **suite.variants}[method]):
         settings = _merged(settings, change)
+    settings = _of_its_kind(settings)
     seeds = {
         "privacy": {"epsilon": epsilon},
-        "selection": {"seed": seed},
-        "pretrain": {"seed": seed},
-        "merf": {"seed": seed},
+        "selection": _seeded(SELECTIONS.meant_by(settings.get("selection", {})), seed),
+        "generator": _seeded(GENERATORS.meant_by(settings["generator"]), seed),
         # Of images and of classifiers: a run takes as many seeds as it has of these, from here on.
         "synthesize": {"seed": seed * 10_000_000},
         "evaluate": {"seed": seed * 1000},
     }
     name = f"{suite.name}-{dataset}-{method}-eps{epsilon:g}-{seed}".replace(".", "-")
-    config = parse_config(_merged(settings, {**seeds, "name": name}), f"suite {suite.name}, {dataset}, {method}")
+    config = parse_config(merged(settings, {**seeds, "name": name}), f"suite {suite.name}, {dataset}, {method}")
     # A validation that is charged is a part of the plan, and each plan intends one.
     trained_as = method if config.evaluate.validation == "private" else _trained_as(suite, method)
     digest = hashlib.sha256(f"{suite.name}/{trained_as}/{epsilon!r}/{seed}".encode()).hexdigest()
@@ -216,8 +223,26 @@ def _cell(suite: Suite, dataset: str, method: str, epsilon: float, seed: int) ->
     )
 
 
+def _of_its_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose `generator` is filled up with what `generators` says of its kind."""
+    rest = {name: value for name, value in settings.items() if name != "generators"}
+    own = rest.get("generator", {})
+    kind = own.get("kind", GENERATORS.names[0]) if isinstance(own, Mapping) else own
+    shared = settings.get("generators", {}).get(kind, {})
+    return {**rest, "generator": merged({"kind": kind, **shared}, own)}
+
+
+def _seeded(method: type[Section] | None, seed: int) -> dict[str, Any]:
+    """The seeds that a method has."""
+    fields = method.model_fields if method else {}
+    return {
+        **({"seed": seed} if "seed" in fields else {}),
+        **({"pretrain": {"seed": seed}} if "pretrain" in fields else {}),
+    }
+
+
 def _trained_as(suite: Suite, method: str) -> str:
-    """The method that names the generator, of those that differ from this one in `synthesize` alone, itself included.
+    """The method that names the generator, of those that differ from this one in sampling alone, itself included.
 
     That is one that says nothing of sampling, a built-in one first. So it stays the same when others join, in whatever
     order.
@@ -225,10 +250,16 @@ def _trained_as(suite: Suite, method: str) -> str:
     known = {**METHODS, **suite.variants}
 
     def training(name: str) -> dict[str, Any]:
-        return {section: change for section, change in known[name].items() if section != "synthesize"}
+        changes = {section: change for section, change in known[name].items() if section != "synthesize"}
+        generator = {key: value for key, value in changes.pop("generator", {}).items() if key != "sampling"}
+        return {**changes, "generator": generator}
 
     alike = [name for name in known if training(name) == training(method)]
-    return min(alike, key=lambda name: ("synthesize" in known[name], name not in METHODS, name))
+    return min(alike, key=lambda name: (_says_of_sampling(known[name]), name not in METHODS, name))
+
+
+def _says_of_sampling(changes: Mapping[str, Any]) -> bool:
+    return "synthesize" in changes or "sampling" in changes.get("generator", {})
 
 
 def first_charged(config: RunConfig) -> str:
@@ -237,12 +268,13 @@ def first_charged(config: RunConfig) -> str:
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `change`, nested mappings likewise; but an image source is replaced as a whole."""
-    merged = dict(base)
-    for key, value in change.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and "kind" not in value
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
+    """As `merged`; but an image source is replaced as a whole."""
+    sources = {
+        section: {**base.get(section, {}), **change[section]}
+        for section in ("sensitive", "public")
+        if section in change
+    }
+    return {**merged(base, change), **sources}
 
 
 def _check_known(origin: str, what: str, named: Sequence[object], known: Sequence[object]) -> None:

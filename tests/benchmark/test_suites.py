@@ -19,7 +19,7 @@ from benchmarks.harness.running import estimate, prepare, results_folder, run_of
 from benchmarks.harness.suite import METHODS, Cell, Part, Suite, cells_in, cells_of, load_suite, parse_suite
 from privimage.config.sources import ParquetSource
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
-from privimage.generators.diffusion.denoiser import new_denoiser
+from privimage.generators.interface import code_of
 from privimage.privacy.ledger import Ledger
 from privimage.release.verify import read_release, verify_release
 from privimage.reports.figures import INTERNAL
@@ -143,7 +143,7 @@ def test_seeds_differ_in_public_training_and_in_private_draws(portraits: Path) -
     first, second = (cell for cell in cells_of(parse_suite(suite_data(portraits))) if cell.method == "privimage")
     assert first.draws != second.draws
     assert set(first.draws) == {"query", "finetune"}
-    assert first.config.pretrain.seed != second.config.pretrain.seed
+    assert first.config.generator.pretrain.seed != second.config.generator.pretrain.seed
     assert first.config.classifier == second.config.classifier
 
 
@@ -159,7 +159,10 @@ def test_methods_that_differ_in_sampling_alone_are_of_one_generator_which_is_pai
     portraits: Path, tmp_path: Path
 ) -> None:
     methods, store = ["privimage", "guided"], Store.open(str(tmp_path / "store"))
-    variants = {"guided": {"synthesize": {"guidance": 1.0}}, "longer": {"finetune": {"num_steps": 3}}}
+    variants = {
+        "guided": {"generator": {"sampling": {"guidance": 1.0}}},
+        "longer": {"generator": {"finetune": {"num_steps": 3}}},
+    }
     data = suite_data(portraits, methods=methods, variants=variants, seeds=[0])
     suite = parse_suite(data)
     rows = run_here(suite, store)
@@ -170,7 +173,7 @@ def test_methods_that_differ_in_sampling_alone_are_of_one_generator_which_is_pai
         files = read_release(Store.open(str(tmp_path / "store" / row.release)))
         assert {check.outcome for check in verify_release(files, store)} == {"passed"}
     # Whether or not a suite runs the one whose generator it is, whatever else it has; and never if more than sampling differs.
-    variants = {"also": {"synthesize": {"guidance": 2.0}}, **variants}
+    variants = {"also": {"generator": {"sampling": {"guidance": 2.0}}}, **variants}
     others = {**data, "methods": ["guided", "longer"], "variants": variants}
     draws = {cell.method: cell.draws for cell in cells_of(parse_suite(others))}
     assert draws["guided"] == cells_of(suite)[0].draws != draws["longer"]
@@ -295,7 +298,13 @@ def test_an_estimate_counts_what_is_not_there_and_a_shared_generator_once(
     finished: Finished, portraits: Path, tmp_path: Path
 ) -> None:
     store = Store.open(str(shutil.copytree(finished[1], tmp_path / "store")))
-    fewer = {"fewer": {"generator": "diffusion", "selection": {"strategy": "none"}, "synthesize": {"num_images": 20}}}
+    fewer = {
+        "fewer": {
+            "generator": {"kind": "diffusion"},
+            "selection": {"strategy": "none"},
+            "synthesize": {"num_images": 20},
+        }
+    }
     data = suite_data(portraits, seeds=[0, 1, 2], methods=["dpdm", "fewer"], variants=fewer, budget=10.0)
     suite = parse_suite(data)
     cells = cells_of(suite)
@@ -376,7 +385,10 @@ def test_processes_that_share_a_suite_write_the_table_of_all_of_it(
         ),
         ({"variants": {"cheat": {"privacy": {"epsilon": 100}}}}, "variant cheat changes privacy.epsilon"),
         ({"variants": {"cheat": {"sensitive": {}}}}, "variant cheat changes sensitive"),
-        ({"settings": {**SHARED, "finetune": {"nonsense": 1}}}, "finetune.nonsense"),
+        (
+            {"settings": {**SHARED, "generator": {"kind": "diffusion", "finetune": {"nonsense": 1}}}},
+            "generator.finetune.nonsense",
+        ),
         ({"speed": "fast"}, "speed"),
         ({"budget": 0}, "budget"),
     ],
@@ -417,9 +429,10 @@ def test_the_small_suite_keeps_to_its_size() -> None:
     for cell in cells_of(load_suite(Path("benchmarks/suites/cpu-small.yaml"))):
         config = cell.config
         assert config.image.resolution == 16
-        denoiser = new_denoiser(config.denoiser, channels=config.image.channels, num_classes=200, seed=0)
-        assert (
-            sum(parameter.numel() for parameter in denoiser.parameters()) <= 260_000
-        )  # all categories' labels included
+        size = {"channels": config.image.channels, "resolution": config.image.resolution, "num_classes": 200}
+        settings = config.generator.model_dump(mode="json")
+        generator = code_of(config.generator).new_generator(settings.get("network", settings), **size, seed=0)
+        # All categories' labels included.
+        assert sum(parameter.numel() for parameter in generator.parameters()) <= 260_000
         assert isinstance(config.sensitive.train, ParquetSource)
         assert config.sensitive.train.max_images == 10_000
