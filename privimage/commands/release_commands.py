@@ -13,9 +13,11 @@ from pathlib import Path
 from privimage.commands.shared import DEFAULT_STORE, Commands, add_json, add_store, print_json
 from privimage.config.loading import load_config
 from privimage.errors import DataError, StoreError
+from privimage.release.check import Check
 from privimage.release.formats import FORMATS, export_images
 from privimage.release.signature import SIGNATURE, check_signature, sign
-from privimage.release.verify import Check, check_files, knows, read_release, verify_certificate, verify_release
+from privimage.release.store_checks import knows
+from privimage.release.verify import check_files, read_release, verify_certificate, verify_release
 from privimage.store.files import Store
 
 __all__ = ["register"]

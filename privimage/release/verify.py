@@ -9,27 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privimage import __version__
 from privimage.config.run import RunConfig
-from privimage.errors import LedgerBroken, PrivimageError, StoreError
+from privimage.errors import PrivimageError, StoreError
 from privimage.methods.registry import GENERATORS, SELECTIONS
-from privimage.payloads import GUARANTEE, guarantee_said
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
-from privimage.privacy.budget import spent_by, without_guarantee
-from privimage.privacy.entry import Entry
 from privimage.privacy.events import event_from_json, event_in_words
-from privimage.privacy.ledger import Ledger
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.certificate import (
-    BEFORE_FINETUNE,
     SCHEMA,
     UNIT,
     Groups,
@@ -40,28 +33,19 @@ from privimage.release.certificate import (
     in_words,
     interval_in_words,
 )
+from privimage.release.check import SAME_EPSILON, Check, checked
 from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter, privacy_statement
 from privimage.release.export import SUMS, sums
 from privimage.release.signature import SIGNATURE
+from privimage.release.store_checks import check_ledger, check_store
 from privimage.reports.figures import INTERNAL
-from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store, check_name
 
-__all__ = ["Check", "check_files", "knows", "read_release", "verify_certificate", "verify_release"]
+__all__ = ["check_files", "read_release", "verify_certificate", "verify_release"]
 
-# Other versions of the accountants may round otherwise; figures that were made up differ by more.
-_SAME_EPSILON, _SAME_BOUND = 1e-4, 2e-3
+_SAME_BOUND = 2e-3
 REQUIRED = ("README.md", "certificate.json", "report.html", "samples.png", "synthetic.parquet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One step: what was looked at, how it came out, and why."""
-
-    step: str
-    outcome: Literal["passed", "failed", "skipped"]
-    why: str
 
 
 def read_release(release: Store) -> dict[str, bytes]:
@@ -128,8 +112,8 @@ def _check_certificate(
         _check_promise(certificate),
         _check_epsilon(certificate),
         _check_second_accountant(certificate),
-        _check_ledger(certificate, ledgers),
-        _check_store(certificate, digests, ledgers),
+        check_ledger(certificate, ledgers),
+        check_store(certificate, digests, ledgers),
         _check_code(certificate),
         *([_check_config(certificate, config)] if config else []),
     ]
@@ -144,10 +128,6 @@ def check_files(files: Mapping[str, bytes]) -> list[Check]:
         return [first, _check_listed(files, json.loads(files["certificate.json"]))]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return [Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}")]
-
-
-def _check(step: str, ok: bool, good: str, bad: str) -> Check:
-    return Check(step=step, outcome="passed" if ok else "failed", why=good if ok else bad)
 
 
 def _check_files(files: Mapping[str, bytes]) -> Check:
@@ -166,7 +146,7 @@ def _check_files(files: Mapping[str, bytes]) -> Check:
 def _check_listed(files: Mapping[str, bytes], certificate: Mapping[str, Any]) -> Check:
     listed = certificate["files"]
     wrong = [name for name, digest in listed.items() if hashlib.sha256(files.get(name, b"")).hexdigest() != digest]
-    return _check(
+    return checked(
         "certified files",
         not wrong and set(listed) == set(files) - {SUMS, SIGNATURE, "certificate.json"},
         "the certificate was made for exactly these files, not for another release",
@@ -187,7 +167,7 @@ def _check_promise(certificate: Mapping[str, Any]) -> Check:
     protected = certificate["num_training_images"] + certificate.get("num_validation_images", 0)
     if not 0 < certificate["delta"] < 1 / protected:
         other.append(f"delta {certificate['delta']} is not below 1 / {protected} images")
-    return _check(
+    return checked(
         "promise",
         not other,
         f"differential privacy for {UNIT} of {images_in_words(certificate)}, under {RELATION.name}: what is released "
@@ -207,16 +187,19 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
     whole = stages == {"finetune"} | queried | summed | validated and len(groups.own) + len(groups.builds_on) == len(
         certificate["mechanisms"]
     )
-    whole = known and whole
-    whole = whole and all(
-        GENERATORS.named(certificate["generator"]).is_charged_as(event_from_json(mechanism["event"]))
-        for mechanism in certificate["mechanisms"]
-        if mechanism["stage"] == "finetune"
+    whole = (
+        known
+        and whole
+        and all(
+            GENERATORS.named(certificate["generator"]).is_charged_as(event_from_json(mechanism["event"]))
+            for mechanism in certificate["mechanisms"]
+            if mechanism["stage"] == "finetune"
+        )
     )
-    same = math.isclose(found, certificate["epsilon_computed"], rel_tol=_SAME_EPSILON) and all(
+    same = math.isclose(found, certificate["epsilon_computed"], rel_tol=SAME_EPSILON) and all(
         _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
     )
-    return _check(
+    return checked(
         "epsilon",
         whole and same and found <= certificate["epsilon"] * (1 + 1e-9),
         f"computed anew from the {len(certificate['mechanisms'])} mechanisms that are listed, privacy costs epsilon "
@@ -230,7 +213,7 @@ def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
 def _says_what_it_is(mechanism: Mapping[str, Any], delta: float) -> bool:
     """Whether a mechanism's line for people fits its event."""
     event = event_from_json(mechanism["event"])
-    alone = math.isclose(epsilon_of([event], delta), mechanism["epsilon_alone"], rel_tol=_SAME_EPSILON)
+    alone = math.isclose(epsilon_of([event], delta), mechanism["epsilon_alone"], rel_tol=SAME_EPSILON)
     return alone and mechanism["in_words"] == event_in_words(event)
 
 
@@ -257,7 +240,7 @@ def _check_second_accountant(certificate: Mapping[str, Any]) -> Check:
     )
     found = _epsilon(groups, certificate["delta"])
     computed = f"computed anew, the bounds on epsilon of an independent accountant are {interval_in_words(interval)}"
-    return _check(
+    return checked(
         step,
         not differ and interval["lower"] <= found <= interval["upper"] * (1 + _SAME_BOUND),
         f"{computed}: {found:.6g} is no understatement",
@@ -276,7 +259,7 @@ def _check_code(certificate: Mapping[str, Any]) -> Check:
 
 
 def _check_config(certificate: Mapping[str, Any], config: RunConfig) -> Check:
-    return _check(
+    return checked(
         "configuration",
         certificate["config_sha256"] == config_digest(config),
         "the configuration that was given is, setting by setting, the one that the certificate names",
@@ -288,7 +271,7 @@ def _check_config(certificate: Mapping[str, Any], config: RunConfig) -> Check:
 def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
     signs = (b"private/artifacts", b"private/checkpoints", INTERNAL.encode())
     named = [name for name, data in files.items() if any(sign in data for sign in signs)]
-    return _check(
+    return checked(
         "private side",
         not named,
         "no file points into the private side of the store, where the images are, or is an internal report",
@@ -306,147 +289,9 @@ def _check_datasheet(files: Mapping[str, bytes], certificate: Mapping[str, Any])
     stated = head.get("differential_privacy")
     images = pq.read_metadata(pa.BufferReader(files["synthetic.parquet"])).num_rows
     counted = [split["num_examples"] for split in head["dataset_info"]["splits"]]
-    return _check(
+    return checked(
         step,
         stated == privacy_statement(certificate) and in_words(certificate) in card and counted == [images],
         f"README.md states the certificate's guarantee, and the number of images that there are ({images:,})",
         f"README.md states {stated} and {counted} images; the certificate and the images say otherwise",
     )
-
-
-def _check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Check:
-    dataset = certificate["ledger"]["dataset"]
-    if ledgers is None:
-        return Check(
-            step="ledger", outcome="skipped", why=f"ledger {dataset} is not at hand (give its store with --store)"
-        )
-    if not ledgers.list(f"ledger/{dataset}"):
-        return _check_absent(certificate, ledgers)
-    try:
-        ledger = Ledger(ledgers, dataset)
-        entries, counting = ledger.entries(), ledger.reservations()
-    except LedgerBroken as error:
-        return Check(step="ledger", outcome="failed", why=str(error))
-    wrong = _differences(certificate, entries, counting)
-    return _check(
-        "ledger",
-        not wrong,
-        f"the record of the images' owner agrees: its chain of {len(entries)} entries is whole, and holds every mechanism "
-        "as it is stated, charged before the images were read",
-        f"the certificate and the ledger differ: {'; '.join(wrong)}",
-    )
-
-
-def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
-    """A store that made the release must have its ledger; of one that did not, nothing is proven."""
-    digest = certificate["artifacts"]["finetune"]
-    made = any(a.ref.stage == "finetune" and a.ref.digest == digest for a in list_artifacts(ledgers))
-    has = "made this release, but its ledger" if made else "did not make this release: a ledger"
-    why = f"{ledgers.url} {has} {certificate['ledger']['dataset']} {'is gone' if made else 'is not there'}"
-    return Check(step="ledger", outcome="failed", why=why)
-
-
-def _check_store(certificate: Mapping[str, Any], digests: Mapping[str, str], store: Store | None) -> Check:
-    """What the store published is what is shown, to the byte; and what was paid for says the same of its noise."""
-    step = "store"
-    if store is None:
-        why = (
-            "the store that made it is not at hand: who made up all files together, and their digests, is not found out"
-        )
-        return Check(step=step, outcome="skipped", why=why)
-    artifacts = list_artifacts(store)
-    published = [
-        {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
-        for artifact in artifacts
-        if artifact.ref.stage == "release"
-    ]
-    wrong = []
-    if not any(
-        digests.items() <= files.items() and (len(digests) == 1 or digests.keys() == files.keys())
-        for files in published
-    ):
-        nearest = max(published, key=lambda files: len(digests.items() & files.items()), default={})
-        other = sorted(name for name in digests if nearest.get(name) != digests[name])
-        wrong.append(f"the store published no such release; what it published has another {', another '.join(other)}")
-    by_digest = {(artifact.ref.stage, artifact.ref.digest): artifact for artifact in artifacts}
-    for stage, digest in certificate["artifacts"].items():
-        artifact = by_digest.get((stage, digest))
-        if artifact is None:
-            wrong.append(f"the store has no {stage} of digest {digest[:16]}…")
-        elif (found := guarantee_said(stage, artifact)) != GUARANTEE:
-            wrong.append(f"the noise of its {stage} can be made again: it says guarantee {found!r}")
-    return _check(
-        step,
-        not wrong,
-        "the store published exactly this, to the byte, and what was paid for says that nobody can make its noise again",
-        "; ".join(wrong),
-    )
-
-
-def knows(store: Store, certificate: bytes) -> bool:
-    """Whether a store has the ledger that a certificate names."""
-    try:
-        return bool(store.list(f"ledger/{json.loads(certificate)['ledger']['dataset']}/entries"))
-    except (KeyError, TypeError, ValueError):
-        return True  # what cannot be read is said by the checks
-
-
-def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
-    """What the certificate says and the ledger does not, and a query or class mean images of its plan that it does not say."""
-    settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
-    stated = certificate["ledger"]
-    then = entries[: len(stated["entries"])]
-    held = [{"sequence": e.sequence, "kind": e.kind, "id": e.id, "sha256": e.digest} for e in then]
-    wrong = [
-        f"entry {item['sequence']} ({item['id']}) is unknown or was changed"
-        for item, own in zip_longest(stated["entries"], held)
-        if item != own
-    ]
-    if not wrong:
-        spent = spent_by(then)
-        sums = {"epsilon": spent.epsilon, "delta": spent.delta}
-        granted = {name: then[0].body[name] for name in ("epsilon", "delta", "order")} if then else {}
-        wrong += [f"granted is {granted}, certified {stated['granted_in_all']}"] * (granted != stated["granted_in_all"])
-        if any(not math.isclose(sums[name], stated["spent_in_all"][name], rel_tol=_SAME_EPSILON) for name in sums):
-            wrong.append(f"spent in all is {sums}, certified {stated['spent_in_all']}")
-    for mechanism in certificate["mechanisms"]:
-        stage, paid = mechanism["stage"], mechanism["ledger_entry"]["id"]
-        entry = counting.get(paid)
-        if entry is None or entry.digest != mechanism["ledger_entry"]["sha256"]:
-            wrong.append(f"{paid} is no reservation that counts")
-            continue
-        plan = entry.body["plan"]
-        facts = {
-            "stage": (entry.body["stage"], stage),
-            "mechanism": (entry.event, event_from_json(mechanism["event"])),
-            "artifact": (settled.get(paid), certificate["artifacts"][stage]),
-            "number of images": (
-                entry.body["num_images"],
-                certificate["num_validation_images" if stage == "validate" else "num_training_images"],
-            ),
-        }
-        if stage in ("finetune", "validate"):
-            facts["epsilon"] = (plan["epsilon"], certificate["epsilon"])
-            facts["delta"] = (plan["delta"], certificate["delta"])
-            facts["plan"] = ({"id": plan["id"], "builds_on": plan["builds_on"]}, certificate["plan"])
-        wrong += [
-            f"{name} of {paid} is {held}, certified {said}" for name, (held, said) in facts.items() if held != said
-        ]
-    told = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
-    own = {mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]}
-    left_out = [
-        e.sequence for e in entries[len(then) :] if {e.id, e.body.get("reservation")} & own and e.kind != "close"
-    ]
-    wrong += [f"entry {number} is about its own mechanisms, and was left out" for number in left_out]
-    wrong += [
-        f"entry {entry.sequence} says that the noise of {entry.id} can be made again"
-        for entry in without_guarantee(entries, own)
-    ]
-    wrong += [
-        f"{entry.id} is a {entry.body['stage']} of the same plan, of which nothing is said"
-        for entry in counting.values()
-        if entry.body["plan"]["id"] == certificate["plan"]["id"]
-        and entry.body["stage"] in BEFORE_FINETUNE
-        and entry.body["stage"] not in told
-    ]
-    return wrong
