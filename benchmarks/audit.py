@@ -21,7 +21,7 @@ import numpy as np
 
 from privimage.evaluation.memorization import memorization
 from privimage.generators.diffusion.canaries import audited_mechanism, score_canaries, tiny_denoiser
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DiffusionFinetune
 from privimage.privacy.accounting import calibrate_noise_multiplier
 from privimage.privacy.audit import audit
 from privimage.privacy.dpsgd import noisy_mean_gradient
@@ -52,7 +52,7 @@ def quick(mechanism: DPSGDMechanism, share_of_noise: float) -> dict[str, Any]:
         generator.integers(0, 256, (num, 1, 4, 4), dtype=np.uint8),
         generator.integers(0, 2, num),
         audited,
-        FinetuneConfig(noise_samples=1),
+        DiffusionFinetune(noise_samples=1),
         random=SecretRandom(),
     )
     found = audit(scores, audited, DELTA)

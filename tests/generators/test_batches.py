@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.sampling import batches as shards
 from privimage.generators.sampling.batches import num_batches, sample_in_order
@@ -20,7 +19,7 @@ from privimage.generators.sampling.sampler import synthesize_images
 
 NewDenoiser = Callable[..., Denoiser]
 SHAPE = (1, 8, 8)
-CONFIG = SynthesizeConfig(num_images=100, num_steps=3, seed=7)
+NUM, SEED = 100, 7
 
 
 @pytest.fixture
@@ -36,8 +35,8 @@ def cpus(count: int) -> list[torch.device]:
 
 
 def sampled(denoiser: Denoiser, devices: int, rows: int) -> tuple[NDArray[np.uint8], list[int]]:
-    batches = list(sample_in_order(denoiser, SHAPE, range(CONFIG.num_images), CONFIG, cpus(devices), rows))
-    assert len(batches) == num_batches(CONFIG.num_images, cpus(devices), rows)
+    batches = list(sample_in_order(denoiser, SHAPE, range(NUM), SEED, cpus(devices), rows))
+    assert len(batches) == num_batches(NUM, cpus(devices), rows)
     return np.concatenate([images for images, _ in batches]), [label for _, labels in batches for label in labels]
 
 
@@ -57,10 +56,10 @@ def test_images_are_those_of_their_seeds_whatever_range_they_are_asked_for_in(aw
     denoiser = awake()
     images, _ = sampled(denoiser, 2, 20)
     numbers = torch.arange(90, 100)
-    expected = synthesize_images(denoiser, numbers % 2, numbers + (7 << 32), SHAPE, CONFIG)
+    expected = synthesize_images(denoiser, numbers % 2, numbers + (7 << 32), SHAPE)
     assert np.array_equal(images[90:], expected.numpy())
     for numbers in (range(33), range(40, 61)):
-        (part,) = sample_in_order(denoiser, SHAPE, numbers, CONFIG, cpus(1), 64)
+        (part,) = sample_in_order(denoiser, SHAPE, numbers, SEED, cpus(1), 64)
         assert np.array_equal(part[0], images[numbers.start : numbers.stop])
         assert part[1] == [number % 2 for number in numbers]
 
@@ -78,7 +77,7 @@ def test_each_worker_computes_in_one_thread_of_its_own_and_the_setting_comes_bac
 
     monkeypatch.setattr(shards, "synthesize_images", watched)
     threads(4)
-    assert len(list(sample_in_order(awake(), SHAPE, range(160), CONFIG, cpus(2), 10))) == 16
+    assert len(list(sample_in_order(awake(), SHAPE, range(160), SEED, cpus(2), 10))) == 16
     assert len(seen) == 4 and {count for _, count in seen} == {1}
     assert torch.get_num_threads() == 4
 
@@ -94,7 +93,7 @@ def test_no_more_than_two_batches_a_worker_are_begun_before_the_first_is_taken(
 
     monkeypatch.setattr(shards, "synthesize_images", counted)
     running = threading.active_count()
-    with closing(sample_in_order(awake(), SHAPE, range(10_000_000), CONFIG, cpus(2), 10)) as batches:
+    with closing(sample_in_order(awake(), SHAPE, range(10_000_000), SEED, cpus(2), 10)) as batches:
         for taken in range(1, 6):
             next(batches)
             assert max(begun) < 10 * (taken + 4)
@@ -112,5 +111,5 @@ def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_others(
     monkeypatch.setattr(shards, "synthesize_images", failing)
     running = threading.active_count()
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(sample_in_order(awake(), SHAPE, range(100), CONFIG, cpus(2), 10))
+        list(sample_in_order(awake(), SHAPE, range(100), SEED, cpus(2), 10))
     assert threading.active_count() == running

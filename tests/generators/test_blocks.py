@@ -14,8 +14,7 @@ from torch import Tensor
 from privimage.generators.diffusion.denoiser import new_denoiser
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.private_sum import BLOCK, PrivateSum
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune
 
 DRAWS = 2
 
@@ -40,7 +39,7 @@ def test_an_image_is_counted_once_in_the_sum_however_blocks_fall(count: int, par
     )
     work = PrivateSum(
         generator=denoiser,
-        config=FinetuneConfig(noise_samples=DRAWS),
+        config=DiffusionFinetune(noise_samples=DRAWS),
         max_grad_norm=1.0,
         compute=ComputeSettings(rows_at_once=2 * BLOCK * DRAWS),
     )

@@ -14,7 +14,7 @@ import torch
 from privimage.errors import ConfigError
 from privimage.generators.diffusion.canaries import CanaryDenoiser, audited_mechanism, score_canaries, tiny_denoiser
 from privimage.generators.training.private_sum import PrivateSum
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DiffusionFinetune
 from privimage.privacy.audit import Audit, CanaryScores, audit
 from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.privacy.entropy import SecretRandom
@@ -23,7 +23,7 @@ from privimage.privacy.mechanisms import DPSGDMechanism
 
 DELTA = 1e-5
 STAND_INS, CANARIES = 16, 400
-CONFIG = FinetuneConfig(noise_samples=2, label_dropout=0.5)
+CONFIG = DiffusionFinetune(noise_samples=2, label_dropout=0.5)
 MECHANISM = DPSGDMechanism(
     num_images=STAND_INS + CANARIES,
     expected_batch_size=(STAND_INS + CANARIES) // 2,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.training.finetune import finetune, start_state
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DiffusionFinetune
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
 
@@ -48,7 +48,7 @@ def test_no_step_reads_more_images_than_the_cap(awake: Callable[..., Denoiser], 
         images,
         np.arange(40) % 2,
         replace(UNCAPPED, largest_batch_size=cap),
-        FinetuneConfig(noise_samples=1),
+        DiffusionFinetune(noise_samples=1),
         state=start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
         random=EveryCoinFallsHeads(),
         on_step=lambda state: None,

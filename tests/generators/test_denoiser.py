@@ -13,8 +13,7 @@ from privimage.data.pixels import from_pixels, to_pixels
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.private_sum import PrivateSum
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune
 
 SIGMAS = torch.tensor([0.002, 0.05, 0.3, 0.5, 1.7, 20.0, 80.0], dtype=torch.float64)
 NewDenoiser = Callable[..., Denoiser]
@@ -72,7 +71,7 @@ def test_the_loss_is_the_one_of_the_paper_written_out(awake: NewDenoiser) -> Non
 
 def test_fine_tuning_and_pre_training_have_the_same_loss(awake: NewDenoiser) -> None:
     denoiser = awake()
-    work = PrivateSum(generator=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, compute=ComputeSettings())
+    work = PrivateSum(generator=denoiser, config=DiffusionFinetune(), max_grad_norm=1.0, compute=ComputeSettings())
     rows = draws(6)
     torch.testing.assert_close(work.generator.private_loss(denoiser, *rows), denoiser.loss(*rows))
 

@@ -19,7 +19,7 @@ from privimage.generators.diffusion.denoiser import Denoiser, noise_rows
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.generators.training.private_sum import PrivateSum
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DiffusionFinetune
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.gradients.full_precision import full_float32
@@ -27,7 +27,7 @@ from privimage.privacy.mechanisms import DPSGDMechanism
 
 NewDenoiser = Callable[..., Denoiser]
 IMAGES = 48
-CONFIG = FinetuneConfig(noise_samples=2, learning_rate=1e-3, ema_decay=0.5, label_dropout=0.1)
+CONFIG = DiffusionFinetune(noise_samples=2, learning_rate=1e-3, ema_decay=0.5, label_dropout=0.1)
 MECHANISM = DPSGDMechanism(
     num_images=IMAGES,
     expected_batch_size=12,
@@ -54,7 +54,7 @@ def run(
     denoiser: Denoiser,
     *,
     mechanism: DPSGDMechanism = MECHANISM,
-    config: FinetuneConfig = CONFIG,
+    config: DiffusionFinetune = CONFIG,
     state: FinetuneState | None = None,
     random: Random | None = None,
     on_step: Callable[[FinetuneState], None] = lambda state: None,
@@ -301,7 +301,7 @@ def test_a_layer_that_mixes_images_is_refused_before_anything_is_drawn(awake: Ne
     assert random.drawn == []
 
 
-def rows_of(config: FinetuneConfig, seed: int = 1) -> list[torch.Tensor]:
+def rows_of(config: DiffusionFinetune, seed: int = 1) -> list[torch.Tensor]:
     images, labels = (torch.from_numpy(array) for array in bars())
     return list(noise_rows(images, labels, 2, config, torch.Generator().manual_seed(seed)))
 
@@ -337,7 +337,7 @@ def test_sums_are_computed_in_whole_float32_whatever_was_switched_on_outside(awa
     denoiser = awake()
     work = PrivateSum(
         generator=denoiser,
-        config=FinetuneConfig(noise_samples=1),
+        config=DiffusionFinetune(noise_samples=1),
         max_grad_norm=1.0,
         compute=ComputeSettings(rows_at_once=4),
     )

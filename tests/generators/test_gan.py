@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.generators.gan.gan.gan import Gan, new_gan
 from torch import Tensor, nn
 
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.data.pixels import from_pixels
 from privimage.errors import ConfigError
+from privimage.generators.gan.gan import Gan, new_gan
 from privimage.generators.sampling.batches import sample_in_order
 from privimage.generators.sampling.sampler import synthesize_images
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.generators.training.pretrain import PretrainState, pretrain
 from privimage.generators.training.private_sum import PrivateSum
-from privimage.methods.generators.gan import GanConfig
-from privimage.methods.training import FinetuneConfig, PretrainConfig
+from privimage.methods.generators.gan import GanConfig, GanFinetune
+from privimage.methods.training import PretrainConfig
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.gradients import Backend
 from privimage.privacy.mechanisms import DPSGDMechanism
@@ -30,7 +29,7 @@ from privimage.privacy.mechanisms import DPSGDMechanism
 IMAGES = 40
 SHAPE = (1, 8, 8)
 SMALL = GanConfig(base_channels=8, channel_multipliers=(1, 2), latent_dim=6)
-CONFIG = FinetuneConfig(noise_samples=2, ema_decay=0.5, discriminator_steps=2, generator_batch_size=8)
+CONFIG = GanFinetune(noise_samples=2, ema_decay=0.5, discriminator_steps=2, generator_batch_size=8)
 MECHANISM = DPSGDMechanism(
     num_images=IMAGES, expected_batch_size=20, num_steps=4, restart_allowance=0, max_grad_norm=0.5, noise_multiplier=1.0
 )
@@ -107,7 +106,7 @@ def test_a_step_of_the_painter_that_does_not_fit_is_found_in_the_rehearsal(monke
     work = PrivateSum(generator=small_gan(), config=CONFIG, max_grad_norm=1.0, compute=ComputeSettings())
     work.rehearse(1, 8)
     monkeypatch.setattr(Gan, "_painter_losses", too_large)
-    with pytest.raises(ConfigError, match=r"of a GAN, finetune\.generator_batch_size"):
+    with pytest.raises(ConfigError, match=r"of a GAN, generator\.finetune\.generator_batch_size"):
         work.rehearse(1, 8)
 
 
@@ -271,18 +270,17 @@ def test_the_gradient_penalty_moves_the_discriminator_alone_and_diversity_the_pa
 
 def test_batch_size_and_devices_change_no_bit_of_an_image() -> None:
     gan = small_gan(num_classes=3).eval()
-    config = SynthesizeConfig(num_images=100, seed=7)
     cpu = torch.device("cpu")
 
     def sampled(devices: int, rows: int) -> NDArray[np.uint8]:
-        batches = sample_in_order(gan, SHAPE, range(100), config, (cpu,) * devices, rows)
+        batches = sample_in_order(gan, SHAPE, range(100), 7, (cpu,) * devices, rows)
         return np.concatenate([images for images, _ in batches])
 
     images = sampled(1, 64)
     assert images.shape == (100, *SHAPE) and images.std() > 0
     for devices, rows in ((1, 7), (2, 16), (3, 50)):
         assert np.array_equal(sampled(devices, rows), images), (devices, rows)
-    alone = synthesize_images(gan, torch.tensor([2]), torch.tensor([5 + (7 << 32)]), SHAPE, config)
+    alone = synthesize_images(gan, torch.tensor([2]), torch.tensor([5 + (7 << 32)]), SHAPE)
     assert np.array_equal(alone[0], images[5])
-    other = synthesize_images(gan, torch.tensor([1]), torch.tensor([5 + (7 << 32)]), SHAPE, config)
+    other = synthesize_images(gan, torch.tensor([1]), torch.tensor([5 + (7 << 32)]), SHAPE)
     assert not np.array_equal(other[0], images[5]), "the label counts"

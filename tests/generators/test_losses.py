@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from privimage.generators.losses import denoising_losses
 
 from privimage.evaluation.membership import membership
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
+from privimage.generators.diffusion.losses import denoising_losses
 from privimage.generators.training.pretrain import pretrain
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig, PretrainConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune, DiffusionPretrain
 
 CPU = torch.device("cpu")
 
@@ -23,7 +22,7 @@ def some(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def losses(denoiser: Denoiser, images: np.ndarray, labels: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    return denoising_losses(denoiser, images, labels, FinetuneConfig(), device=CPU, batch_size=batch_size)
+    return denoising_losses(denoiser, images, labels, DiffusionFinetune(), device=CPU, batch_size=batch_size)
 
 
 def test_an_image_has_the_same_loss_in_any_batch_and_each_time(awake: Callable[..., Denoiser]) -> None:
@@ -43,7 +42,7 @@ def test_the_attack_finds_the_images_of_a_generator_that_learned_them_by_heart()
         denoiser,
         torch.from_numpy(members),
         torch.from_numpy(labels),
-        PretrainConfig(num_steps=200, batch_size=50, learning_rate=3e-3, ema_decay=0.9),
+        DiffusionPretrain(num_steps=200, batch_size=50, learning_rate=3e-3, ema_decay=0.9),
         state=None,
         on_step=lambda state, loss: None,
     )

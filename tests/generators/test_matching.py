@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.generators.losses import losses_of_images
 
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.data.pixels import from_pixels
 from privimage.errors import DataError, TrainingError
 from privimage.generators.mean_embedding.features import Features, RandomFeatures, median_distance, new_features
+from privimage.generators.mean_embedding.kind import losses_of_images
 from privimage.generators.mean_embedding.matching import (
     Embedded,
     EmbeddingGenerator,
@@ -23,7 +22,6 @@ from privimage.generators.mean_embedding.matching import (
 )
 from privimage.generators.sampling.batches import sample_in_order
 from privimage.methods.generators.mean_embedding import MeanEmbedding
-from privimage.methods.training import FinetuneConfig
 from privimage.privacy.class_sums import PER_UNIT, class_sums
 from privimage.privacy.mechanisms import ClassSums
 
@@ -34,7 +32,7 @@ SMALL = MeanEmbedding(
 CPU = torch.device("cpu")
 
 
-def small_merf(num_classes: int = 2, config: MeanEmbedding = SMALL) -> EmbeddingGenerator:
+def small_generator(num_classes: int = 2, config: MeanEmbedding = SMALL) -> EmbeddingGenerator:
     return new_embedding_generator(config, channels=1, resolution=8, num_classes=num_classes, seed=0)
 
 
@@ -138,12 +136,12 @@ def test_training_lowers_the_distance_and_paints_the_classes() -> None:
     images, labels = two_classes()
     features = small_features()
     means = class_means(sums_of(embed(images, features), labels, 2), len(images))
-    generator, steps = small_merf(), []
+    generator, steps = small_generator(), []
 
     def painted(generator: EmbeddingGenerator) -> torch.Tensor:
         latent = torch.randn(64, 4, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
-            return generator.sample(latent, torch.arange(64) % 2, SynthesizeConfig())
+            return generator.sample(latent, torch.arange(64) % 2)
 
     def distance(pictures: torch.Tensor) -> float:
         return float(((features(pictures).view(32, 2, -1).mean(0) - means) ** 2).sum())
@@ -163,7 +161,7 @@ def test_training_is_a_function_of_the_embedding_and_the_configuration() -> None
     runs = []
     for config in (few, few, few.model_copy(update={"seed": 1})):
         torch.manual_seed(len(runs))
-        runs.append(match(small_merf(), means, features, config)["painter.paint.weight"])
+        runs.append(match(small_generator(), means, features, config)["painter.paint.weight"])
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -180,15 +178,15 @@ def test_the_estimate_of_the_distance_is_unbiased_whatever_the_batch(monkeypatch
 
     torch.manual_seed(0)
     config = SMALL.model_copy(update={"num_steps": 400, "batch_size": 4, "learning_rate": 1e-9})
-    match(small_merf(), torch.zeros(2, 50), Noise(directions=torch.zeros(64, 25), view=torch.flatten), config)
+    match(small_generator(), torch.zeros(2, 50), Noise(directions=torch.zeros(64, 25), view=torch.flatten), config)
     # Each is a sum of 100 products of normal draws: deviation 10, of the mean 0.5; the biased one would be 100.
     assert abs(float(np.mean(losses))) < 3
 
 
 def test_training_that_diverged_is_told() -> None:
-    with pytest.raises(TrainingError, match=r"lower merf\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"lower generator\.learning_rate"):
         match(
-            small_merf(),
+            small_generator(),
             torch.full((2, 200), float("nan")),
             small_features(),
             SMALL.model_copy(update={"num_steps": 2}),
@@ -199,11 +197,10 @@ def test_training_that_diverged_is_told() -> None:
 
 
 def test_batch_size_and_devices_change_no_bit_of_an_image() -> None:
-    generator = small_merf(num_classes=3).eval()
-    config = SynthesizeConfig(num_images=50, seed=7)
+    generator = small_generator(num_classes=3).eval()
 
     def sampled(devices: int, rows: int) -> NDArray[np.uint8]:
-        batches = sample_in_order(generator, SHAPE, range(50), config, (CPU,) * devices, rows)
+        batches = sample_in_order(generator, SHAPE, range(50), 7, (CPU,) * devices, rows)
         return np.concatenate([images for images, _ in batches])
 
     images = sampled(1, 64)
@@ -213,5 +210,5 @@ def test_batch_size_and_devices_change_no_bit_of_an_image() -> None:
 
 def test_it_has_no_loss_of_an_image_to_attack_by() -> None:
     images, labels = two_classes(4)
-    with pytest.raises(DataError, match="EmbeddingGenerator has no loss of a given image"):
-        losses_of_images(small_merf(), images, labels, FinetuneConfig(), device=CPU, batch_size=4)
+    with pytest.raises(DataError, match="mean embeddings has no loss of a given image"):
+        losses_of_images(small_generator(), images, labels, SMALL, device=CPU, batch_size=4)

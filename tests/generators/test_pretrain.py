@@ -16,10 +16,9 @@ from torch import Tensor
 from privimage.errors import TrainingError
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.training.pretrain import PretrainState, learning_rate_at, pretrain
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import PretrainConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionPretrain
 
-CONFIG = PretrainConfig(num_steps=8, batch_size=16, learning_rate=2e-3, horizontal_flip=True)
+CONFIG = DiffusionPretrain(num_steps=8, batch_size=16, learning_rate=2e-3, horizontal_flip=True)
 
 
 class Killed(Exception):
@@ -39,7 +38,7 @@ def bars(num: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    config: PretrainConfig = CONFIG,
+    config: DiffusionPretrain = CONFIG,
     state: PretrainState | None = None,
     on_step: Callable[[PretrainState, float], None] = lambda state, loss: None,
 ) -> PretrainState:
@@ -118,7 +117,7 @@ def test_every_step_draws_anew() -> None:
 
 def test_a_learning_rate_that_diverges_is_an_error_with_advice() -> None:
     with pytest.raises(
-        TrainingError, match=r"diverged at step \d+: the loss is (nan|inf); lower pretrain\.learning_rate"
+        TrainingError, match=r"diverged at step \d+: the loss is (nan|inf); lower generator\.pretrain\.learning_rate"
     ):
         train(CONFIG.model_copy(update={"learning_rate": 1e30}))
 
@@ -135,7 +134,7 @@ def test_a_last_step_that_spoils_the_weights_is_found() -> None:
         if state.step == CONFIG.num_steps:
             next(iter(state.ema.values()))[0] = float("inf")
 
-    with pytest.raises(TrainingError, match=r"diverged at step 7: a weight is not finite; lower pretrain\.learning"):
+    with pytest.raises(TrainingError, match=r"diverged at step 7: a weight is not finite; lower generator\.pretrain\.learning"):
         train(on_step=spoil)
 
 
@@ -149,9 +148,9 @@ def test_images_mapped_from_a_file_train_the_same_denoiser() -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
-    config = PretrainConfig(num_steps=1000, learning_rate=1e-3)
+    config = DiffusionPretrain(num_steps=1000, learning_rate=1e-3)
     rates = [learning_rate_at(step, config) for step in range(1000)]
     assert rates[0] == pytest.approx(1e-5) and rates[99] == pytest.approx(1e-3)
     assert rates[100] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-4, rel=0.01)
     assert all(later <= earlier for earlier, later in pairwise(rates[100:]))
-    assert 0 < learning_rate_at(0, PretrainConfig(num_steps=1)) <= 1e-3
+    assert 0 < learning_rate_at(0, DiffusionPretrain(num_steps=1)) <= 1e-3

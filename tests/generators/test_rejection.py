@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.interface import ImageSource
 from privimage.generators.mean_embedding.critic import new_critic
 from privimage.generators.mean_embedding.matching import new_embedding_generator
@@ -29,7 +28,7 @@ class Flat(ImageSource):
     def noise_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
         return (1,)
 
-    def sample(self, noise: Tensor, labels: Tensor, config: SynthesizeConfig) -> Tensor:
+    def sample(self, noise: Tensor, labels: Tensor) -> Tensor:
         return noise[:, :, None, None].expand(-1, *SHAPE)
 
 
@@ -44,16 +43,16 @@ class Sign(nn.Module):
 def test_the_first_image_whose_class_the_judge_sees_is_kept_and_else_the_last() -> None:
     source = RejectionSampling(Flat(), Sign(), attempts=3)
     noise = torch.tensor([[0.1, 0.2, -0.3], [-0.1, 0.2, 0.3], [-0.1, -0.2, 0.3], [-0.1, -0.2, -0.3]])[:, :, None]
-    kept = source.sample(noise, torch.ones(4, dtype=torch.int64), SynthesizeConfig())
+    kept = source.sample(noise, torch.ones(4, dtype=torch.int64))
     assert kept[:, 0, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, -0.3])
-    other = source.sample(noise, torch.zeros(4, dtype=torch.int64), SynthesizeConfig())
+    other = source.sample(noise, torch.zeros(4, dtype=torch.int64))
     assert other[:, 0, 0, 0].tolist() == pytest.approx([-0.3, -0.1, -0.1, -0.1])
 
 
 def test_with_one_attempt_the_judge_has_nothing_to_say() -> None:
     seeds, labels = torch.arange(20), torch.arange(20) % 2
-    alone = synthesize_images(Flat(), labels, seeds, SHAPE, SynthesizeConfig())
-    judged = synthesize_images(RejectionSampling(Flat(), Sign(), attempts=1), labels, seeds, SHAPE, SynthesizeConfig())
+    alone = synthesize_images(Flat(), labels, seeds, SHAPE)
+    judged = synthesize_images(RejectionSampling(Flat(), Sign(), attempts=1), labels, seeds, SHAPE)
     assert torch.equal(alone, judged)
 
 
@@ -67,11 +66,11 @@ def test_more_of_what_is_drawn_is_seen_as_its_class_and_each_image_is_of_its_own
     for attempts in (1, 2, 8):
         judged = RejectionSampling(source, judge, attempts=attempts)
         labels, seeds = torch.arange(64) % 4, torch.arange(64)
-        images = synthesize_images(judged, labels, seeds, SHAPE, SynthesizeConfig())
+        images = synthesize_images(judged, labels, seeds, SHAPE)
         seen = judge(images.float() / 127.5 - 1).argmax(1)
         shares.append(float((seen == labels).float().mean()))
         rows = torch.tensor([5, 60, 17])
-        few = synthesize_images(judged, labels[rows], seeds[rows], SHAPE, SynthesizeConfig())
+        few = synthesize_images(judged, labels[rows], seeds[rows], SHAPE)
         assert torch.equal(few, images[rows])
     assert shares == sorted(shares) and shares[-1] > shares[0] + 0.2
     assert initial_noise(seeds[:2], judged.noise_shape(SHAPE)).shape == (2, 8, 16)
@@ -82,6 +81,6 @@ def test_a_critic_as_judge_sees_an_image_the_same_whatever_stands_beside_it() ->
     source = new_embedding_generator(config, channels=1, resolution=8, num_classes=4, seed=0)
     judged = RejectionSampling(source, new_critic(config, channels=1, num_classes=4), attempts=4).eval()
     labels, seeds = torch.arange(64) % 4, torch.arange(64)
-    images = synthesize_images(judged, labels, seeds, SHAPE, SynthesizeConfig())
+    images = synthesize_images(judged, labels, seeds, SHAPE)
     rows = torch.tensor([5, 60, 17])
-    assert torch.equal(synthesize_images(judged, labels[rows], seeds[rows], SHAPE, SynthesizeConfig()), images[rows])
+    assert torch.equal(synthesize_images(judged, labels[rows], seeds[rows], SHAPE), images[rows])

@@ -9,15 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.generators.diffusion.denoiser import Denoiser
-from privimage.generators.sampling.sampler import (
-    guided,
-    initial_noise,
-    sample_multistep,
-    sigma_schedule,
-    synthesize_images,
-)
+from privimage.generators.diffusion.solver import guided, sample_multistep, sigma_schedule
+from privimage.generators.sampling.sampler import initial_noise, synthesize_images
+from privimage.methods.generators.diffusion import DiffusionSampling
 
 NewDenoiser = Callable[..., Denoiser]
 MEAN, SPREAD = 0.3, 0.4
@@ -124,29 +119,27 @@ def test_noise_of_an_image_depends_on_its_seed_only() -> None:
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_the_batch_an_image_is_made_in_does_not_change_a_bit_of_it(awake: NewDenoiser, guidance: float) -> None:
     denoiser = awake(attention_levels=(1,), base_channels=24)
-    config = SynthesizeConfig(num_steps=2, guidance=guidance)
+    denoiser.sampling = DiffusionSampling(num_steps=2, guidance=guidance)
     labels, seeds = torch.arange(35) % 2, torch.arange(35)
-    whole = synthesize_images(denoiser, labels, seeds, SHAPE, config)
+    whole = synthesize_images(denoiser, labels, seeds, SHAPE)
     assert whole.shape == (35, *SHAPE) and whole.dtype == torch.uint8
     assert len({tuple(image.flatten().tolist()) for image in whole}) == 35
     for size in (5, 17, 32):
-        parts = [
-            synthesize_images(denoiser, labels[rows], seeds[rows], SHAPE, config)
-            for rows in torch.arange(35).split(size)
-        ]
+        parts = [synthesize_images(denoiser, labels[rows], seeds[rows], SHAPE) for rows in torch.arange(35).split(size)]
         assert torch.equal(torch.cat(parts), whole), f"in batches of {size}"
     turned = torch.arange(34, -1, -1)
-    again = synthesize_images(denoiser, labels[turned], seeds[turned], SHAPE, config)[turned]
+    again = synthesize_images(denoiser, labels[turned], seeds[turned], SHAPE)[turned]
     assert torch.equal(again, whole)
 
 
 def test_sampling_repeats_itself_and_follows_seed_and_label(awake: NewDenoiser) -> None:
-    denoiser, config = awake(), SynthesizeConfig(num_steps=5)
+    denoiser = awake()
+    denoiser.sampling = DiffusionSampling(num_steps=5)
     before = torch.get_rng_state()
-    one = synthesize_images(denoiser, torch.tensor([0]), torch.tensor([3]), SHAPE, config)
-    assert torch.equal(one, synthesize_images(denoiser, torch.tensor([0]), torch.tensor([3]), SHAPE, config))
-    assert not torch.equal(one, synthesize_images(denoiser, torch.tensor([0]), torch.tensor([4]), SHAPE, config))
-    assert not torch.equal(one, synthesize_images(denoiser, torch.tensor([1]), torch.tensor([3]), SHAPE, config))
+    one = synthesize_images(denoiser, torch.tensor([0]), torch.tensor([3]), SHAPE)
+    assert torch.equal(one, synthesize_images(denoiser, torch.tensor([0]), torch.tensor([3]), SHAPE))
+    assert not torch.equal(one, synthesize_images(denoiser, torch.tensor([0]), torch.tensor([4]), SHAPE))
+    assert not torch.equal(one, synthesize_images(denoiser, torch.tensor([1]), torch.tensor([3]), SHAPE))
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -12,8 +12,7 @@ from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.diffusion.unet import UNet
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.private_sum import PrivateSum
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune
 
 NewDenoiser = Callable[..., Denoiser]
 
@@ -69,7 +68,7 @@ def test_training_mode_changes_nothing_there_are_no_running_statistics(awake: Ne
 @pytest.mark.parametrize(("config", "channels", "size"), SHAPES)
 def test_dp_sgd_can_use_every_shape(awake: NewDenoiser, config: dict[str, object], channels: int, size: int) -> None:
     denoiser = awake(channels=channels, **config)
-    PrivateSum(generator=denoiser, config=FinetuneConfig(), max_grad_norm=1.0, compute=ComputeSettings()).check(
+    PrivateSum(generator=denoiser, config=DiffusionFinetune(), max_grad_norm=1.0, compute=ComputeSettings()).check(
         channels, size
     )
 

@@ -11,11 +11,10 @@ from privimage.data.pixels import from_pixels
 from privimage.errors import TrainingError
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.diffusion.warmup import draw_rows, warm_up
-from privimage.methods.generators.diffusion import ClassMeans, DenoiserConfig
-from privimage.methods.training import PretrainConfig
+from privimage.methods.generators.diffusion import ClassMeans, DenoiserConfig, DiffusionPretrain
 
 CLASSES = 3
-PRETRAIN = PretrainConfig(label_dropout=0.2)
+PRETRAIN = DiffusionPretrain(label_dropout=0.2)
 
 
 def denoiser() -> Denoiser:
@@ -34,16 +33,16 @@ def public() -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, CLASSES, (50,), generator=generator)
 
 
-def is_central(rows: dict[str, Tensor]) -> Tensor:
+def of_means(rows: dict[str, Tensor]) -> Tensor:
     return rows["images"].flatten(1).std(dim=1) == 0
 
 
-def test_a_step_has_its_share_of_central_images_at_high_noise_and_public_ones_below() -> None:
+def test_a_step_has_its_share_of_mean_images_at_high_noise_and_public_ones_below() -> None:
     config = ClassMeans(num_steps=1, batch_size=1000, share=0.3, sigma_min=0.8, sigma_max=40)
     rows = draw_rows(denoiser(), means(), public(), config, PRETRAIN, 0)
-    central = is_central(rows)
-    assert central.sum() == 300
-    high, low = rows["sigma"][central], rows["sigma"][~central]
+    drawn = of_means(rows)
+    assert drawn.sum() == 300
+    high, low = rows["sigma"][drawn], rows["sigma"][~drawn]
     assert 0.8 <= high.min() < 0.9 and 35 < high.max() <= 40
     # Uniform in its logarithm.
     assert float(high.log().mean()) == pytest.approx(np.log(0.8 * 40) / 2, abs=0.2)
@@ -63,7 +62,7 @@ def test_each_image_keeps_its_class_or_hides_it() -> None:
     assert 0.15 < float(hidden.double().mean()) < 0.25
     for image, label in zip(rows["images"][~hidden], rows["labels"][~hidden], strict=True):
         assert known[tuple(image.flatten().tolist())] == label
-    assert set(rows["labels"][is_central(rows)].tolist()) == {0, 1, 2, 3}
+    assert set(rows["labels"][of_means(rows)].tolist()) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.001, 1), (0.5, 8), (0.999, 15), (1.0, 16)])
@@ -71,13 +70,13 @@ def test_a_batch_has_rows_of_both_kinds_unless_all_are_asked_for(share: float, e
     config = ClassMeans(num_steps=1, batch_size=16, share=share)
     rows = draw_rows(denoiser(), means(), public(), config, PRETRAIN, 0)
     assert len(rows["images"]) == 16
-    assert is_central(rows).sum() == expected
+    assert of_means(rows).sum() == expected
 
 
-def test_without_public_images_all_rows_are_central_at_the_noise_levels_of_training() -> None:
+def test_without_public_images_all_rows_are_of_means_at_the_noise_levels_of_training() -> None:
     config = ClassMeans(num_steps=1, batch_size=4000)
     rows = draw_rows(denoiser(), means(), None, config, PRETRAIN, 0)
-    assert bool(is_central(rows).all())
+    assert bool(of_means(rows).all())
     logs = rows["sigma"].log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=0.1)
     assert float(logs.std()) == pytest.approx(1.2, abs=0.1)
@@ -116,5 +115,5 @@ def test_at_high_noise_the_warmed_up_denoiser_answers_with_the_mean_of_the_class
 def test_training_that_diverges_says_which_setting_to_lower() -> None:
     broken = means()
     broken[0] = float("nan")
-    with pytest.raises(TrainingError, match=r"lower central\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"lower generator\.class_means\.learning_rate"):
         warm_up(denoiser(), broken, public(), ClassMeans(num_steps=5), PRETRAIN, on_step=lambda *_: None)

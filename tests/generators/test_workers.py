@@ -23,7 +23,7 @@ from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import finetune, start_state
 from privimage.generators.training.pretrain import pretrain
 from privimage.generators.training.workers import Job, workers_of
-from privimage.methods.training import FinetuneConfig, PretrainConfig
+from privimage.methods.generators.diffusion import DiffusionFinetune, DiffusionPretrain
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import DPSGDMechanism
 
@@ -63,7 +63,7 @@ def finetuned(denoiser: Denoiser, processes: int, *, noise: float = 1.0) -> Tens
         denoiser,
         *images_and_labels(),
         mechanism,
-        FinetuneConfig(noise_samples=2, horizontal_flip=True, learning_rate=1e-5),
+        DiffusionFinetune(noise_samples=2, horizontal_flip=True, learning_rate=1e-5),
         state=start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
         random=InsecureRandomForTests(3),
         on_step=lambda state: None,
@@ -74,7 +74,7 @@ def finetuned(denoiser: Denoiser, processes: int, *, noise: float = 1.0) -> Tens
 
 def pretrained(denoiser: Denoiser, processes: int) -> Tensor:
     images, labels = (torch.from_numpy(array) for array in images_and_labels())
-    config = PretrainConfig(num_steps=2, batch_size=16, learning_rate=1e-5, horizontal_flip=True)
+    config = DiffusionPretrain(num_steps=2, batch_size=16, learning_rate=1e-5, horizontal_flip=True)
     state = pretrain(
         denoiser, images, labels, config, state=None, on_step=lambda state, loss: None, compute=on(processes)
     )
@@ -151,7 +151,7 @@ def test_a_process_that_cannot_start_is_an_error_and_nobody_waits_for_it() -> No
 
 ENDLESS = """
 import os, torch
-from tests.generators.test_team import CPU, Counts
+from tests.generators.test_workers import CPU, Counts
 from privimage.generators.training.workers import workers_of
 if __name__ == "__main__":
     with workers_of(Counts(), [CPU] * 2) as workers:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from privimage.generators.gan.gan.gan import Gan
 from torch import Tensor
 
 from privimage.data.pixels import from_pixels
+from privimage.generators.gan.gan import Gan
 from privimage.generators.gan.networks import Discriminator, Painter
 from privimage.generators.interface import Following
 from privimage.methods.generators.gan import GanConfig

@@ -83,12 +83,12 @@ def test_a_license_stands_there_only_if_it_was_given() -> None:
     assert "named none" not in given
 
 
-def test_a_warm_up_with_central_images_is_told() -> None:
+def test_a_warm_up_with_class_mean_images_is_told() -> None:
     told = "trained further on noisy mean images of the classes"
     for selection in ("semantic", "random", "none"):
         certificate = {**CERTIFICATE, "selection": selection}
         assert told not in render_datasheet(certificate, FACTS)
-        assert told in render_datasheet({**certificate, "central_images": True}, FACTS)
+        assert told in render_datasheet({**certificate, "class_mean_images": True}, FACTS)
 
 
 def test_hostile_names_and_descriptions_are_only_ever_text() -> None:

@@ -37,7 +37,7 @@ def test_public_images_that_are_none_or_all_equal_are_refused() -> None:
     with pytest.raises(DataError, match="no public images"):
         mean_image([])
     equal = np.zeros((9, 3, 4, 4), dtype=np.uint8)
-    with pytest.raises(DataError, match=r"give central\.max_norm"):
+    with pytest.raises(DataError, match=r"give generator\.class_means\.max_norm"):
         largest_norm(batches(equal), mean_image(batches(equal)))
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from privimage.config.images import ImageConfig
 from privimage.data.table import TableWriter
 from privimage.errors import ConfigError
+from privimage.methods.selections.assignment import assign_categories
 from privimage.semantics.index import INDEX_FILE, IndexWriter, open_index
-from privimage.semantics.selection import assign_categories, cap_rows, classes_of, read_selected, select_rows
+from privimage.semantics.selection import cap_rows, classes_of, read_selected, select_rows
 
 
 def shares(histogram: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def warm_up(
         denoiser,
         lambda step: draw_rows(denoiser, means, public, config, pretrain, step),
         config,
-        section="class_means",
+        section="generator.class_means",
         state=None,
         on_step=on_step,
         compute=compute,
