@@ -116,12 +116,12 @@ def write_table(folder: str, rows: str) -> dict[str, float]:
 def build(folder: str) -> dict[str, float]:
     import pyarrow.parquet as pq
     import torch
-    from privimage.stages.semantics import INDEX_BATCH
 
     from privimage.config.classifier import ClassifierConfig
     from privimage.data.table import iterate_images
     from privimage.semantics.classifier import new_classifier
     from privimage.semantics.index import write_index, write_predictions
+    from privimage.stages.index import INDEX_BATCH
 
     files = sorted(Path(folder).glob("images-*.parquet"))
     config = ClassifierConfig(base_channels=4, blocks=(1,))
@@ -158,8 +158,9 @@ def write_large(folder: str, rows: str) -> dict[str, float]:
 def select(path: str, categories_per_class: str, max_rows: str) -> dict[str, float]:
     import pyarrow.parquet as pq
 
+    from privimage.methods.selections.assignment import assign_categories
     from privimage.semantics.index import ROW_ENCODING, open_index
-    from privimage.semantics.selection import assign_categories, select_rows
+    from privimage.semantics.selection import select_rows
 
     histogram = np.random.default_rng(0).normal(100.0, 50.0, (10, CATEGORIES))
     begun = time.monotonic()

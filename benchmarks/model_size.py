@@ -27,6 +27,7 @@ from pathlib import Path
 
 from privimage.config.loading import load_config
 from privimage.config.run import RunConfig
+from privimage.generators.diffusion import kind as diffusion
 from privimage.machine.progress import Terminal
 from privimage.reports.pictures import curve_svg
 from privimage.running.granting import grant
@@ -97,7 +98,7 @@ def _measured(config: RunConfig, shared: Path, folder: Path) -> Row:
     metrics = artifacts["evaluate"].read_json("metrics.json")
     fid = metrics["fidelity"]["public-classifier"]["overall"].get("FID")
     return Row(
-        channels=config.denoiser.base_channels,
+        channels=diffusion.settings_of(config.generator).network.base_channels,
         parameters=int(str(artifacts["pretrain"].manifest.metrics["num_parameters"])),
         megabytes=artifacts["finetune"].manifest.files["generator.safetensors"].size / 1e6,
         accuracy=metrics["accuracy_on_private_test"],

@@ -91,13 +91,12 @@ def _comparisons(run: Run, artifacts: dict) -> dict[str, float]:  # type: ignore
     device = choose_device(config.performance.device)
     private_test, test_labels = (torch.from_numpy(array) for array in read_images(admit.files("test-")))
     private_train, train_labels = read_images(admit.files("train-"))
-    generator, facts = open_generator(artifacts["pretrain"], device)
-    classes = len(facts["class_names"])
-    shape = (facts["channels"], facts["resolution"], facts["resolution"])
+    generator, about = open_generator(artifacts["pretrain"], device, config.generator)
+    classes = len(about.class_names)
     labels = torch.arange(config.synthesize.num_images) % classes
     seeds = torch.arange(len(labels))
     parts = [
-        synthesize_images(generator, labels[at : at + 512], seeds[at : at + 512], shape, config.synthesize)
+        synthesize_images(generator, labels[at : at + 512], seeds[at : at + 512], about.shape)
         for at in range(0, len(labels), 512)
     ]
     few = np.random.default_rng(0).permutation(len(private_train))[: config.synthesize.num_images]

@@ -37,7 +37,6 @@ from torch import Tensor
 from privimage.config.classifier import ClassifierConfig
 from privimage.config.images import ImageConfig
 from privimage.config.sources import DemoGlyphs, ParquetSource
-from privimage.config.synthesize import SynthesizeConfig
 from privimage.data.admission import admit_public
 from privimage.data.facts import TableFacts
 from privimage.data.pixels import to_pixels
@@ -45,11 +44,11 @@ from privimage.data.table import read_images
 from privimage.evaluation.features import FeatureExtractor, network_extractor
 from privimage.evaluation.fidelity import fid
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
-from privimage.generators.sampling.sampler import DenoiseFn, guided, initial_noise, sample_multistep, sigma_schedule
+from privimage.generators.diffusion.solver import DenoiseFn, guided, sample_multistep, sigma_schedule
+from privimage.generators.sampling.sampler import initial_noise
 from privimage.generators.training.pretrain import pretrain
 from privimage.machine.progress import Terminal
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import PretrainConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionPretrain, DiffusionSampling
 from privimage.semantics.classifier import new_classifier, train_classifier
 
 ROWS = 64
@@ -114,7 +113,7 @@ def prepare(folder: Path, public: str | None, resolution: int, train_steps: int)
     classifier.load_state_dict(load_file(weights))
     weights = folder / f"denoiser-{train_steps}.safetensors"
     if not weights.exists():
-        config = PretrainConfig(num_steps=train_steps, learning_rate=2e-3)
+        config = DiffusionPretrain(num_steps=train_steps, learning_rate=2e-3)
         with Terminal().ticker("training", train_steps) as tick:
             state = pretrain(
                 denoiser, images[training], labels[training], config, state=None, on_step=lambda s, _: tick(s.step)
@@ -131,7 +130,7 @@ def prepare(folder: Path, public: str | None, resolution: int, train_steps: int)
 
 def ways(guidance: float) -> dict[str, Way]:
     """The reference first; then what is compared with it. Levels are those of the default, where no other is named."""
-    default = SynthesizeConfig()
+    default = DiffusionSampling()
 
     def way(solver: Solver, steps: int, evaluations: int | None = None, **other: float) -> Way:
         config = default.model_copy(update=other)

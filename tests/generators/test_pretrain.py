@@ -134,7 +134,9 @@ def test_a_last_step_that_spoils_the_weights_is_found() -> None:
         if state.step == CONFIG.num_steps:
             next(iter(state.ema.values()))[0] = float("inf")
 
-    with pytest.raises(TrainingError, match=r"diverged at step 7: a weight is not finite; lower generator\.pretrain\.learning"):
+    with pytest.raises(
+        TrainingError, match=r"diverged at step 7: a weight is not finite; lower generator\.pretrain\.learning"
+    ):
         train(on_step=spoil)
 
 

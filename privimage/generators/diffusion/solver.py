@@ -13,7 +13,7 @@ from torch import Tensor
 
 from privimage.generators.interface import ImageGenerator
 
-__all__ = ["guided", "sample_multistep", "sigma_schedule"]
+__all__ = ["DenoiseFn", "guided", "sample_multistep", "sigma_schedule"]
 
 DenoiseFn = Callable[[Tensor, float], Tensor]
 
