@@ -165,16 +165,12 @@ def admit_sensitive(
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         spool, held_out = (stack.enter_context(Spool.opened(folder)) for _ in range(2))
         decoder = stack.enter_context(PrivateDecoder(image, folder))
-        problems: list[str] = []
-        for source, into, name, about in (
-            (train, spool, "train", "sensitive images"),
-            (test, held_out, "test", "sensitive test images"),
-        ):
-            for item in progress(_prepared_privately(source, decoder), about, len(source)) if source else ():
-                if isinstance(item, _Refused):
-                    problems.append(item.told(name))
-                else:
-                    into.add(item)
+        problems = _spooled(
+            progress(_prepared_privately(train, decoder), "sensitive images", len(train)), spool, "train"
+        )
+        if test is not None:
+            items = progress(_prepared_privately(test, decoder), "sensitive test images", len(test))
+            problems += _spooled(items, held_out, "test")
         problems += _empty_classes(train.class_names, spool.labels)
         if problems:
             raise SensitiveDataProblem(_UNUSABLE, problems)
@@ -196,6 +192,17 @@ def admit_sensitive(
     )
     (folder / FACTS_FILE).write_text(facts.to_json())
     return facts
+
+
+def _spooled(items: Iterable[Admitted | _Refused], into: Spool, name: str) -> list[str]:
+    """Spool what can be used; what is wrong with the rest."""
+    problems: list[str] = []
+    for item in items:
+        if isinstance(item, _Refused):
+            problems.append(item.told(name))
+        else:
+            into.add(item)
+    return problems
 
 
 def _write_tables(

@@ -13,6 +13,7 @@ from privimage import __version__
 from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import PrivacyRefused, Uncharged
+from privimage.payloads import GUARANTEE, guarantee_of
 from privimage.privacy.accounting import delta_of_course, epsilon_of, epsilon_of_plan, lost_attempts
 from privimage.privacy.budget import reservations_of, spent_by, without_guarantee
 from privimage.privacy.entry import Entry
@@ -83,56 +84,23 @@ def build_certificate(
     """
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
     held = reservations_of(entries)
-    mechanisms = []
-    events: dict[str, dpa.DpEvent] = {}
-    for stage, artifact in private_artifacts.items():
-        for reservation in artifact.manifest.reservations:
-            entry = held.get(reservation)
-            if entry is None:
-                raise Uncharged(f"The ledger does not hold {reservation}, which paid for stage {stage}.")
-            events[entry.id] = entry.event
-            mechanisms.append(
-                {
-                    "stage": stage,
-                    "event": event_to_json(entry.event),
-                    "in_words": event_in_words(entry.event),
-                    "epsilon_alone": epsilon_of([entry.event], config.privacy.delta),
-                    "ledger_entry": {"sequence": entry.sequence, "id": entry.id, "sha256": entry.digest},
-                }
-            )
-    plan = held[private_artifacts["finetune"].manifest.reservations[-1]].body["plan"]
-    if hidden := _hidden(plan, held, events):
-        raise PrivacyRefused(
-            f"Fine-tuning was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
-            f"does not have (selection.strategy {config.selection.strategy}, generator.kind {config.generator.kind}): no "
-            "certificate leaves it out."
-        )
-    tuned = events[private_artifacts["finetune"].manifest.reservations[-1]]
-    if not config.generator.is_charged_as(tuned):
-        raise PrivacyRefused(
-            f"The configuration states generator.kind {config.generator.kind}, but fine-tuning was charged as {event_in_words(tuned)}: no "
-            "certificate tells of another kind."
-        )
-    delta = config.privacy.delta
+    paid = _paid(private_artifacts, held)
+    tuned = private_artifacts["finetune"].manifest.reservations[-1]
+    plan = held[tuned].body["plan"]
+    events = {entry.id: entry.event for _, entry in paid}
+    _check_whole(config, plan, held, events, tuned)
+    mechanisms = [_mechanism(stage, entry, config.privacy.delta) for stage, entry in paid]
     groups = groups_of(mechanisms, plan["builds_on"])
-    computed = epsilon_of_plan(groups.own, groups.builds_on, delta, lost=groups.lost, lost_before=groups.lost_before)
-    stated = (config.privacy.epsilon, config.privacy.delta)
-    if (plan["epsilon"], plan["delta"]) != stated or computed > config.privacy.epsilon * (1 + 1e-9):
-        raise PrivacyRefused(
-            f"The configuration states epsilon {stated[0]:g}, delta {stated[1]:g}, but what was made was charged for "
-            f"epsilon {plan['epsilon']:g}, delta {plan['delta']:g} and costs {computed:.6g}: no certificate."
-        )
-    spent = spent_by(entries)
+    computed = _checked_epsilon(config, plan, groups)
+    guaranteed = set(guarantees) == {GUARANTEE} and not without_guarantee(entries, events)
     return {
         "schema": SCHEMA,
         "name": config.name,
-        "guarantee": "differential privacy"
-        if set(guarantees) == {"differential privacy"} and not without_guarantee(entries, events)
-        else "none",
+        "guarantee": guarantee_of(guaranteed),
         "epsilon": config.privacy.epsilon,
         "delta": config.privacy.delta,
         "epsilon_computed": computed,
-        "epsilon_certified_interval": certified_interval(groups, delta, cross_check),
+        "epsilon_certified_interval": certified_interval(groups, config.privacy.delta, cross_check),
         "accountant": "dp_accounting PLD, pessimistic",
         "relation": RELATION.name,
         "relation_in_words": RELATION_IN_WORDS,
@@ -144,25 +112,89 @@ def build_certificate(
         **({"num_validation_images": facts.num_validation} if "validate" in private_artifacts else {}),
         "mechanisms": mechanisms,
         "plan": {"id": plan["id"], "builds_on": list(plan["builds_on"])},
-        "ledger": {
-            "dataset": ledger.dataset_id,
-            "entries": [
-                {"sequence": entry.sequence, "kind": entry.kind, "id": entry.id, "sha256": entry.digest}
-                for entry in entries
-            ],
-            "spent_in_all": {"epsilon": spent.epsilon, "delta": spent.delta},
-            "granted_in_all": {name: entries[0].body[name] for name in ("epsilon", "delta", "order")},
-        },
-        "assumptions": [
-            *_ASSUMPTIONS,
-            *([_VALIDATED] if "validate" in private_artifacts else []),
-            config.generator.sampling_in_words(list(events.values())),
-        ],
+        "ledger": _ledger(ledger, entries),
+        "assumptions": _assumptions(config, private_artifacts, list(events.values())),
         "code": _code(private_artifacts),
         "artifacts": {stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
         "config_sha256": config_digest(config),
         "packages": private_artifacts["finetune"].manifest.provenance["packages"],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+
+
+def _assumptions(config: RunConfig, artifacts: Mapping[str, Artifact], events: Sequence[dpa.DpEvent]) -> list[str]:
+    validated = [_VALIDATED] if "validate" in artifacts else []
+    return [*_ASSUMPTIONS, *validated, config.generator.sampling_in_words(events)]
+
+
+def _paid(artifacts: Mapping[str, Artifact], held: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
+    """Every entry that paid for one of the artifacts, with its stage."""
+    paid = []
+    for stage, artifact in artifacts.items():
+        for reservation in artifact.manifest.reservations:
+            entry = held.get(reservation)
+            if entry is None:
+                raise Uncharged(f"The ledger does not hold {reservation}, which paid for stage {stage}.")
+            paid.append((stage, entry))
+    return paid
+
+
+def _mechanism(stage: str, entry: Entry, delta: float) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "event": event_to_json(entry.event),
+        "in_words": event_in_words(entry.event),
+        "epsilon_alone": epsilon_of([entry.event], delta),
+        "ledger_entry": {"sequence": entry.sequence, "id": entry.id, "sha256": entry.digest},
+    }
+
+
+def _check_whole(
+    config: RunConfig,
+    plan: Mapping[str, Any],
+    held: Mapping[str, Entry],
+    events: Mapping[str, dpa.DpEvent],
+    tuned: str,
+) -> None:
+    """Raise PrivacyRefused if a charge would be left out, or fine-tuning's is none of the configured kind of generator."""
+    if hidden := _hidden(plan, held, events):
+        raise PrivacyRefused(
+            f"Fine-tuning was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
+            f"does not have (selection.strategy {config.selection.strategy}, generator.kind {config.generator.kind}): no "
+            "certificate leaves it out."
+        )
+    if not config.generator.is_charged_as(events[tuned]):
+        raise PrivacyRefused(
+            f"The configuration states generator.kind {config.generator.kind}, but fine-tuning was charged as "
+            f"{event_in_words(events[tuned])}: no certificate tells of another kind."
+        )
+
+
+def _checked_epsilon(config: RunConfig, plan: Mapping[str, Any], groups: Groups) -> float:
+    """Epsilon as computed; raises PrivacyRefused unless it is within what configuration and plan state."""
+    stated = (config.privacy.epsilon, config.privacy.delta)
+    computed = epsilon_of_plan(
+        groups.own, groups.builds_on, config.privacy.delta, lost=groups.lost, lost_before=groups.lost_before
+    )
+    if (plan["epsilon"], plan["delta"]) != stated or computed > config.privacy.epsilon * (1 + 1e-9):
+        raise PrivacyRefused(
+            f"The configuration states epsilon {stated[0]:g}, delta {stated[1]:g}, but what was made was charged for "
+            f"epsilon {plan['epsilon']:g}, delta {plan['delta']:g} and costs {computed:.6g}: no certificate."
+        )
+    return computed
+
+
+def _ledger(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
+    """The ledger as it is now: its entries, what is spent and what is granted."""
+    spent = spent_by(entries)
+    return {
+        "dataset": ledger.dataset_id,
+        "entries": [
+            {"sequence": entry.sequence, "kind": entry.kind, "id": entry.id, "sha256": entry.digest}
+            for entry in entries
+        ],
+        "spent_in_all": {"epsilon": spent.epsilon, "delta": spent.delta},
+        "granted_in_all": {name: entries[0].body[name] for name in ("epsilon", "delta", "order")},
     }
 
 

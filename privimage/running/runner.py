@@ -151,7 +151,6 @@ def _make(
     sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
     started = time.monotonic()
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    public = {source: artifact for source, artifact in opened.items() if not artifact.ref.sealed}
     with scratch_folder(run.store) as folder:
         try:
             payment = _pay(stage, key, run, opened, facts, ledger) if stage.charge else None
@@ -162,23 +161,7 @@ def _make(
                 return existing
             raise
         door = Door(stage, sealed, payment.live if payment else None, spill=folder)
-        # What was charged is not broken off: fine-tuning answers by itself, and the query runs in one go.
-        progress = run.progress if stage.charge else Interruptible(run.progress, run.stop.check)
-        context = StageContext(
-            config=run.config,
-            key=key,
-            inputs=public,
-            facts=facts,
-            ledger=ledger,
-            folder=folder,
-            store=run.store,
-            progress=progress,
-            paid=payment.paid if payment else None,
-            private_images=door,
-            make_parts=lambda ranges: _parts(run, stage, key, opened, ranges, progress, folder),
-            write_private=lambda title, text: write_private(run.store, title, text),
-            stop=run.stop,
-        )
+        context = _context(run, stage, key, opened, facts, ledger, folder, payment, door)
         outcome = _run_guarded(stage, context, door, payment)
         if stage.admits == "public":
             _check_publishable(run, folder)
@@ -203,6 +186,37 @@ def _make(
         stage.finish(run.config, run.store, artifact)
     _clear_checkpoints(run.store, stage, key)
     return StageResult(ref=artifact.ref, reused=False, written=artifact.manifest.written, seconds=seconds)
+
+
+def _context(
+    run: Run,
+    stage: Stage,
+    key: str,
+    opened: Mapping[str, Artifact],
+    facts: SensitiveFacts | None,
+    ledger: Ledger | None,
+    folder: Path,
+    payment: Payment | None,
+    door: Door,
+) -> StageContext:
+    """What the stage is given: no sealed input, and of sensitive images the door alone."""
+    # What was charged is not broken off: fine-tuning answers by itself, and the query runs in one go.
+    progress = run.progress if stage.charge else Interruptible(run.progress, run.stop.check)
+    return StageContext(
+        config=run.config,
+        key=key,
+        inputs={source: artifact for source, artifact in opened.items() if not artifact.ref.sealed},
+        facts=facts,
+        ledger=ledger,
+        folder=folder,
+        store=run.store,
+        progress=progress,
+        paid=payment.paid if payment else None,
+        private_images=door,
+        make_parts=lambda ranges: _parts(run, stage, key, opened, ranges, progress, folder),
+        write_private=lambda title, text: write_private(run.store, title, text),
+        stop=run.stop,
+    )
 
 
 def _check_publishable(run: Run, folder: Path) -> None:

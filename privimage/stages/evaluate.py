@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from privimage.data.table import read_images, read_is_public
 from privimage.errors import DataError, Uncharged
@@ -27,7 +28,7 @@ from privimage.reports.report import ReportData, render_report
 from privimage.reports.sections import classifier_extractor, tell
 from privimage.stages.downstream import open_downstream
 from privimage.stages.safety import Safety, measure_safety
-from privimage.stages.utility import measure_utility
+from privimage.stages.utility import Utilities, measure_utility
 
 __all__ = ["run"]
 
@@ -60,42 +61,20 @@ def run(context: StageContext) -> Outcome:
         device,
     )
     extractors, absent = _extractors(context, device)
-    fidelity, features_by = {}, {}
-    for extractor in context.progress.track(extractors, "evaluate: fidelity"):
-        features = features_by[extractor.name] = extractor(images)
-        everything = Subject(
-            synthetic=features, private=extractor(private_images), probabilities=extractor.probabilities(features)
+    features_by = {extractor.name: extractor(images) for extractor in extractors}
+    fidelity = {
+        extractor.name: _fidelity(
+            extractor, features_by[extractor.name], labels, (private_images, private_labels), facts.class_names
         )
-        fidelity[extractor.name] = _Found(
-            overall=measure(everything),
-            per_class={
-                name: measure(everything.of(labels == number, private_labels == number))
-                for number, name in enumerate(facts.class_names)
-            },
-        )
+        for extractor in context.progress.track(extractors, "evaluate: fidelity")
+    }
     safety = Safety()
     if config.evaluate.safety:
         safety = measure_safety(context, images, (private_images, private_labels), extractors, device)
-    metrics: dict[str, Any] = {
-        "notice": NOTICE,
-        "kind": "internal",
-        "accuracy_on_private_test": utility.accuracy,
-        "accuracy_per_class": [row[at] / sum(row) if sum(row) else None for at, row in enumerate(utility.confusion)],
-        "confusion": [list(row) for row in utility.confusion],
-        "utility": utility.metrics,
+    metrics = {
+        **_metrics(utility, fidelity, safety, absent),
         "num_synthetic": len(images),
         "num_private_test": len(private_images),
-        "interval": LEVEL,
-        "fidelity": {
-            extractor: {
-                "overall": _json(found.overall),
-                "per_class": {name: _json(each) for name, each in found.per_class.items()},
-            }
-            for extractor, found in fidelity.items()
-        },
-        **({"inception_sha256": INCEPTION_SHA256} if "inception" in fidelity else {}),
-        "safety": safety.metrics,
-        "not_computed": {**absent, **_not_computed(fidelity), **safety.not_computed},
     }
     (context.folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     told = tell(context.inputs, images, labels, extractors[0], features_by[extractors[0].name])
@@ -115,6 +94,52 @@ def run(context: StageContext) -> Outcome:
     report = _report(context, [utility.figures[0], *told.headline], sections)
     (context.folder / "internal.html").write_text(render_report(report))
     return Outcome(metrics={"accuracy_on_private_test": utility.accuracy})
+
+
+def _fidelity(
+    extractor: FeatureExtractor,
+    features: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    private: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    class_names: Sequence[str],
+) -> _Found:
+    """How near synthetic features are to those of sensitive test images, of all and of each class."""
+    private_images, private_labels = private
+    everything = Subject(
+        synthetic=features, private=extractor(private_images), probabilities=extractor.probabilities(features)
+    )
+    return _Found(
+        overall=measure(everything),
+        per_class={
+            name: measure(everything.of(labels == number, private_labels == number))
+            for number, name in enumerate(class_names)
+        },
+    )
+
+
+def _metrics(
+    utility: Utilities, fidelity: Mapping[str, _Found], safety: Safety, absent: Mapping[str, str]
+) -> dict[str, Any]:
+    """All figures, for programs."""
+    return {
+        "notice": NOTICE,
+        "kind": "internal",
+        "accuracy_on_private_test": utility.accuracy,
+        "accuracy_per_class": [row[at] / sum(row) if sum(row) else None for at, row in enumerate(utility.confusion)],
+        "confusion": [list(row) for row in utility.confusion],
+        "utility": utility.metrics,
+        "interval": LEVEL,
+        "fidelity": {
+            extractor: {
+                "overall": _json(found.overall),
+                "per_class": {name: _json(each) for name, each in found.per_class.items()},
+            }
+            for extractor, found in fidelity.items()
+        },
+        **({"inception_sha256": INCEPTION_SHA256} if "inception" in fidelity else {}),
+        "safety": safety.metrics,
+        "not_computed": {**absent, **_not_computed(fidelity), **safety.not_computed},
+    }
 
 
 def _extractors(context: StageContext, device: torch.device) -> tuple[list[FeatureExtractor], dict[str, str]]:

@@ -166,9 +166,7 @@ def publish(
         ValueError: the folder is empty, a file's name cannot be stored, or a metric is NaN; nothing was written.
         StoreError: the storage failed.
     """
-    sources = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    if not sources:
-        raise ValueError(f"{folder} holds no files: a stage has to write its result there before it is published.")
+    sources = _sources(folder)
     place = _folder(stage, key, sealed)
     payload = f"payload-{secrets.token_hex(4)}"
     manifest: dict[str, JSON] = {
@@ -196,13 +194,7 @@ def publish(
 
     # What is wrong with names or metrics is told now, before anything is written.
     described({name: FileEntry(size=0, sha256="0" * 64) for name in sources}, "0" * 64)
-    with ThreadPoolExecutor(1) as hashing:
-        digests = hashing.map(_sha256, sources.values())
-        for name, path in sources.items():
-            store.upload(path, f"{place}/{payload}/{name}")
-        sizes = [path.stat().st_size for path in sources.values()]
-        entries = [FileEntry(size=size, sha256=digest) for size, digest in zip(sizes, digests, strict=True)]
-    files = dict(zip(sources, entries, strict=True))
+    files = _upload(store, sources, f"{place}/{payload}")
     data = described(files, _content_digest(store, files, sealed))
     if not store.create(f"{place}/manifest.json", data):
         store.delete_tree(f"{place}/{payload}")
@@ -210,6 +202,24 @@ def publish(
     if artifact is None:
         raise StoreError(f"Artifact {stage} {key} was removed from {store.url} while it was published; run again.")
     return artifact
+
+
+def _sources(folder: Path) -> dict[str, Path]:
+    sources = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if not sources:
+        raise ValueError(f"{folder} holds no files: a stage has to write its result there before it is published.")
+    return sources
+
+
+def _upload(store: Store, sources: Mapping[str, Path], place: str) -> dict[str, FileEntry]:
+    """Upload files, and describe them; digests are computed while they travel."""
+    with ThreadPoolExecutor(1) as hashing:
+        digests = hashing.map(_sha256, sources.values())
+        for name, path in sources.items():
+            store.upload(path, f"{place}/{name}")
+        sizes = [path.stat().st_size for path in sources.values()]
+        entries = [FileEntry(size=size, sha256=digest) for size, digest in zip(sizes, digests, strict=True)]
+    return dict(zip(sources, entries, strict=True))
 
 
 def find(store: Store, stage: str, key: str, sealed: bool) -> Artifact | None:
