@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo deploy test test-s3 test-stack test-browser check-docker mutants faults check lock install clean
+.PHONY: demo deploy test test-all test-s3 test-stack test-browser check-docker mutants mutants-of-privacy faults check lock install clean
 
 demo: $(READY)
 	$(BIN)/privimage ledger grant $(DEMO) --store $(STORE) --epsilon 10 --delta 1e-4
@@ -23,16 +23,23 @@ GPUS ?=
 deploy: $(READY)
 	$(BIN)/python -m deployments.register --store $(STORE) $(if $(GPUS),--gpus $(GPUS))
 
-# The tests, and then the test of the tests of privacy: it fails if one seeded privacy bug survives.
+# Format, lint, types, import contracts, and every test that needs no long computation; minutes.
 # Several files of tests at once, each test on one thread: what a file's tests share is made once
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 test: check
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
-	$(BIN)/python -m tests.privacy.mutants --quiet
+	$(PYTEST) -m 'not slow and not browser'
 
-# Seeded privacy bugs, each of which a named test has to find; minutes
+# The rest too: long tests, Prefect's whole stack, kills and faults, and then the test of the tests
+test-all: check
+	$(PYTEST) -m 'not browser'
+	$(MAKE) mutants
+
+# Seeded privacy bugs, each of which a named test has to find: those of privimage/privacy, or all
+mutants-of-privacy: $(READY)
+	$(BIN)/python -m tests.privacy.mutants --quiet --in privimage/privacy
 mutants: $(READY)
-	$(BIN)/python -m tests.privacy.mutants
+	$(BIN)/python -m tests.privacy.mutants --quiet
 
 # Random kill points and concurrent schedules of the ledger, in a folder and on an S3 server; minutes
 FAULTS ?= 2000

@@ -22,6 +22,8 @@ from privimage.running.runner import run_all
 from privimage.running.runs import stage_key
 from tests.pipeline_fixtures import Answer, Place
 
+pytestmark = pytest.mark.slow
+
 LONG_FINETUNING = (
     "generator.finetune.num_steps=60",
     "generator.finetune.checkpoint_steps=5",

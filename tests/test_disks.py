@@ -18,6 +18,8 @@ from privimage.running import rehearsal
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Answer]
 
 

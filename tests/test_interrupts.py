@@ -21,6 +21,8 @@ from privimage.privacy.dpsgd import noisy_mean_gradient
 from privimage.running.runner import run_all
 from tests.pipeline_fixtures import Answer, Place
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 90.0
 # Says when it is in the middle of fine-tuning, where a signal is answered at the end of a step.
 TELLING = """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from privimage.machine.progress import Progress, Ticker
@@ -19,6 +20,8 @@ from privimage.running.runner import run_all, run_stage
 from privimage.running.runs import Run
 from privimage.store.artifacts import ArtifactRef
 from tests.pipeline_fixtures import Place
+
+pytestmark = pytest.mark.slow
 
 KILLS = 25
 # Between the first step and the end: some steps, some checkpoints.

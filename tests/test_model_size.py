@@ -10,6 +10,8 @@ import pytest
 from benchmarks.model_size import main
 from privimage.store.files import Store
 
+pytestmark = pytest.mark.slow
+
 
 def test_sizes_share_the_query_and_each_has_the_noise_of_a_run_by_itself(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -67,6 +67,8 @@ from privimage.store.files import Store
 from tests.pipeline_fixtures import GRANT, SETTINGS, USUAL, Place
 from tests.private_values import files_below, plant_images
 
+pytestmark = pytest.mark.slow
+
 # Typed Any: what is replaced in them is no part of their interface.
 loop: Any = importlib.import_module("privimage.generators.training.finetune")
 query: Any = importlib.import_module("privimage.stages.query")

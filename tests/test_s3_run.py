@@ -18,6 +18,8 @@ from privimage.store.s3 import S3Backend
 from tests.pipeline_fixtures import Place
 from tests.store.faulty_s3 import FAULTS, FaultyS3
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_through_failing_requests_and_an_outage_ends_as_an_undisturbed_one(
     s3_endpoint: str, s3_bucket: str, granted: Place, finished: Place, monkeypatch: pytest.MonkeyPatch

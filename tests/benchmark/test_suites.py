@@ -27,6 +27,8 @@ from privimage.running.runner import run_all
 from privimage.store.files import Store
 from tests.pipeline_fixtures import SETTINGS, Answer, caller
 
+pytestmark = pytest.mark.slow
+
 SHARED = {name: value for name, value in SETTINGS.items() if name not in ("name", "sensitive", "public")}
 SHARED["evaluate"] = {"epochs": 1, "classifiers": ["logistic-regression"], "ceiling": False, "safety": False}
 

@@ -18,6 +18,8 @@ from privimage.data.sources import open_source
 from privimage.errors import DataError
 from tests.store.faulty_s3 import FaultyS3
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bucket(s3_bucket: str) -> str:

@@ -13,8 +13,9 @@ from benchmarks.harness.suite import parse_suite
 from tests.benchmark.test_suites import suite_data
 from tests.flows.prefect_server import Server
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_the_flow_makes_the_table_and_names_the_runs_that_failed(
     server: Server, portraits: Path, tmp_path: Path
 ) -> None:

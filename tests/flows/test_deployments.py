@@ -19,6 +19,8 @@ from privimage.errors import ConfigError
 from tasks.policies import LIMIT_VARIABLE
 from tests.flows.prefect_server import ROOT, Server
 
+pytestmark = pytest.mark.slow
+
 DATA_SETS = ROOT / "deployments" / "datasets"
 FLOWS = ("synthesize", "stage", "regenerate")
 
@@ -123,7 +125,6 @@ def registered(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.slow
 def test_pools_limit_and_automation_are_there_after_it_and_a_limit_that_was_set_stays(
     server: Server, registered: Path
 ) -> None:
@@ -140,7 +141,6 @@ def test_pools_limit_and_automation_are_there_after_it_and_a_limit_that_was_set_
     assert epsilon["description"].endswith("(0.0001 to 1000).")
 
 
-@pytest.mark.slow
 def test_one_stage_computes_at_a_time_and_a_missing_limit_is_an_error(server: Server, registered: Path) -> None:
     server.call("PATCH", "/v2/concurrency_limits/gpu", {"limit": 1})
     code = """
@@ -164,7 +164,6 @@ with wait_for_turn(stage_named("select")):
     assert "ConcurrencySlotAcquisitionError" in missing.stderr
 
 
-@pytest.mark.slow
 def test_a_schedule_that_is_switched_on_makes_runs_and_stays_on_when_everything_is_registered_again(
     server: Server, registered: Path
 ) -> None:

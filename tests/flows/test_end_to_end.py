@@ -25,6 +25,8 @@ from tests.flows.layout import layout
 from tests.flows.prefect_server import PATIENCE, Server, Worker
 from tests.pipeline_fixtures import GRANT, USUAL, Place
 
+pytestmark = pytest.mark.slow
+
 # Long enough to be caught in the middle, short enough for a test: Cancel takes a few seconds to arrive.
 LONG = {"num_steps": 60, "checkpoint_steps": 10, "restart_allowance": 20}
 LONGER = {**LONG, "num_steps": 200}
@@ -79,7 +81,6 @@ def checkpoints(store: Store) -> list[str]:
     return store.list("private/checkpoints/finetune")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_in_fine_tuning_costs_one_retry_and_no_budget(
     server: Server, s3_store: Store, datasets: Path, tmp_path: Path
@@ -155,7 +156,6 @@ def test_a_worker_that_is_killed_in_fine_tuning_costs_one_retry_and_no_budget(
     assert kinds(ledger(s3_store, config)) == kinds(resumed)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_waits_for_approval_spends_nothing_when_refused_and_loses_nothing_when_cancelled(
     server: Server, granted_copy: Place, datasets: Path
@@ -199,7 +199,6 @@ def test_a_run_waits_for_approval_spends_nothing_when_refused_and_loses_nothing_
     assert entries[-2].body["lost_steps"] == 0
 
 
-@pytest.mark.slow
 def test_the_form_refuses_what_is_out_of_bounds_and_names_the_field(server: Server, datasets: Path) -> None:
     config = load_config(datasets / "killed.yaml").model_dump(mode="json")
     wrong = {**config, "privacy": {**config["privacy"], "epsilon": -1}}

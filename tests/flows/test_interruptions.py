@@ -17,6 +17,8 @@ from tests.flows.test_end_to_end import checkpoints, kinds, ledger, wait_until
 from tests.pipeline_fixtures import GRANT
 from tests.store.faulty_s3 import FaultyS3
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"num_steps": 400, "checkpoint_steps": 10, "restart_allowance": 20}
 # Prefect's worker reports a killed process twice, seconds apart; the second report would end a retry that came before.
 SECOND_REPORT = "prefect.flow_runs.worker - Check whether the flow run exceeded"
@@ -29,7 +31,6 @@ def flow_process(worker: Worker) -> int:
     return worker.children()[0]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_flow_killed_server_restarted_and_s3_gone_cost_one_retry_together(
     s3_endpoint: str, s3_bucket: str, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,8 @@ from tasks.jobs import map_on
 from tests.flows.prefect_server import Server
 from tests.pipeline_fixtures import Place
 
+pytestmark = pytest.mark.slow
+
 PUBLIC = "public.source.images_per_category=12"
 SEED = "synthesize.seed=7"
 
@@ -48,7 +50,6 @@ def newest(store: Store, stage: str, known: set[ArtifactRef]) -> ArtifactRef:
     return found
 
 
-@pytest.mark.slow
 def test_two_processes_of_a_dask_cluster_make_what_one_process_makes(
     server: Server, s3_bucket: str, finished_copy: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

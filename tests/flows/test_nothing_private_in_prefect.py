@@ -19,6 +19,8 @@ import pytest
 from tests.pipeline_fixtures import GRANT, Place
 from tests.private_values import Spy, files_below, plant_images
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,7 +67,6 @@ def database(file: Path) -> dict[str, bytes]:
         }
 
 
-@pytest.mark.slow
 def test_no_private_value_reaches_the_server_not_even_after_a_failure(granted: Place, tmp_path: Path) -> None:
     from privimage.cli import main
 

@@ -23,8 +23,9 @@ from tests.flows.layout import layout
 from tests.flows.prefect_server import ROOT, Server
 from tests.pipeline_fixtures import GRANT, USUAL, Place
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_the_flow_on_s3_refuses_without_a_grant_then_makes_what_the_command_line_makes_on_disk(
     server: Server, s3_bucket: str, tiny_config: Path, finished: Place
 ) -> None:

@@ -13,10 +13,11 @@ from tests.flows.prefect_server import Server
 from tests.flows.test_end_to_end import checkpoints, wait_until
 from tests.pipeline_fixtures import Place
 
+pytestmark = pytest.mark.slow
+
 LONG = {"num_steps": 300, "checkpoint_steps": 10, "restart_allowance": 20}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_whose_worker_is_killed_goes_on_to_its_end(server: Server, granted_copy: Place, tmp_path: Path) -> None:
     """Its logger, and its progress, write into pipes that nobody reads any more."""

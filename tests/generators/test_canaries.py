@@ -21,6 +21,8 @@ from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.gradients import Backend
 from privimage.privacy.mechanisms import DPSGDMechanism
 
+pytestmark = pytest.mark.slow
+
 DELTA = 1e-5
 STAND_INS, CANARIES = 16, 400
 CONFIG = DiffusionFinetune(noise_samples=2, label_dropout=0.5)

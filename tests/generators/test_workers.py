@@ -27,6 +27,8 @@ from privimage.methods.generators.diffusion import DiffusionFinetune, DiffusionP
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import DPSGDMechanism
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 IMAGES = 70  # several blocks, the last one smaller
 NewDenoiser = Callable[..., Denoiser]

@@ -13,6 +13,8 @@ from privimage.errors import PrivacyRefused
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.crosscheck import prv_interval
 
+pytestmark = pytest.mark.slow
+
 DELTA = 1e-5
 LARGE = {"sample_rate": 4096 / 50_000, "num_steps": 1950}
 SMALL = {"sample_rate": 64 / 1000, "num_steps": 300}

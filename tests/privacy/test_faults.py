@@ -24,6 +24,8 @@ from tests.privacy.faults.race import race
 from tests.privacy.faults.remote import s3_bucket
 from tests.privacy.faults.schedule import Verdict, play
 
+pytestmark = pytest.mark.slow
+
 ON_A_FOLDER = range(100)
 ON_S3 = range(10)
 SEEDS_TO_FIND_IT = range(300)

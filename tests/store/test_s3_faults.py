@@ -24,6 +24,8 @@ from privimage.store.s3 import S3Backend
 from tests.pipeline_fixtures import Answer
 from tests.store.faulty_s3 import FAULTS, Fault, FaultyS3
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 # The clock runs 40 times faster: an outage of 60 s is one of 1.5 s, and a store is patient for 4.5 s.
 QUICK = Patience(seconds=4.5, first_wait=0.01, longest_wait=0.25)

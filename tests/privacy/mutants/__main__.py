@@ -1,13 +1,15 @@
-"""Does a test notice each seeded privacy bug? `python -m tests.privacy.mutants [--quiet] [words of the names]`
+"""Does a test notice each seeded privacy bug? `python -m tests.privacy.mutants [--quiet] [--in FOLDER] [WORDS ...]`
 
 Two copies of the code are made in a temporary folder. In each, one bug at a time is put in, the one test that is named
 for it is run, and the file is restored. A bug counts as killed only if that very test fails: not if it cannot be
 collected, and not if the changed code is merely broken. Last line: {"mutants", "killed", "seconds"} as JSON; exit code 1
-if a bug survives. `--quiet` tells of those only that do.
+if a bug survives. `--quiet` tells of those only that do. `--in` takes bugs of one folder of the code; WORDS, those with
+one of them in their names.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -91,10 +93,21 @@ class Copy:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 if every bug whose name holds one of the words (none: every bug) was killed."""
+    """Exit code 0 if every bug that was asked for was killed."""
     started = time.monotonic()
-    quiet, words = "--quiet" in arguments, [word for word in arguments if word != "--quiet"]
-    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    parser = argparse.ArgumentParser(prog="python -m tests.privacy.mutants")
+    parser.add_argument("--quiet", action="store_true", help="tell only of bugs that survive")
+    parser.add_argument(
+        "--in", dest="folder", default="", metavar="FOLDER", help="only bugs in this folder of the code"
+    )
+    parser.add_argument("words", nargs="*", help="only bugs with one of these in their names")
+    options = parser.parse_args(arguments)
+    quiet, words = options.quiet, options.words
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if mutant.file.startswith(options.folder) and (not words or any(word in mutant.name for word in words))
+    ]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, ThreadPoolExecutor(AT_ONCE) as threads:
         free: SimpleQueue[Copy] = SimpleQueue()
         copies = list(threads.map(lambda number: Copy(Path(folder) / str(number)), range(AT_ONCE)))
