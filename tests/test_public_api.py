@@ -7,11 +7,13 @@ import pkgutil
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import privimage
+from tests.pipeline_fixtures import Place
 
 PACKAGES_AND_MODULES = ["privimage", *(m.name for m in pkgutil.walk_packages(privimage.__path__, "privimage."))]
 
@@ -53,3 +55,27 @@ def test_looking_at_a_ledger_and_planning_load_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_public_names_are_there_and_nothing_is_loaded_before_it_is_asked_for() -> None:
+    program = (
+        "import sys, privimage\n"
+        "before = {name for name in sys.modules if name.startswith('privimage.')}\n"
+        "found = [getattr(privimage, name) for name in privimage.__all__]\n"
+        "print(before, None in found, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set() False False\n"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = privimage.nonsense
+
+
+def test_the_example_of_the_package_runs(granted_copy: Place) -> None:
+    from privimage import Run, Store, load_config, plan_run
+
+    run = Run(config=load_config(granted_copy.config), store=Store.open(str(granted_copy.folder)))
+    assert plan_run(run).epsilon == 1.0 and granted_copy.kinds == ["grant"]
+
+
+def test_types_travel_with_the_package() -> None:
+    assert (Path(privimage.__file__).parent / "py.typed").exists()

@@ -1,6 +1,10 @@
 """S3 as storage below a `Store`: AWS, or a server that speaks its protocol and honours `If-None-Match` on PUT.
 
-Requests are botocore's, and whole operations are done again while the server is away. A reply that got lost is no
+Requests are botocore's, because s3fs has neither conditional writes, which make artifacts and ledger entries create-only,
+nor part uploads that can go on after an outage. Images of sources are read through s3fs (`data.location`), as they lie
+wherever their owner put them.
+
+Whole operations are done again while the server is away. A reply that got lost is no
 matter: of a create the store asks whose bytes are there, and everything else may be done twice.
 """
 

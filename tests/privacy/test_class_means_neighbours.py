@@ -1,4 +1,4 @@
-"""Record and replay of stage `central`: one image moves the sums by what is accounted, and nothing else that is written.
+"""Record and replay of stage `class_means`: one image moves the sums by what is accounted, and nothing else that is written.
 
 As in `test_neighbours`, "no image" holds its place: a blank picture there, whose vector is dropped before it is summed.
 """
@@ -22,7 +22,7 @@ from privimage.privacy.class_sums import PER_UNIT, Rows, class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSums
 from privimage.semantics.class_means import Differences
-from privimage.stages import class_means as central
+from privimage.stages import class_means
 from privimage.store.artifacts import list_artifacts
 from tests.pipeline_fixtures import Place
 
@@ -74,7 +74,7 @@ def ask(
     run = place.run("generator.class_means.num_steps=1", "selection.strategy=none")
     public = {artifact.ref.stage: artifact for artifact in list_artifacts(place.store)}["public"]
     mechanism = ClassSums(num_images=len(images), num_classes=CLASSES, dimension=64, noise_multiplier=2.0)
-    real = central.noisy_class_sums
+    real = class_means.noisy_class_sums
     given: list[NDArray[np.int64]] = []
     gave: list[NDArray[np.float64]] = []
 
@@ -115,8 +115,8 @@ def ask(
         stop=StopRequest(),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(central, "noisy_class_sums", noisy)
-        outcome = central.run(context)
+        patch.setattr(class_means, "noisy_class_sums", noisy)
+        outcome = class_means.run(context)
     payload = {file.name: file.read_bytes() for file in folder.iterdir()}
     return Recorded(sums=given[0], noisy=gave[0], payload=payload, metrics=dict(outcome.metrics))
 
@@ -165,7 +165,7 @@ def norm_of_the_sensitive_images(patch: pytest.MonkeyPatch) -> None:
 
 
 def true_sizes_of_classes(patch: pytest.MonkeyPatch) -> None:
-    real, open_images = central.class_sizes, StageContext
+    real, open_images = class_means.class_sizes, StageContext
 
     def sizes(num_classes: int, num_images: int, votes: object, num_votes: int) -> NDArray[np.float64]:
         return real(num_classes, num_images, None, 1) + TRUE[0]
@@ -174,7 +174,7 @@ def true_sizes_of_classes(patch: pytest.MonkeyPatch) -> None:
         TRUE[0] = float(named["private_images"]("train")[0].mean()) / 1e6
         return open_images(**named)
 
-    patch.setattr(central, "class_sizes", sizes)
+    patch.setattr(class_means, "class_sizes", sizes)
     patch.setitem(globals(), "StageContext", opened)
 
 
@@ -189,7 +189,7 @@ TRUE = [0.0]
         (true_sizes_of_classes, "payload differs by more"),
     ],
 )
-def test_central_images_that_break_the_claim_are_noticed(
+def test_class_mean_images_that_break_the_claim_are_noticed(
     plant: Callable[[pytest.MonkeyPatch], None],
     complaint: str,
     granted: Place,

@@ -13,8 +13,7 @@ from scipy.stats import chi2, kstest, norm
 from privimage.errors import PrivacyRefused
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.dpsgd import noisy_mean_gradient, noisy_points
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
@@ -179,7 +178,7 @@ def noise_of_a_run(
         images,
         np.arange(QUIET.num_images) % 2,
         mechanism,
-        FinetuneConfig(noise_samples=1),
+        DiffusionFinetune(noise_samples=1),
         state=copy.deepcopy(before),
         random=random,
         on_step=on_step,

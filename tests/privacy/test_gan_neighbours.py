@@ -16,8 +16,7 @@ from privimage.data.pixels import from_pixels
 from privimage.generators.gan.gan import Gan
 from privimage.generators.gan.networks import Discriminator, Painter
 from privimage.generators.interface import Following
-from privimage.methods.generators.gan import GanConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.gan import GanConfig, GanFinetune
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.gradients import Network
@@ -37,7 +36,7 @@ from tests.privacy.test_neighbours import (
     plain_images,
 )
 
-CONFIG = FinetuneConfig(
+CONFIG = GanFinetune(
     noise_samples=2, learning_rate=1e-3, ema_decay=0.5, generator_batch_size=4, generator_learning_rate=1e-2
 )
 
@@ -70,7 +69,7 @@ def new_marked_gan(broken_weight: float | None = None) -> MarkedGan:
     return MarkedGan(painter, discriminator, config=config, num_classes=2)
 
 
-def check(*data: Any, config: FinetuneConfig = CONFIG, **settings: Any) -> int:
+def check(*data: Any, config: GanFinetune = CONFIG, **settings: Any) -> int:
     return check_all_neighbours(
         *data, denoiser=settings.pop("gan", None) or new_marked_gan(), config=config, **settings
     )

@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privimage.query.classifier import new_classifier
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,13 +42,11 @@ from privimage.generators.diffusion.unet import UNet
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.machine.progress import Silent
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.privacy.numerics import PER_STDDEV
-from privimage.semantics.classifier import new_classifier
 from privimage.store.artifacts import Artifact, publish
 from privimage.store.files import Store
 from privimage.store.weights import save_weights
@@ -56,7 +55,7 @@ from tests.pipeline_fixtures import SETTINGS
 
 # Typed Any: what is replaced in them is no part of their interface.
 loop: Any = import_module("privimage.generators.training.finetune")
-semantics: Any = import_module("privimage.stages.semantics")
+query: Any = import_module("privimage.stages.query")
 engine: Any = import_module("privimage.privacy.gradients.engine")
 bookkeeping: Any = import_module("privimage.privacy.gradients.bookkeeping")
 
@@ -205,7 +204,7 @@ def new_marked_denoiser(broken_weight: float | None = None) -> MarkedDenoiser:
 
 
 MAX_GRAD_NORM = 1e-3  # below every gradient of these images: each that is drawn reaches the bound
-CONFIG = FinetuneConfig(noise_samples=2, learning_rate=1e-3, ema_decay=0.5, label_dropout=0.3)
+CONFIG = DiffusionFinetune(noise_samples=2, learning_rate=1e-3, ema_decay=0.5, label_dropout=0.3)
 
 
 def mechanism_for(images: Images, num_steps: int = 3) -> DPSGDMechanism:
@@ -261,7 +260,7 @@ def play(
     frozen: Recording | None = None,
     denoiser: Denoiser | None = None,
     mechanism: DPSGDMechanism | None = None,
-    config: FinetuneConfig = CONFIG,
+    config: DiffusionFinetune = CONFIG,
     rows_at_once: int = 1000,
 ) -> Recording:
     """Fine-tune; with `frozen`, each mechanism call gives what it gave in that recording."""
@@ -579,7 +578,7 @@ def ask(
 ) -> QueryRecording:
     """Run stage `query`; image number `without` votes for nothing."""
     record = QueryRecording()
-    real_histogram, real_noise = semantics.vote_histogram, semantics.add_noise
+    real_histogram, real_noise = query.vote_histogram, query.add_noise
 
     def histogram(votes: NDArray[np.int64], labels: Labels, mechanism: HistogramQuery) -> NDArray[np.int64]:
         expect(len(votes) == len(labels), "some images have no vote")
@@ -620,9 +619,9 @@ def ask(
         private_images=lambda split: (images, labels),
     )
     with pytest.MonkeyPatch.context() as patch, record.operators:
-        patch.setattr(semantics, "vote_histogram", histogram)
-        patch.setattr(semantics, "add_noise", noise)
-        record.metrics = repr(semantics.run_query(context).metrics)
+        patch.setattr(query, "vote_histogram", histogram)
+        patch.setattr(query, "add_noise", noise)
+        record.metrics = repr(query.run(context).metrics)
     record.payload = {file.name: file.read_bytes() for file in folder.iterdir()}
     return record
 
@@ -685,7 +684,7 @@ def query_mechanism(num_votes: int) -> HistogramQuery:
 def test_no_image_moves_the_histogram_by_more_than_is_accounted_nor_anything_but_the_histogram(
     num_votes: int, at_once: int, secret: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(semantics, "QUERY_BATCH", at_once)
+    monkeypatch.setattr(query, "QUERY_BATCH", at_once)
     images, labels = odd_images()
     classifier = classifier_artifact(tmp_path / "classifier")
     checked = list(queries(images, labels, classifier, query_mechanism(num_votes), tmp_path, secret))
@@ -710,60 +709,60 @@ def sensitivity_understated(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_more_vote_each(patch: pytest.MonkeyPatch) -> None:
-    real = semantics.vote_histogram
+    real = query.vote_histogram
 
     def more(votes: NDArray[np.int64], labels: Labels, mechanism: HistogramQuery) -> NDArray[np.int64]:
         counts: NDArray[np.int64] = real(votes, labels, mechanism)
         np.add.at(counts, (labels, (votes[:, 0] + 1) % CATEGORIES), 1)
         return counts
 
-    patch.setattr(semantics, "vote_histogram", more)
+    patch.setattr(query, "vote_histogram", more)
 
 
 def share_of_its_class(patch: pytest.MonkeyPatch) -> None:
-    real = semantics.vote_histogram
+    real = query.vote_histogram
 
     def shares(votes: NDArray[np.int64], labels: Labels, mechanism: HistogramQuery) -> NDArray[np.float64]:
         counts: NDArray[np.float64] = real(votes, labels, mechanism).astype(np.float64)
         shares: NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         return shares
 
-    patch.setattr(semantics, "vote_histogram", shares)
+    patch.setattr(query, "vote_histogram", shares)
 
 
 def votes_relative_to_the_batch(patch: pytest.MonkeyPatch) -> None:
-    real = semantics.top_votes
-    patch.setattr(semantics, "top_votes", lambda logits, count: real(logits - logits.mean(0), count))
+    real = query.top_votes
+    patch.setattr(query, "top_votes", lambda logits, count: real(logits - logits.mean(0), count))
 
 
 def blank_pictures_do_not_vote(patch: pytest.MonkeyPatch) -> None:
-    real = semantics.predict
+    real = query.predict
     patch.setattr(
-        semantics,
+        query,
         "predict",
         lambda model, images, device: real(model, images[images.flatten(1).float().std(1) > 0], device),
     )
 
 
 def noise_from_the_histogram(patch: pytest.MonkeyPatch) -> None:
-    real = semantics.add_noise
+    real = query.add_noise
 
     def scaled(histogram: NDArray[np.int64], mechanism: HistogramQuery, **options: Any) -> NDArray[np.float64]:
         noisy: NDArray[np.float64] = real(histogram, mechanism, **options)
         return histogram + (noisy - histogram) * (histogram > 0)
 
-    patch.setattr(semantics, "add_noise", scaled)
+    patch.setattr(query, "add_noise", scaled)
 
 
 def exact_votes_in_the_metrics(patch: pytest.MonkeyPatch) -> None:
-    real = semantics.vote_histogram
+    real = query.vote_histogram
 
     def tells(votes: NDArray[np.int64], labels: Labels, mechanism: HistogramQuery) -> NDArray[np.int64]:
         counts: NDArray[np.int64] = real(votes, labels, mechanism)
         patch.setattr(HistogramQuery, "noise_stddev", property(lambda self: float(counts.sum())))
         return counts
 
-    patch.setattr(semantics, "vote_histogram", tells)
+    patch.setattr(query, "vote_histogram", tells)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from scipy.stats import binom
 
 from privimage.data.pixels import from_pixels
 from privimage.generators.diffusion.denoiser import new_denoiser
-from privimage.methods.generators.diffusion import DenoiserConfig
-from privimage.methods.training import FinetuneConfig
+from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune
 from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism
@@ -273,7 +272,7 @@ def images_used_by_fine_tuning(patch: pytest.MonkeyPatch, mechanism: DPSGDMechan
         np.broadcast_to(pixels[:, None, None, None], (mechanism.num_images, 1, 8, 8)).copy(),
         labels,
         mechanism,
-        FinetuneConfig(noise_samples=1, label_dropout=0.0),
+        DiffusionFinetune(noise_samples=1, label_dropout=0.0),
         state=loop.start_state({name: tensor.detach() for name, tensor in denoiser.named_parameters()}),
         random=SecretRandom(),
         on_step=lambda state: None,

@@ -7,7 +7,6 @@ suite knows about the library's inside is in this file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import secrets
 import threading
 from bisect import bisect_left
@@ -26,15 +25,17 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 
 from privimage.config.run import RunConfig
-from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.data.facts import SensitiveFacts, public_facts
 from privimage.errors import BudgetExceeded
+from privimage.generators.diffusion import kind as diffusion
 from privimage.generators.diffusion.denoiser import new_denoiser
-from privimage.generators.opening import open_generator
-from privimage.generators.training import gradients as generation
+from privimage.generators.opening import open_generator, save_generator
+from privimage.generators.training import gradients
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune
+from privimage.payloads import ClassifierAbout, GeneratorAbout
+from privimage.pipeline import charges
 from privimage.pipeline.stage import Charge, Outcome, StageContext
-from privimage.pipeline.table import charges
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.ledger import Ledger, Reservation
 from privimage.privacy.mechanisms import RELATION, DPSGDMechanism, HistogramQuery
@@ -43,10 +44,10 @@ from privimage.running.declared import declare_form, declare_public
 from privimage.running.ledgers import ledger_of
 from privimage.running.runner import run_stage
 from privimage.running.runs import Run, admitted
-from privimage.stages import semantics
+from privimage.stages import classifier as classifier_stage
+from privimage.stages import query as query_stage
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
 from privimage.store.files import Store
-from privimage.store.weights import save_weights
 from tests.pipeline_fixtures import SETTINGS, write_images
 from tests.privacy.faults.witness import Witness
 
@@ -133,8 +134,10 @@ class Bench:
 
     def run(self, store: Store, shape: Shape, draws: Mapping[str, int]) -> Run:
         """A configuration of the private stages."""
-        finetune = self.config.finetune.model_copy(update=dataclasses.asdict(shape))
-        return Run(config=self.config.model_copy(update={"finetune": finetune}), store=store, draws=draws)
+        settings = diffusion.settings_of(self.config.generator)
+        finetune = settings.finetune.model_copy(update=dataclasses.asdict(shape))
+        generator = settings.model_copy(update={"finetune": finetune})
+        return Run(config=self.config.model_copy(update={"generator": generator}), store=store, draws=draws)
 
     def charge(self, store: Store, key: str, ledger: Ledger) -> Charge:
         """What the query stage asks of the ledger; each key opens a plan of its own."""
@@ -186,11 +189,13 @@ class Bench:
                 histogram + np.frombuffer(secrets.token_bytes(histogram.size), np.int8).reshape(histogram.shape) / 8.0
             )
 
-        patch.setattr(semantics, "run_query", self._watched(semantics.run_query))
-        patch.setattr(semantics, "open_classifier", lambda artifact, device: (None, _categories(artifact)))
-        patch.setattr(semantics, "predict", lambda model, images, device: (torch.zeros(len(images), 64),))
-        patch.setattr(semantics, "top_votes", lambda scores, num_votes: np.tile(np.arange(num_votes), (len(scores), 1)))
-        patch.setattr(semantics, "add_noise", add_noise)
+        patch.setattr(query_stage, "run", self._watched(query_stage.run))
+        patch.setattr(query_stage, "open_classifier", lambda artifact, device: (None, _categories(artifact)))
+        patch.setattr(query_stage, "predict", lambda model, images, device: (torch.zeros(len(images), 64),))
+        patch.setattr(
+            query_stage, "top_votes", lambda scores, num_votes: np.tile(np.arange(num_votes), (len(scores), 1))
+        )
+        patch.setattr(query_stage, "add_noise", add_noise)
 
     def _stand_in_for_finetuning(self, patch: pytest.MonkeyPatch) -> None:
         real_resume = Ledger.resume
@@ -199,7 +204,7 @@ class Bench:
             compute = ComputeSettings()
             if self.playing.real_network:
                 return *open_generator(inputs["pretrain"], compute.devices[0]), compute
-            return _OneWeight(), {"class_names": []}, compute
+            return _OneWeight(), NOTHING, compute
 
         def some_finetune(*given: Any, state: FinetuneState, on_step: OnStep, **others: Any) -> FinetuneState:
             scene, reservation = self.playing, _here.reservation
@@ -227,10 +232,10 @@ class Bench:
             self.begin_attempt(attempt)
             return attempt
 
-        patch.setattr(generation, "run_finetune", self._watched(generation.run_finetune))
-        patch.setattr(generation, "rehearse_finetune", lambda config, inputs: None)
-        patch.setattr(generation, "open_for_finetuning", some_denoiser)
-        patch.setattr(generation, "finetune", some_finetune)
+        patch.setattr(diffusion, "run_finetune", self._watched(diffusion.run_finetune))
+        patch.setattr(diffusion, "rehearse_finetune", lambda config, inputs: None)
+        patch.setattr(gradients, "open_for_finetuning", some_denoiser)
+        patch.setattr(gradients, "finetune", some_finetune)
         patch.setattr(Ledger, "resume", resume)
 
     def _watched(self, run: Callable[[StageContext], Outcome]) -> Callable[[StageContext], Outcome]:
@@ -263,14 +268,16 @@ def make_bench(folder: Path) -> Bench:
                 "test_fraction": 0.5,  # no class may lack images in a split, however the secret order falls
             },
             "privacy": {"epsilon": EPSILON, "delta": DELTA, "query_error": None, "query_noise_multiplier": QUERY_NOISE},
-            "denoiser": {"base_channels": 8, "channel_multipliers": [1]},
-            "finetune": {"expected_batch_size": 2, "noise_samples": 1},
+            "generator": {
+                "network": {"base_channels": 8, "channel_multipliers": [1]},
+                "finetune": {"expected_batch_size": 2, "noise_samples": 1},
+            },
         }
     )
     run = Run(config=config, store=Store.open(str(folder / "template")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantics, "run_classifier", _write_classifier)
-        patch.setattr(generation, "run_pretrain", _write_denoiser)
+        patch.setattr(classifier_stage, "run", _write_classifier)
+        patch.setattr(diffusion, "run_pretrain", _write_denoiser)
         public = run_stage("public", run, {}).ref
         refs = {
             "admit": run_stage("admit", run, {}).ref,
@@ -289,6 +296,11 @@ def make_bench(folder: Path) -> Bench:
     )
 
 
+NOTHING = GeneratorAbout(
+    kind="diffusion", network={}, channels=1, resolution=8, class_names=(), num_parameters=1, loss_curve=()
+)
+
+
 class _OneWeight(torch.nn.Module):
     """The least network: its weight counts the steps that it went through."""
 
@@ -298,30 +310,31 @@ class _OneWeight(torch.nn.Module):
 
 
 def _write_classifier(context: StageContext) -> Outcome:
-    facts = TableFacts.from_json(context.inputs["public"].read_bytes("facts.json").decode())
-    (context.folder / "classifier.json").write_text(json.dumps({"class_names": facts.class_names}))
+    facts = public_facts(context.inputs["public"])
+    ClassifierAbout(
+        config={},
+        channels=facts.channels,
+        resolution=facts.resolution,
+        class_names=facts.class_names,
+        validation_accuracy=0.5,
+        loss_curve=(),
+        accuracy_curve=(),
+    ).write(context.folder)
     return Outcome(metrics={})
 
 
 def _write_denoiser(context: StageContext) -> Outcome:
-    facts = TableFacts.from_json(context.inputs["public"].read_bytes("facts.json").decode())
-    class_names = ["anna", "berta", "carla"]
-    config = context.config.denoiser
+    facts = public_facts(context.inputs["public"])
+    class_names = ("anna", "berta", "carla")
+    config = diffusion.settings_of(context.config.generator).network
     denoiser = new_denoiser(config, channels=facts.channels, num_classes=len(class_names), seed=0)
-    save_weights(denoiser.state_dict(), context.folder / "generator.safetensors")
-    about = {
-        "config": config.model_dump(mode="json"),
-        "channels": facts.channels,
-        "resolution": facts.resolution,
-        "class_names": class_names,
-    }
-    (context.folder / "generator.json").write_text(json.dumps(about))
+    about = NOTHING.model_copy(update={"network": config.model_dump(mode="json"), "class_names": class_names})
+    save_generator(context.folder, about, denoiser.state_dict())
     return Outcome(metrics={})
 
 
 def _categories(artifact: Artifact) -> list[str]:
-    names: list[str] = artifact.read_json("classifier.json")["class_names"]
-    return names
+    return list(ClassifierAbout.read(artifact).class_names)
 
 
 def _calibrate_roughly(
