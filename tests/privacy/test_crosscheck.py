@@ -129,7 +129,9 @@ def test_the_interval_of_a_capped_batch_is_wider_by_what_the_cut_runs_can_do() -
 
 
 def test_batches_that_are_cut_often_have_no_interval_and_the_reason_is_said() -> None:
-    with pytest.raises(PrivacyRefused, match=r"does not know batches with a cap.*higher finetune\.largest_batch_size"):
+    with pytest.raises(
+        PrivacyRefused, match=r"does not know batches with a cap.*higher generator\.finetune\.largest_batch_size"
+    ):
         prv_interval([dpa.GaussianDpEvent(50.0), capped(4400)], DELTA)
 
 

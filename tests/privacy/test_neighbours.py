@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.query.classifier import new_classifier
+from privimage.semantics.classifier import new_classifier
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -534,7 +534,11 @@ def classifier_artifact(folder: Path, broken_weight: float | None = None) -> Art
     about = {
         "config": config.model_dump(mode="json"),
         "channels": 1,
+        "resolution": 8,
         "class_names": [f"category-{number}" for number in range(CATEGORIES)],
+        "validation_accuracy": 0.5,
+        "loss_curve": [],
+        "accuracy_curve": [],
     }
     (folder / "classifier.json").write_text(json.dumps(about))
     return publish(
