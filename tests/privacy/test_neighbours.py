@@ -29,7 +29,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privimage.semantics.classifier import new_classifier
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,6 +46,7 @@ from privimage.privacy.clipping import ClippedSum
 from privimage.privacy.entropy import InsecureRandomForTests, Random, SecretRandom
 from privimage.privacy.mechanisms import DPSGDMechanism, HistogramQuery
 from privimage.privacy.numerics import PER_STDDEV
+from privimage.semantics.classifier import new_classifier
 from privimage.store.artifacts import Artifact, publish
 from privimage.store.files import Store
 from privimage.store.weights import save_weights
