@@ -69,11 +69,11 @@ def _run(runner: TaskRunner[Any], jobs: Sequence[Job]) -> Generator[None, None, 
 
 def _runner(performance: Performance) -> Callable[[], TaskRunner[Any]]:
     """Makes the configured runner."""
-    kind, cluster, workers = performance.task_runner, performance.cluster, performance.num_workers
-    if kind == "threads":
+    runner, cluster, workers = performance.task_runner, performance.cluster, performance.num_workers
+    if runner == "threads":
         return lambda: ThreadPoolTaskRunner(max_workers=1)  # a part uses all of the machine
     try:
-        if kind == "dask":
+        if runner == "dask":
             from prefect_dask.task_runners import DaskTaskRunner
 
             local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
@@ -82,7 +82,7 @@ def _runner(performance: Performance) -> Callable[[], TaskRunner[Any]]:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise ConfigError(
-            f"performance.task_runner is {kind}, but {error.name} is not installed: pip install prefect-{kind}, on every "
+            f"performance.task_runner is {runner}, but {error.name} is not installed: pip install prefect-{runner}, on every "
             "machine of the cluster."
         ) from None
     local = {"num_cpus": workers, "include_dashboard": False}

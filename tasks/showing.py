@@ -196,8 +196,8 @@ def _kind(artifact: Artifact) -> str:
 
 
 def _class(artifact: Artifact) -> str:
-    kind = _kind(artifact)
-    return "" if kind == "public" else f":::{kind}"
+    of = _kind(artifact)
+    return "" if of == "public" else f":::{of}"
 
 
 def _place(ref: ArtifactRef) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
+from privimage.data.facts import sensitive_facts
 from privimage.errors import PrivacyRefused
 from privimage.running.declared import check_declared
 from privimage.running.granting import declare
 from privimage.running.runner import run_all
-from privimage.running.runs import admitted
 from privimage.store.artifacts import open_ref
 from tests.pipeline_fixtures import GRANT, NAME_ON_FILES, SETTINGS, Answer, Place, png, write_images
 
@@ -218,4 +218,4 @@ def test_a_declaration_that_was_damaged_is_refused(granted_copy: Place) -> None:
     (form,) = granted_copy.folder.glob("ledger/*/admission.json")
     form.write_text("{")
     with pytest.raises(PrivacyRefused, match="cannot be read"):
-        check_declared(run.store, run.config.sensitive, admitted(admit), admit, [])
+        check_declared(run.store, run.config.sensitive, sensitive_facts(admit), admit, [])

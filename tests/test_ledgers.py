@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from privimage.data.facts import SensitiveFacts
+from privimage.data.facts import SensitiveFacts, sensitive_facts
 from privimage.errors import BudgetExceeded, LedgerBroken, PrivacyRefused
 from privimage.running.ledgers import bind_ledger, ledger_of
 from privimage.running.runner import run_all
-from privimage.running.runs import admitted
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 from tests.pipeline_fixtures import NAME_ON_FILES, SETTINGS, Answer, Place, png
@@ -130,4 +129,4 @@ def test_two_runs_on_two_sets_of_the_same_people_spend_one_budget(privimage: Com
 
 def _facts(place: Place) -> SensitiveFacts:
     run = place.run()
-    return admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+    return sensitive_facts(open_ref(run.store, run_all(run, "admit")["admit"].ref))

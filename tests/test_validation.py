@@ -11,6 +11,7 @@ import torch
 
 from privimage.cli import main
 from privimage.config.loading import load_config
+from privimage.data.facts import sensitive_facts
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.evaluation.utility import Trained, train
@@ -24,7 +25,6 @@ from privimage.release.verify import verify_release
 from privimage.running.charging import Door
 from privimage.running.plan import plan_run
 from privimage.running.runner import StageResult, run_all
-from privimage.running.runs import admitted
 from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import GRANT, USUAL, Place
 
@@ -153,7 +153,7 @@ def test_it_is_charged_in_the_plan_that_the_query_opened_and_all_three_cost_epsi
 
 def test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together(granted_copy: Place) -> None:
     run = granted_copy.run(*PRIVATE)
-    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+    facts = sensitive_facts(open_ref(run.store, run_all(run, "admit")["admit"].ref))
     plan, query = query_plan(run.config, "0" * 64, facts, num_categories=62)
     validation = planned_validation(run.config, facts)
     assert validation is not None
@@ -342,7 +342,7 @@ def test_settings_that_contradict_each_other_are_refused(tiny_config: Path) -> N
 
 def test_delta_is_held_against_all_images_that_are_looked_at(granted_copy: Place) -> None:
     run = granted_copy.run(*PRIVATE)
-    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+    facts = sensitive_facts(open_ref(run.store, run_all(run, "admit")["admit"].ref))
     between = 0.5 / facts.num_train + 0.5 / (facts.num_train + facts.num_validation)
     with pytest.raises(ConfigError, match="number of training and validation images"):
         plan_run(granted_copy.run(*PRIVATE, f"privacy.delta={between}"))

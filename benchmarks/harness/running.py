@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.harness.results import OWN, Row, empty_row, plots, row_of, table
 from benchmarks.harness.suite import Cell, Part, Suite, cells_in, cells_of, first_charged
-from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.data.facts import SensitiveFacts, TableFacts, public_facts, sensitive_facts
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
 from privimage.machine.interrupts import StopRequest
 from privimage.machine.progress import Progress, Silent
@@ -29,7 +29,7 @@ from privimage.running.granting import grant
 from privimage.running.ledgers import ledger_of
 from privimage.running.plan import look_up
 from privimage.running.runner import run_all
-from privimage.running.runs import Run, admitted
+from privimage.running.runs import Run
 from privimage.store.artifacts import open_ref
 from privimage.store.files import Store
 
@@ -129,7 +129,7 @@ def _admitted(run: Run, dry: bool) -> tuple[SensitiveFacts, TableFacts] | None:
     public, admit = there["public"], there["admit"]
     if public is None or admit is None:
         return None
-    return admitted(admit), TableFacts.from_json(public.read_bytes("facts.json").decode())
+    return sensitive_facts(admit), public_facts(public)
 
 
 def _fitting(

@@ -6,14 +6,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from privimage.commands.shared import Commands, add_config, add_json, open_run, print_json, print_table
-from privimage.data.facts import public_facts
+from privimage.data.facts import public_facts, sensitive_facts
 from privimage.errors import ConfigError
 from privimage.methods.training import LearnsByGradients
 from privimage.pipeline.charges import planned_finetune
 from privimage.pipeline.preflight import check_against_data
 from privimage.running.plan import look_up
 from privimage.running.runner import run_all
-from privimage.running.runs import Run, admitted
+from privimage.running.runs import Run
 from privimage.store.artifacts import open_ref
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _mechanism(run: Run) -> DPSGDMechanism:
             "noisy sum. Nothing to audit."
         )
     public = open_ref(run.store, run_all(run, "public")["public"].ref)
-    facts = admitted(open_ref(run.store, run_all(run, "admit")["admit"].ref))
+    facts = sensitive_facts(open_ref(run.store, run_all(run, "admit")["admit"].ref))
     ran = look_up(run, "finetune")[0]["finetune"]
     if ran:
         return mechanism_of(ran)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from privimage.commands.shared import Commands, add_config, add_json, add_store, open_run, print_json, print_table
+from privimage.data.facts import sensitive_facts
 from privimage.errors import InputError
 from privimage.pipeline.table import stage_named
 from privimage.privacy.accounting import epsilon_of, event_in_words
@@ -18,7 +19,7 @@ from privimage.privacy.witness import check_head
 from privimage.running.granting import declare, grant
 from privimage.running.ledgers import ledger_of
 from privimage.running.rollback import check_not_rolled_back
-from privimage.running.runs import admitted, stage_key
+from privimage.running.runs import stage_key
 from privimage.store.artifacts import find
 from privimage.store.files import Store
 
@@ -76,7 +77,7 @@ def _existing(options: argparse.Namespace) -> list[Ledger]:
             raise InputError(
                 f"The images of {options.config} were not admitted in {store.url}: nothing was spent on them here."
             )
-        return [ledger_of(store, admitted(artifact), run.config.sensitive.shared_ledger)]
+        return [ledger_of(store, sensitive_facts(artifact), run.config.sensitive.shared_ledger)]
     if options.dataset and options.dataset not in names:
         raise InputError(f"{store.url} has no ledger {options.dataset}; it has {', '.join(names) or 'none'}.")
     if not names:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privimage.config.evaluate import EvaluateConfig
+from privimage.data.pixels import from_pixels
 from privimage.errors import DataError
 from privimage.evaluation.classifiers import ARCHITECTURES, new_classifier
 
@@ -215,7 +216,7 @@ def _windows(padded: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
 
 def _normalised(images: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    return from_pixels(images)
 
 
 def _shape(images: Tensor) -> tuple[int, int, int]:

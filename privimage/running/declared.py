@@ -20,7 +20,7 @@ from typing import Any
 
 from privimage.config.images import SensitiveConfig
 from privimage.data.admission import FACTS_FILE, FINDINGS, MARKS
-from privimage.data.facts import SensitiveFacts, TableFacts
+from privimage.data.facts import SensitiveFacts, TableFacts, public_facts
 from privimage.data.marks import DIGESTS_FILE, MARKS_FILE, mark, read_digests
 from privimage.data.splits import SPLIT_FORM
 from privimage.errors import DataError, LedgerBroken, PrivacyRefused
@@ -198,7 +198,7 @@ def check_public_artifacts(store: Store, write_private: Callable[[str, str], str
 
 def declare_public(store: Store, private_facts: SensitiveFacts, public: Artifact) -> None:
     """Write down that the steward looked at a public set, after `check_public_artifacts`."""
-    facts = TableFacts.from_json(public.read_bytes(FACTS_FILE).decode())
+    facts = public_facts(public)
     note = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "images": facts.num_images}
     store.create(_public_file(store, private_facts, facts.identity), json.dumps(note).encode())
 
@@ -213,7 +213,7 @@ def public_sets_of(artifacts: Iterable[Artifact]) -> list[TableFacts]:
             continue
         seen.add(artifact.ref)
         if artifact.ref.stage == "public":
-            facts = TableFacts.from_json(artifact.read_bytes(FACTS_FILE).decode())
+            facts = public_facts(artifact)
             found[facts.identity] = facts
         to_look_at += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
     return list(found.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from privimage.data.facts import sensitive_facts
 from privimage.errors import InputError, PrivacyRefused
 from privimage.privacy.entry import Entry
 from privimage.privacy.ledger import Ledger, check_grant
@@ -16,7 +17,7 @@ from privimage.running.declared import check_findings, check_public_artifacts, d
 from privimage.running.ledgers import bind_ledger, ledger_of
 from privimage.running.rollback import check_not_rolled_back
 from privimage.running.runner import run_stage, write_private
-from privimage.running.runs import Run, admitted
+from privimage.running.runs import Run
 from privimage.store.artifacts import Artifact, open_ref
 
 __all__ = ["declare", "grant"]
@@ -36,7 +37,7 @@ def grant(run: Run, *, epsilon: float, delta: float, name: str) -> tuple[Ledger,
     """
     check_not_rolled_back(run.store)
     admit = _admit(run)
-    facts = admitted(admit)
+    facts = sensitive_facts(admit)
     check_grant(epsilon=epsilon, delta=delta, num_images=facts.num_train)
     if delta != run.config.privacy.delta:
         raise InputError(
@@ -59,7 +60,7 @@ def declare(run: Run) -> Ledger:
         PrivacyRefused: there is no grant yet.
     """
     admit = _admit(run)
-    facts = admitted(admit)
+    facts = sensitive_facts(admit)
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger)
     if ledger.grant_entry is None:
         raise PrivacyRefused("Nothing was granted for these images yet: privimage ledger grant does both.")

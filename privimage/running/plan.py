@@ -8,7 +8,7 @@ from typing import Literal
 
 import dp_accounting as dpa
 
-from privimage.data.facts import SensitiveFacts, public_facts
+from privimage.data.facts import SensitiveFacts, public_facts, sensitive_facts
 from privimage.errors import PrivacyRefused
 from privimage.pipeline.charges import class_means_plan, finetune_plan, plan_without_query, query_plan, validation_plan
 from privimage.pipeline.preflight import check_against_data, planned_class_means, planned_validation
@@ -21,7 +21,7 @@ from privimage.running.charging import check_not_settled
 from privimage.running.declared import check_declared
 from privimage.running.ledgers import ledger_of
 from privimage.running.rollback import check_not_rolled_back
-from privimage.running.runs import Run, admitted, stage_key
+from privimage.running.runs import Run, stage_key
 from privimage.store.artifacts import Artifact, find
 
 __all__ = ["PlannedStage", "RunPlan", "check_affordable", "grant_in_words", "look_up", "plan_run", "refuse"]
@@ -81,7 +81,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     check_not_rolled_back(run.store)
     found, keys = look_up(run, until)
     admit, public = found.get("admit"), found.get("public")
-    facts = admitted(admit) if admit else None
+    facts = sensitive_facts(admit) if admit else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
     costs: dict[str, float | None] = {"query": None, "class_means": None, "finetune": None, "validate": None}
     share_taken = share_asked = None

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from privimage.data.facts import SensitiveFacts, TableFacts, public_facts
+from privimage.data.facts import SensitiveFacts, TableFacts, public_facts, sensitive_facts
 from privimage.data.marks import DIGESTS_FILE, read_digests
 from privimage.errors import PrivacyRefused, PrivimageError, Uncharged
 from privimage.machine.progress import Interruptible, Progress
@@ -41,13 +41,13 @@ from privimage.running.jobs import collect_parts, jobs_for
 from privimage.running.ledgers import bind_ledger, ledger_of
 from privimage.running.plan import check_affordable
 from privimage.running.rollback import check_not_rolled_back
-from privimage.running.runs import Run, admitted, stage_key
+from privimage.running.runs import Run, stage_key
 from privimage.store.artifacts import Artifact, ArtifactRef, find, open_ref, publish
 from privimage.store.checkpoints import Checkpoints
 from privimage.store.files import Store
 from privimage.store.scratch import scratch_folder
 
-__all__ = ["Run", "StageResult", "admitted", "check_run", "run_all", "run_stage", "stage_key", "write_private"]
+__all__ = ["Run", "StageResult", "check_run", "run_all", "run_stage", "stage_key", "write_private"]
 
 PACKAGES = ("privimage", "torch", "numpy", "pyarrow", "opacus", "dp-accounting", "opendp")
 
@@ -96,7 +96,7 @@ def check_run(run: Run, public: ArtifactRef, admit: ArtifactRef, until: str | No
     check_not_rolled_back(run.store)
     admitted_now = open_ref(run.store, admit)
     facts = public_facts(open_ref(run.store, public))
-    sensitive = admitted(admitted_now)
+    sensitive = sensitive_facts(admitted_now)
     check_against_data(run.config, facts, sensitive)
     ledger = ledger_of(run.store, sensitive, run.config.sensitive.shared_ledger)
     privacy = run.config.privacy
@@ -126,7 +126,7 @@ def run_stage(name: str, run: Run, inputs: Mapping[str, ArtifactRef]) -> StageRe
     stage = stage_of(name, run.config)
     opened = {source: open_ref(run.store, inputs[source]) for source in stage.inputs}
     sealed = [artifact for artifact in opened.values() if artifact.ref.sealed]
-    facts = admitted(sealed[0]) if sealed else None
+    facts = sensitive_facts(sealed[0]) if sealed else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
     key = stage_key(stage, run, {source: artifact.ref.digest for source, artifact in opened.items()})
     existing = _reused(run, stage, key, ledger)

@@ -7,16 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from privimage.config.run import RunConfig
-from privimage.data.facts import SensitiveFacts
 from privimage.machine.interrupts import StopRequest
 from privimage.machine.progress import Progress, Silent
 from privimage.pipeline.stage import Stage
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.running.jobs import MapJobs, one_after_another
-from privimage.store.artifacts import Artifact, artifact_key, blind
+from privimage.store.artifacts import artifact_key, blind
 from privimage.store.files import Store
 
-__all__ = ["Run", "admitted", "stage_key"]
+__all__ = ["Run", "stage_key"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,3 @@ def stage_key(stage: Stage, run: Run, digests: Mapping[str, str]) -> str:
         draw=run.draws.get(stage.name, 1),
     )
     return blind(run.store, key) if stage.sealed else key
-
-
-def admitted(artifact: Artifact) -> SensitiveFacts:
-    """The public facts of an admitted sensitive set."""
-    return SensitiveFacts.from_json(artifact.read_bytes("facts.json").decode())

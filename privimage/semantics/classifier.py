@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privimage.config.classifier import ClassifierConfig
+from privimage.data.pixels import from_pixels
 from privimage.errors import DataError, TrainingError
 from privimage.payloads import ClassifierAbout
 from privimage.store.artifacts import Artifact
@@ -192,7 +193,7 @@ def train_classifier(
 def predict(model: ResNet, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits (batch, categories) and embeddings (batch, D) of uint8 NCHW images, on the CPU, float32."""
     model.eval()
-    embeddings = model.embed(images.to(device).float() / 127.5 - 1)
+    embeddings = model.embed(from_pixels(images.to(device)))
     return model.head(embeddings).float().cpu(), embeddings.float().cpu()
 
 
@@ -245,7 +246,7 @@ def _random_maps(count: int, generator: torch.Generator) -> Tensor:
 
 def _pixels(batch: _Batch, device: torch.device) -> Tensor:
     """The batch as the network sees it: in [-1, 1], moved and mirrored, on the device."""
-    images = batch.images.to(device).float() / 127.5 - 1
+    images = from_pixels(batch.images.to(device))
     if batch.maps is not None:
         grid = functional.affine_grid(batch.maps.to(device), list(images.shape), align_corners=False)
         images = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

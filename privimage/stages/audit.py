@@ -16,10 +16,8 @@ from privimage.data.facts import public_facts
 from privimage.data.table import read_images
 from privimage.errors import PrivacyRefused
 from privimage.generators.diffusion.canaries import audited_mechanism, score_canaries, tiny_denoiser
-from privimage.generators.diffusion.denoiser import Denoiser
-from privimage.generators.diffusion.kind import settings_of
+from privimage.generators.diffusion.kind import denoiser_for_finetuning, settings_of
 from privimage.generators.training.compute import ComputeSettings
-from privimage.generators.training.gradients import open_for_finetuning
 from privimage.machine.progress import Progress
 from privimage.methods.generators.diffusion import DiffusionFinetune
 from privimage.methods.training import LearnsByGradients
@@ -55,9 +53,7 @@ def run(context: StageContext) -> Outcome:
         stand_ins=min(settings.stand_ins, num_public),
         steps=settings.num_steps or mechanism.num_steps,
     )
-    denoiser, _, compute = open_for_finetuning(config, context.inputs)
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"The audit's canaries are not made for a {type(denoiser).__name__}.")
+    denoiser, compute = denoiser_for_finetuning(config, context.inputs)
     rows = np.linspace(0, num_public - 1, audited.num_images - settings.canaries).astype(np.int64)
     images, categories = read_images(public.files("images-"), rows)
     ticker = context.progress.ticker("audit", audited.num_steps)

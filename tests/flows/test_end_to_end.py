@@ -14,11 +14,12 @@ import yaml
 
 from privimage.cli import main
 from privimage.config.loading import load_config
+from privimage.data.facts import sensitive_facts
 from privimage.pipeline.table import stage_named
 from privimage.privacy.ledger import Ledger
 from privimage.running.ledgers import ledger_of
 from privimage.running.runner import run_all
-from privimage.running.runs import Run, admitted, stage_key
+from privimage.running.runs import Run, stage_key
 from privimage.store.artifacts import find, list_artifacts
 from privimage.store.files import Store
 from tests.flows.layout import layout
@@ -59,7 +60,7 @@ def ledger(store: Store, config: Path) -> Ledger:
     admit = stage_named("admit")
     artifact = find(store, "admit", stage_key(admit, run, {}), True)
     assert artifact is not None
-    return ledger_of(store, admitted(artifact), None)
+    return ledger_of(store, sensitive_facts(artifact), None)
 
 
 def kinds(ledger: Ledger) -> list[str]:

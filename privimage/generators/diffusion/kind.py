@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from privimage.config.run import RunConfig
 from privimage.errors import ConfigError
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.diffusion.labels import with_other_classes
@@ -16,6 +17,7 @@ from privimage.generators.diffusion.losses import denoising_losses
 from privimage.generators.interface import ImageSource
 from privimage.generators.opening import load_weights
 from privimage.generators.training import gradients
+from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.gradients import rehearse_finetune, run_finetune
 from privimage.methods.generator import GeneratorKind
 from privimage.methods.generators.diffusion import DenoiserConfig, Diffusion
@@ -24,6 +26,7 @@ from privimage.pipeline.stage import Outcome, StageContext
 from privimage.store.artifacts import Artifact
 
 __all__ = [
+    "denoiser_for_finetuning",
     "losses_of_images",
     "new_generator",
     "open_generator",
@@ -58,6 +61,14 @@ def open_generator(artifact: Artifact, settings: GeneratorKind | None, device: t
     denoiser = new_denoiser(config, channels=about.channels, num_classes=classes, seed=0, sampling=sampling)
     load_weights(denoiser, artifact)
     return denoiser.to(device).eval()
+
+
+def denoiser_for_finetuning(config: RunConfig, inputs: Mapping[str, Artifact]) -> tuple[Denoiser, ComputeSettings]:
+    """The denoiser that fine-tuning starts from, and how it would be computed."""
+    denoiser, _, compute = gradients.open_for_finetuning(config, inputs)
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"A {type(denoiser).__name__} is no denoiser.")
+    return denoiser, compute
 
 
 def run_pretrain(context: StageContext) -> Outcome:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 
 from privimage.config.run import RunConfig
-from privimage.data.facts import SensitiveFacts, public_facts
+from privimage.data.facts import SensitiveFacts, public_facts, sensitive_facts
 from privimage.errors import BudgetExceeded
 from privimage.generators.diffusion import kind as diffusion
 from privimage.generators.diffusion.denoiser import new_denoiser
@@ -43,7 +43,7 @@ from privimage.running import runner
 from privimage.running.declared import declare_form, declare_public
 from privimage.running.ledgers import ledger_of
 from privimage.running.runner import run_stage
-from privimage.running.runs import Run, admitted
+from privimage.running.runs import Run
 from privimage.stages import classifier as classifier_stage
 from privimage.stages import query as query_stage
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
@@ -284,7 +284,7 @@ def make_bench(folder: Path) -> Bench:
             "classifier": run_stage("classifier", run, {"public": public}).ref,
             "pretrain": run_stage("pretrain", run, {"public": public, "select": public}).ref,
         }
-    facts = admitted(open_ref(run.store, refs["admit"]))
+    facts = sensitive_facts(open_ref(run.store, refs["admit"]))
     declare_form(run.store, facts, config.sensitive)
     declare_public(run.store, facts, open_ref(run.store, public))
     return Bench(
