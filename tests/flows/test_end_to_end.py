@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from privimage.cli import main
-from privimage.config.loading import load_config
+from privimage.config.loading import load_config, merged
 from privimage.data.facts import sensitive_facts
 from privimage.pipeline.table import stage_named
 from privimage.privacy.ledger import Ledger
@@ -40,7 +40,7 @@ def datasets(server: Server, tiny_config: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("datasets")
     settings = yaml.safe_load(tiny_config.read_text())
     for name, (section, long) in DATA_SETS.items():
-        file = {**settings, "name": name, "finetune": {**settings["finetune"], **long}, "deployment": section}
+        file = merged(settings, {"name": name, "generator": {"finetune": long}, "deployment": section})
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(file))
     server.register(folder, store="memory://set-by-each-run")
     return folder

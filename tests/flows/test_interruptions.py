@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from privimage.cli import main
+from privimage.config.loading import merged
 from privimage.store.files import Store
 from tests.flows.prefect_server import ENDS, Worker, serve
 from tests.flows.test_end_to_end import checkpoints, kinds, ledger, wait_until
@@ -36,7 +37,7 @@ def test_flow_killed_server_restarted_and_s3_gone_cost_one_retry_together(
     s3_endpoint: str, s3_bucket: str, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = yaml.safe_load(tiny_config.read_text())
-    file = {**settings, "name": "disturbed", "finetune": {**settings["finetune"], **STEPS}}
+    file = merged(settings, {"name": "disturbed", "generator": {"finetune": STEPS}})
     (tmp_path / "datasets").mkdir()
     config = tmp_path / "datasets" / "disturbed.yaml"
     config.write_text(yaml.safe_dump({**file, "deployment": {"pool": "cpu"}}))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from privimage.config.loading import merged
 from tests.flows.prefect_server import Server
 from tests.flows.test_end_to_end import checkpoints, wait_until
 from tests.pipeline_fixtures import Place
@@ -22,7 +23,7 @@ LONG = {"num_steps": 300, "checkpoint_steps": 10, "restart_allowance": 20}
 def test_a_run_whose_worker_is_killed_goes_on_to_its_end(server: Server, granted_copy: Place, tmp_path: Path) -> None:
     """Its logger, and its progress, write into pipes that nobody reads any more."""
     settings = yaml.safe_load(granted_copy.config.read_text())
-    file = {**settings, "name": "orphaned", "finetune": {**settings["finetune"], **LONG}}
+    file = merged(settings, {"name": "orphaned", "generator": {"finetune": LONG}})
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "orphaned.yaml").write_text(yaml.safe_dump({**file, "deployment": {"pool": "cpu"}}))
     url = granted_copy.folder.as_uri()
