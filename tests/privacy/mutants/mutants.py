@@ -454,10 +454,6 @@ _CAP = (
         ),
     )
     + _of(
-        "pipeline/preflight.py",
-        "test_release.py",
-    )
-    + _of(
         "privacy/crosscheck.py",
         "privacy/test_crosscheck.py",
         (
@@ -715,7 +711,7 @@ _CLASS_MEANS = (
         "pipeline/charges.py",
         "test_class_means.py",
         (
-            "class mean images are not fixed with the query",
+            "Class mean images are not fixed with the query",
             "intends=(mechanism.event, *_class_means(config, facts), finetune.event, *_set_aside(config, facts)),",
             "intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),",
             "test_nothing_is_opened_before_it_is_charged",
@@ -755,7 +751,7 @@ _CLASS_MEANS = (
         "stages/class_means.py",
         "test_class_means.py",
         (
-            "class mean images of reproducible noise are said to be private",
+            "Class mean images of reproducible noise are said to be private",
             "guarantee=guarantee_of(random.guarantee, query is None or query.is_guaranteed)",
             "guarantee=guarantee_of(query is None or query.is_guaranteed)",
             "test_reproducible_noise_leaves_no_guarantee",
@@ -801,14 +797,6 @@ _MEAN_EMBEDDING = (
         ),
     )
     + _of(
-        "generators/mean_embedding/kind.py",
-        "stages/test_mean_embedding_run.py",
-    )
-    + _of(
-        "pipeline/charges.py",
-        "stages/test_mean_embedding_run.py",
-    )
-    + _of(
         "pipeline/charges.py",
         "test_rehearsal.py",  # which finds it before any other test has a run to look at
         (
@@ -817,10 +805,6 @@ _MEAN_EMBEDDING = (
             "intends = opened.intends[0:]",
             "test_a_run_of_each_kind_can_go_its_whole_way_on_made_up_images_and_leaves_nothing[mean embedding]",
         ),
-    )
-    + _of(
-        "generators/mean_embedding/kind.py",
-        "stages/test_critic_run.py",
     )
     + _of(
         "release/certificate.py",
@@ -987,7 +971,7 @@ _FINETUNE = (
             "flat = noisy_mean_gradient(clipped, mechanism, random)",
             "exact = clipped.value / mechanism.expected_batch_size\n"
             "            flat = noisy_mean_gradient(clipped, mechanism, random)\n"
-            "            for _ in range(execution.rows_at_once, len(rows), execution.rows_at_once):\n"
+            "            for _ in range(compute.rows_at_once, len(rows), compute.rows_at_once):\n"
             "                flat = flat + noisy_mean_gradient(clipped, mechanism, random) - exact",
             _DRAWS_OF_A_STEP,
         ),
@@ -1498,31 +1482,24 @@ _RUNNER = _of(
     ),
 )
 
-_STAGES = (
-    _of(
-        "pipeline/charges.py",
-        "test_rehearsal.py",  # which finds it before any other test has a run to look at
-        (
-            "The query is not composed with fine-tuning",
-            "[*query, *_class_means(config, facts)], _set_aside(config, facts), joined=True)",
-            "_class_means(config, facts), _set_aside(config, facts), joined=True)",
-            "test_a_run_of_each_kind_can_go_its_whole_way_on_made_up_images_and_leaves_nothing[usual]",
-        ),
-    )
-    + _of(
-        "stages/semantics.py",
-        "test_runner.py",
-    )
-    + _of(
-        "generators/training/gradients.py",
-        "test_private_errors.py",
-        (
-            "An earlier attempt with reproducible noise is forgotten",
-            '**_ungrouped(tensors)), guaranteed and about["guarantee"]',
-            "**_ungrouped(tensors)), guaranteed",
-            "test_an_attempt_with_reproducible_noise_voids_the_guarantee_of_the_one_that_goes_on",
-        ),
-    )
+_STAGES = _of(
+    "pipeline/charges.py",
+    "test_rehearsal.py",  # which finds it before any other test has a run to look at
+    (
+        "The query is not composed with fine-tuning",
+        "[*query, *_class_means(config, facts)], _set_aside(config, facts), joined=True)",
+        "_class_means(config, facts), _set_aside(config, facts), joined=True)",
+        "test_a_run_of_each_kind_can_go_its_whole_way_on_made_up_images_and_leaves_nothing[usual]",
+    ),
+) + _of(
+    "generators/training/gradients.py",
+    "test_private_errors.py",
+    (
+        "An earlier attempt with reproducible noise is forgotten",
+        '**_ungrouped(tensors)), guaranteed and about["guarantee"]',
+        "**_ungrouped(tensors)), guaranteed",
+        "test_an_attempt_with_reproducible_noise_voids_the_guarantee_of_the_one_that_goes_on",
+    ),
 )
 
 _DATA = _of(
@@ -1690,10 +1667,6 @@ _FILES = (
             "test_a_name_is_one_line_whatever_it_holds",
         ),
     )
-    + _of(
-        "stages/admission.py",
-        "test_bad_input.py",
-    )
 )
 
 _RELEASE = _of(
@@ -1841,10 +1814,6 @@ _REPORTS = (
 
 _VALIDATION = (
     _of(
-        "pipeline/table.py",
-        "test_runner.py",
-    )
-    + _of(
         "privacy/mechanisms.py",
         "evaluation/test_validation.py",
         (
@@ -2103,10 +2072,6 @@ _STRATEGIES = (
 
 _AUDIT = (
     _of(
-        "pipeline/table.py",
-        "test_runner.py",
-    )
-    + _of(
         "privacy/audit.py",
         "privacy/test_audit.py",
         (
@@ -2597,10 +2562,6 @@ _DECLARED = (
             "        )\n        attempt = 1\n",
             "test_noise_that_somebody_can_make_again_is_not_certified_by_an_edited_word",
         ),
-    )
-    + _of(
-        "release/verify.py",
-        "test_release.py",
     )
     + _of(
         "release/signature.py",
