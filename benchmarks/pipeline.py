@@ -30,6 +30,7 @@ from privimage.generators.sampling.sampler import synthesize_images
 from privimage.machine.device import choose_device
 from privimage.machine.progress import Terminal
 from privimage.pipeline.stage import Stage
+from privimage.release.certificate import Certificate
 from privimage.running.granting import grant
 from privimage.running.runner import StageResult, run_all
 from privimage.running.runs import Run
@@ -60,15 +61,15 @@ def main() -> None:
         total = time.monotonic() - begun
         artifacts = {name: open_ref(run.store, result.ref) for name, result in results.items()}
         metrics = artifacts["evaluate"].read_json("metrics.json")
-        certificate = artifacts["release"].read_json("certificate.json")
+        certificate = Certificate.read(artifacts["release"])
         figures = {
             "config": config.name,
             "date": datetime.now(UTC).date().isoformat(),
             "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}",
             "epsilon": config.privacy.epsilon,
             "delta": config.privacy.delta,
-            "epsilon_computed": round(certificate["epsilon_computed"], 5),
-            "epsilon_certified_lower": round(certificate["epsilon_certified_interval"]["lower"], 5),
+            "epsilon_computed": round(certificate.epsilon_computed, 5),
+            "epsilon_certified_lower": certificate.epsilon_certified_interval.lower,
             "noise_multiplier": round(artifacts["finetune"].manifest.metrics["noise_multiplier"], 4),  # type: ignore[arg-type]
             "parameters": artifacts["pretrain"].manifest.metrics["num_parameters"],
             "public_classifier_accuracy": artifacts["classifier"].manifest.metrics["validation_accuracy"],

@@ -6,7 +6,7 @@ versions of one page, such as the sample grid that improves from pre-training to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefect.artifacts import (
@@ -18,7 +18,7 @@ from prefect.artifacts import (
 from privimage.config.run import RunConfig
 from privimage.payloads import ClassifierAbout, GeneratorAbout, Selection
 from privimage.pipeline.table import STAGES
-from privimage.release.certificate import in_words, interval_in_words
+from privimage.release.certificate import Certificate, in_words, interval_in_words
 from privimage.release.export import release_name
 from privimage.running.plan import PlannedStage, RunPlan, grant_in_words
 from privimage.store.artifacts import Artifact, ArtifactRef, open_ref
@@ -104,7 +104,7 @@ def _show_categories(name: str, selection: Selection) -> None:
 
 def show_release(config: RunConfig, store: Store, artifact: Artifact) -> None:
     """Its promise, its pictures, where it lies, and what it was made of."""
-    name, certificate = config.name, artifact.read_json("certificate.json")
+    name, certificate = config.name, Certificate.read(artifact)
     place = f"{store.url}/{release_name(name, artifact)}"
     create_markdown_artifact(
         key=f"certificate-{name}",
@@ -125,19 +125,19 @@ def _report(place: str) -> str:
     return f"`{place}/report.html` is one file without network. To see it:\n\n```\nprivimage report {place} --open\n```"
 
 
-def _certificate(name: str, place: str, store: str, certificate: Mapping[str, Any]) -> str:
-    spent, granted = certificate["ledger"]["spent_in_all"], certificate["ledger"]["granted_in_all"]
+def _certificate(name: str, place: str, store: str, certificate: Certificate) -> str:
+    spent, granted = certificate.ledger.spent_in_all, certificate.ledger.granted_in_all
     facts = {
         "Release": f"`{place}`",
-        "Epsilon as computed": f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})",
-        "Second accountant": interval_in_words(certificate["epsilon_certified_interval"]),
-        "Ledger": f"`{certificate['ledger']['dataset']}`, {len(certificate['ledger']['entries'])} entries",
-        "Spent on these images in all": f"epsilon {spent['epsilon']:.4g}, delta {spent['delta']:g}, added up",
-        "Granted in all": f"epsilon {granted['epsilon']:g}, delta {granted['delta']:g}",
+        "Epsilon as computed": f"{certificate.epsilon_computed:.6g} ({certificate.accountant})",
+        "Second accountant": interval_in_words(certificate.epsilon_certified_interval),
+        "Ledger": f"`{certificate.ledger.dataset}`, {len(certificate.ledger.entries)} entries",
+        "Spent on these images in all": f"epsilon {spent.epsilon:.4g}, delta {spent.delta:g}, added up",
+        "Granted in all": f"epsilon {granted.epsilon:g}, delta {granted.delta:g}",
     }
     mechanisms = [
-        f"| {mechanism['stage']} | {mechanism['in_words']} | {mechanism['epsilon_alone']:.4g} |"
-        for mechanism in certificate["mechanisms"]
+        f"| {mechanism.stage} | {mechanism.in_words} | {mechanism.epsilon_alone:.4g} |"
+        for mechanism in certificate.mechanisms
     ]
     return "\n\n".join(
         [
@@ -145,7 +145,7 @@ def _certificate(name: str, place: str, store: str, certificate: Mapping[str, An
             in_words(certificate),
             "\n".join(["| | |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in facts.items())]),
             "\n".join(["| stage | mechanism | epsilon alone |", "|---|---|---|", *mechanisms]),
-            "Assumptions:\n\n" + "\n".join(f"- {assumption}" for assumption in certificate["assumptions"]),
+            "Assumptions:\n\n" + "\n".join(f"- {assumption}" for assumption in certificate.assumptions),
             f"Check it: `privimage verify {place} --store {store}`",
         ]
     )

@@ -19,8 +19,6 @@ from privimage.methods.selections.random import Random
 from privimage.pipeline.charges import plan_without_query
 from privimage.pipeline.table import stage_of, stages_of
 from privimage.privacy.accounting import epsilon_of_plan
-from privimage.privacy.crosscheck import prv_interval
-from privimage.release.certificate import certified_interval, groups_of
 from privimage.release.datasheet import front_matter
 from privimage.release.export import SUMS, sums
 from privimage.release.verify import read_release, verify_release
@@ -29,6 +27,7 @@ from privimage.running.runner import run_all, run_stage
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
 from tests.pipeline_fixtures import Answer, Place
+from tests.release.example import hide
 
 STRATEGIES = ("random", "all", "none")
 COMPLETE = ["grant", "reserve finetune", "settle"]
@@ -299,20 +298,12 @@ def rewritten(release: Path, folder: Path, change: Callable[[dict[str, Any]], No
     return copy
 
 
-def without_its_query(stated: dict[str, Any]) -> None:
-    """Everything that can be computed again is."""
-    stated["mechanisms"] = [mechanism for mechanism in stated["mechanisms"] if mechanism["stage"] != "query"]
-    groups = groups_of(stated["mechanisms"], [])
-    stated["epsilon_computed"] = epsilon_of_plan(groups.own, [], stated["delta"])
-    stated["epsilon_certified_interval"] = certified_interval(groups, stated["delta"], prv_interval)
-
-
 def test_a_certificate_that_hides_the_query_does_not_verify(finished: Place, tmp_path: Path) -> None:
     def hidden(stated: dict[str, Any]) -> None:
-        without_its_query(stated)
+        hide(stated, "query")
         stated["selection"] = "random"
 
-    plain = rewritten(finished.release, tmp_path / "plain", without_its_query)
+    plain = rewritten(finished.release, tmp_path / "plain", lambda stated: hide(stated, "query"))
     assert outcomes(plain, None)["epsilon"] == "failed"
     forged = rewritten(finished.release, tmp_path / "forged", hidden)
     checks = verify_release(read_release(Store.open(str(forged))), finished.store)

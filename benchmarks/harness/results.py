@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness.suite import Cell, Suite
 from privimage.payloads import Synthesis
 from privimage.pipeline.table import stages_of
+from privimage.release.certificate import Certificate
 from privimage.release.export import release_name
 from privimage.running.plan import look_up
 from privimage.running.runs import Run
@@ -85,7 +86,7 @@ def row_of(cell: Cell, run: Run, status: Status = "not run", why: str = "") -> R
             for extractor, each in metrics["fidelity"].items()
         },
         seconds={name: float(str(artifact.manifest.provenance["seconds"])) for name, artifact in there.items()},
-        epsilon_spent=there["release"].read_json("certificate.json")["epsilon_computed"],
+        epsilon_spent=Certificate.read(there["release"]).epsilon_computed,
         num_parameters=int(str(there["pretrain"].manifest.metrics["num_parameters"])),
         public_share=_public_share(there["synthesize"], run.config.synthesize.num_images),
         release=release_name(run.config.name, there["release"]),

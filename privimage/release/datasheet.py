@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from privimage.methods.registry import GENERATORS, SELECTIONS
-from privimage.release.certificate import in_words, interval_in_words
+from privimage.release.certificate import Certificate, in_words, interval_in_words
 
 __all__ = ["VERIFY", "SyntheticFacts", "front_matter", "privacy_statement", "render_datasheet"]
 
@@ -53,13 +53,13 @@ class SyntheticFacts:
         return sum(self.images_per_class)
 
 
-def privacy_statement(certificate: Mapping[str, Any]) -> dict[str, Any]:
+def privacy_statement(certificate: Certificate) -> dict[str, Any]:
     """The certificate's promise as it stands in the front matter."""
-    return {**{name: certificate[name] for name in _STATED}, "verify": VERIFY}
+    return {**certificate.model_dump(include=set(_STATED)), "verify": VERIFY}
 
 
 def render_datasheet(
-    certificate: Mapping[str, Any], facts: SyntheticFacts, *, description: str = "", licence: str | None = None
+    certificate: Certificate, facts: SyntheticFacts, *, description: str = "", licence: str | None = None
 ) -> str:
     """The card as Markdown.
 
@@ -71,7 +71,7 @@ def render_datasheet(
         _head(certificate, facts, licence), sort_keys=False, allow_unicode=True, width=math.inf
     ).rstrip("\n")
     parts = [
-        f"# {_text(certificate['name'])}",
+        f"# {_text(certificate.name)}",
         *([_text(description)] if description else []),
         (_PUBLIC if facts.num_public else _SYNTHETIC).format(
             num=f"{facts.num_images:,}", classes=len(facts.class_names), public=f"{facts.num_public or 0:,}"
@@ -113,10 +113,10 @@ def front_matter(card: str) -> dict[str, Any]:
     return head
 
 
-def _head(certificate: Mapping[str, Any], facts: SyntheticFacts, licence: str | None) -> dict[str, Any]:
+def _head(certificate: Certificate, facts: SyntheticFacts, licence: str | None) -> dict[str, Any]:
     names = {str(number): name for number, name in enumerate(facts.class_names)}
     return {
-        "pretty_name": certificate["name"],
+        "pretty_name": certificate.name,
         **({"license": licence} if licence else {}),
         "task_categories": ["image-classification"],
         "size_categories": [_SIZES[min(len(_SIZES) - 1, max(0, len(str(facts.num_images)) - 3))]],
@@ -136,25 +136,25 @@ def _head(certificate: Mapping[str, Any], facts: SyntheticFacts, licence: str | 
     }
 
 
-def _privacy(certificate: Mapping[str, Any]) -> list[str]:
-    if certificate["guarantee"] != "differential privacy":
+def _privacy(certificate: Certificate) -> list[str]:
+    if not certificate.is_private:
         return [f"**{in_words(certificate)}** Treat the images like the sensitive ones."]
     rows = [
-        ("epsilon", f"{certificate['epsilon']:g}"),
-        ("delta", f"{certificate['delta']:g}"),
-        ("unit of protection", certificate["unit"]),
-        ("neighbouring data sets", f"{certificate['relation_in_words']} (`{certificate['relation']}`)"),
-        ("sensitive training images", f"{certificate['num_training_images']:,}"),
-        ("epsilon as computed", f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})"),
-        ("independent check", interval_in_words(certificate["epsilon_certified_interval"])),
+        ("epsilon", f"{certificate.epsilon:g}"),
+        ("delta", f"{certificate.delta:g}"),
+        ("unit of protection", certificate.unit),
+        ("neighbouring data sets", f"{certificate.relation_in_words} (`{certificate.relation}`)"),
+        ("sensitive training images", f"{certificate.num_training_images:,}"),
+        ("epsilon as computed", f"{certificate.epsilon_computed:.6g} ({certificate.accountant})"),
+        ("independent check", interval_in_words(certificate.epsilon_certified_interval)),
     ]
     return [
         f"{in_words(certificate)}.",
         "Whether any single image was in the training set changes the probability of any outcome by a factor of at most "
-        f"e^{certificate['epsilon']:g}, plus delta. Someone with several images in the set is protected less.",
+        f"e^{certificate.epsilon:g}, plus delta. Someone with several images in the set is protected less.",
         _table(("what", "value"), rows),
         "It rests on these assumptions:",
-        "\n".join(f"- {_text(assumption)}" for assumption in certificate["assumptions"]),
+        "\n".join(f"- {_text(assumption)}" for assumption in certificate.assumptions),
     ]
 
 
@@ -182,20 +182,20 @@ def _choice(facts: SyntheticFacts) -> str:
     return _REJECTED if facts.rejects else ""
 
 
-def _making(certificate: Mapping[str, Any], choice: str) -> list[str]:
-    rows = [(item["stage"], _text(item["in_words"])) for item in certificate["mechanisms"]]
-    selection, generator = SELECTIONS.named(certificate["selection"]), GENERATORS.named(certificate["generator"])
-    warmed_up = _WARMED_UP if certificate.get("class_mean_images") else ""
+def _making(certificate: Certificate, choice: str) -> list[str]:
+    rows = [(mechanism.stage, _text(mechanism.in_words)) for mechanism in certificate.mechanisms]
+    selection, generator = SELECTIONS.named(certificate.selection), GENERATORS.named(certificate.generator)
+    warmed_up = _WARMED_UP if certificate.class_mean_images else ""
     sentences = (selection.in_words, generator.in_words(selects=selection.selects), choice, warmed_up)
     told = " ".join(sentence for sentence in sentences if sentence)
     return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 
 
-def _sizes(certificate: Mapping[str, Any], facts: SyntheticFacts) -> str:
+def _sizes(certificate: Certificate, facts: SyntheticFacts) -> str:
     """What the sizes of the classes say of the sensitive images."""
     if facts.class_size_stddev is None:
         return _EQUAL
-    return _PROPORTIONAL.format(stddev=facts.class_size_stddev, total=certificate["num_training_images"])
+    return _PROPORTIONAL.format(stddev=facts.class_size_stddev, total=certificate.num_training_images)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,15 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from privimage.errors import LedgerBroken
 from privimage.payloads import GUARANTEE, guarantee_said
 from privimage.privacy.budget import spent_by, without_guarantee
 from privimage.privacy.entry import Entry
-from privimage.privacy.events import event_from_json
 from privimage.privacy.ledger import Ledger
-from privimage.release.certificate import BEFORE_FINETUNE
+from privimage.release.certificate import BEFORE_FINETUNE, Certificate, Plan, granted_by, listed_as
 from privimage.release.check import SAME_EPSILON, Check, checked
 from privimage.store.artifacts import list_artifacts
 from privimage.store.files import Store
@@ -22,8 +20,8 @@ from privimage.store.files import Store
 __all__ = ["check_ledger", "check_store", "knows"]
 
 
-def check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Check:
-    dataset = certificate["ledger"]["dataset"]
+def check_ledger(certificate: Certificate, ledgers: Store | None) -> Check:
+    dataset = certificate.ledger.dataset
     if ledgers is None:
         return Check(
             step="ledger", outcome="skipped", why=f"ledger {dataset} is not at hand (give its store with --store)"
@@ -45,16 +43,16 @@ def check_ledger(certificate: Mapping[str, Any], ledgers: Store | None) -> Check
     )
 
 
-def _check_absent(certificate: Mapping[str, Any], ledgers: Store) -> Check:
+def _check_absent(certificate: Certificate, ledgers: Store) -> Check:
     """A store that made the release must have its ledger; of one that did not, nothing is proven."""
-    digest = certificate["artifacts"]["finetune"]
+    digest = certificate.artifacts["finetune"]
     made = any(a.ref.stage == "finetune" and a.ref.digest == digest for a in list_artifacts(ledgers))
     has = "made this release, but its ledger" if made else "did not make this release: a ledger"
-    why = f"{ledgers.url} {has} {certificate['ledger']['dataset']} {'is gone' if made else 'is not there'}"
+    why = f"{ledgers.url} {has} {certificate.ledger.dataset} {'is gone' if made else 'is not there'}"
     return Check(step="ledger", outcome="failed", why=why)
 
 
-def check_store(certificate: Mapping[str, Any], digests: Mapping[str, str], store: Store | None) -> Check:
+def check_store(certificate: Certificate, digests: Mapping[str, str], store: Store | None) -> Check:
     """What the store published is what is shown, to the byte; and what was paid for says the same of its noise."""
     step = "store"
     if store is None:
@@ -77,7 +75,7 @@ def check_store(certificate: Mapping[str, Any], digests: Mapping[str, str], stor
         other = sorted(name for name in digests if nearest.get(name) != digests[name])
         wrong.append(f"the store published no such release; what it published has another {', another '.join(other)}")
     by_digest = {(artifact.ref.stage, artifact.ref.digest): artifact for artifact in artifacts}
-    for stage, digest in certificate["artifacts"].items():
+    for stage, digest in certificate.artifacts.items():
         artifact = by_digest.get((stage, digest))
         if artifact is None:
             wrong.append(f"the store has no {stage} of digest {digest[:16]}…")
@@ -99,9 +97,9 @@ def knows(store: Store, certificate: bytes) -> bool:
         return True  # what cannot be read is said by the checks
 
 
-def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
+def _differences(certificate: Certificate, entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
     """What the certificate says and the ledger does not, and what of its plan it does not say."""
-    then = entries[: len(certificate["ledger"]["entries"])]
+    then = entries[: len(certificate.ledger.entries)]
     return [
         *_other_entries(certificate, then),
         *_other_mechanisms(certificate, entries, counting),
@@ -109,51 +107,52 @@ def _differences(certificate: Mapping[str, Any], entries: Sequence[Entry], count
     ]
 
 
-def _other_entries(certificate: Mapping[str, Any], then: Sequence[Entry]) -> list[str]:
+def _other_entries(certificate: Certificate, then: Sequence[Entry]) -> list[str]:
     """Where the ledger as it was differs from what is listed of it, or from the sums that are stated."""
-    stated = certificate["ledger"]
-    held = [{"sequence": e.sequence, "kind": e.kind, "id": e.id, "sha256": e.digest} for e in then]
+    stated = certificate.ledger
+    held = [listed_as(entry) for entry in then]
     wrong = [
-        f"entry {item['sequence']} ({item['id']}) is unknown or was changed"
-        for item, own in zip_longest(stated["entries"], held)
+        f"entry {item.sequence} ({item.id}) is unknown or was changed"
+        for item, own in zip_longest(stated.entries, held)
         if item != own
     ]
     if not wrong:
         spent = spent_by(then)
-        sums = {"epsilon": spent.epsilon, "delta": spent.delta}
-        granted = {name: then[0].body[name] for name in ("epsilon", "delta", "order")} if then else {}
-        wrong += [f"granted is {granted}, certified {stated['granted_in_all']}"] * (granted != stated["granted_in_all"])
-        if any(not math.isclose(sums[name], stated["spent_in_all"][name], rel_tol=SAME_EPSILON) for name in sums):
-            wrong.append(f"spent in all is {sums}, certified {stated['spent_in_all']}")
+        granted = granted_by(then) if then else None
+        if granted != stated.granted_in_all:
+            wrong.append(f"granted is {granted}, certified {stated.granted_in_all}")
+        pairs = [(spent.epsilon, stated.spent_in_all.epsilon), (spent.delta, stated.spent_in_all.delta)]
+        if any(not math.isclose(held, said, rel_tol=SAME_EPSILON) for held, said in pairs):
+            wrong.append(
+                f"spent in all is epsilon {spent.epsilon:g}, delta {spent.delta:g}, certified {stated.spent_in_all}"
+            )
     return wrong
 
 
-def _other_mechanisms(
-    certificate: Mapping[str, Any], entries: Sequence[Entry], counting: Mapping[str, Entry]
-) -> list[str]:
+def _other_mechanisms(certificate: Certificate, entries: Sequence[Entry], counting: Mapping[str, Entry]) -> list[str]:
     """Where a mechanism is not what was reserved, or paid for something else."""
     settled = {entry.body["reservation"]: entry.body["artifact"] for entry in entries if entry.kind == "settle"}
     wrong = []
-    for mechanism in certificate["mechanisms"]:
-        stage, paid = mechanism["stage"], mechanism["ledger_entry"]["id"]
+    for mechanism in certificate.mechanisms:
+        stage, paid = mechanism.stage, mechanism.ledger_entry.id
         entry = counting.get(paid)
-        if entry is None or entry.digest != mechanism["ledger_entry"]["sha256"]:
+        if entry is None or entry.digest != mechanism.ledger_entry.sha256:
             wrong.append(f"{paid} is no reservation that counts")
             continue
         plan = entry.body["plan"]
         facts = {
             "stage": (entry.body["stage"], stage),
-            "mechanism": (entry.event, event_from_json(mechanism["event"])),
-            "artifact": (settled.get(paid), certificate["artifacts"][stage]),
+            "mechanism": (entry.event, mechanism.dp_event),
+            "artifact": (settled.get(paid), certificate.artifacts[stage]),
             "number of images": (
                 entry.body["num_images"],
-                certificate["num_validation_images" if stage == "validate" else "num_training_images"],
+                certificate.num_validation_images if stage == "validate" else certificate.num_training_images,
             ),
         }
         if stage in ("finetune", "validate"):
-            facts["epsilon"] = (plan["epsilon"], certificate["epsilon"])
-            facts["delta"] = (plan["delta"], certificate["delta"])
-            facts["plan"] = ({"id": plan["id"], "builds_on": plan["builds_on"]}, certificate["plan"])
+            facts["epsilon"] = (plan["epsilon"], certificate.epsilon)
+            facts["delta"] = (plan["delta"], certificate.delta)
+            facts["plan"] = (Plan(id=plan["id"], builds_on=tuple(plan["builds_on"])), certificate.plan)
         wrong += [
             f"{name} of {paid} is {held}, certified {said}" for name, (held, said) in facts.items() if held != said
         ]
@@ -161,11 +160,11 @@ def _other_mechanisms(
 
 
 def _left_out(
-    certificate: Mapping[str, Any], entries: Sequence[Entry], then: Sequence[Entry], counting: Mapping[str, Entry]
+    certificate: Certificate, entries: Sequence[Entry], then: Sequence[Entry], counting: Mapping[str, Entry]
 ) -> list[str]:
     """What the ledger says of the certificate's mechanisms and plan, and the certificate does not."""
-    told = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
-    own = {mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]}
+    told = {mechanism.stage for mechanism in certificate.mechanisms}
+    own = {mechanism.ledger_entry.id for mechanism in certificate.mechanisms}
     left_out = [
         e.sequence for e in entries[len(then) :] if {e.id, e.body.get("reservation")} & own and e.kind != "close"
     ]
@@ -177,7 +176,7 @@ def _left_out(
     wrong += [
         f"{entry.id} is a {entry.body['stage']} of the same plan, of which nothing is said"
         for entry in counting.values()
-        if entry.body["plan"]["id"] == certificate["plan"]["id"]
+        if entry.body["plan"]["id"] == certificate.plan.id
         and entry.body["stage"] in BEFORE_FINETUNE
         and entry.body["stage"] not in told
     ]

@@ -7,32 +7,33 @@ mechanisms, by two accountants that share no code. The files' and the ledger's d
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privimage import __version__
 from privimage.config.run import RunConfig
-from privimage.errors import PrivimageError, StoreError
+from privimage.errors import DataError, PrivimageError, StoreError
 from privimage.methods.registry import GENERATORS, SELECTIONS
+from privimage.payloads import GUARANTEE
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
-from privimage.privacy.events import event_from_json, event_in_words
+from privimage.privacy.events import event_in_words
 from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
 from privimage.release.certificate import (
     SCHEMA,
     UNIT,
+    Certificate,
     Groups,
+    Mechanism,
     certified_interval,
-    config_digest,
     groups_of,
     images_in_words,
     in_words,
     interval_in_words,
 )
+from privimage.release.certify import config_digest
 from privimage.release.check import SAME_EPSILON, Check, checked
 from privimage.release.code import code_digest
 from privimage.release.datasheet import front_matter, privacy_statement
@@ -75,7 +76,7 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
     """
     checks = [_check_files(files)]
     try:
-        certificate = json.loads(files["certificate.json"])
+        certificate = Certificate.parse(files["certificate.json"])
         checks += [
             _check_listed(files, certificate),
             *_check_certificate(certificate, _digests(files), ledgers, config),  # before what a broken file could end
@@ -83,7 +84,7 @@ def verify_release(files: Mapping[str, bytes], ledgers: Store | None, config: Ru
             _check_nothing_private(files),
         ]
     except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException, PrivimageError) as error:
-        checks.append(Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}"))
+        checks.append(_unusable(error))
     return checks
 
 
@@ -93,11 +94,16 @@ def verify_certificate(data: bytes, ledgers: Store | None, config: RunConfig | N
         Check(step="files", outcome="skipped", why="a certificate alone was given, and no file that it was made for")
     ]
     try:
-        checks += _check_certificate(json.loads(data), _digests({"certificate.json": data}), ledgers, config)
+        checks += _check_certificate(Certificate.parse(data), _digests({"certificate.json": data}), ledgers, config)
         checks.append(_check_nothing_private({"the certificate": data}))
     except (AttributeError, KeyError, TypeError, ValueError, PrivimageError) as error:
-        checks.append(Check(step="certificate", outcome="failed", why=f"the certificate cannot be used: {error!r}"))
+        checks.append(_unusable(error))
     return checks
+
+
+def _unusable(error: Exception) -> Check:
+    why = str(error) if isinstance(error, DataError) else f"certificate.json cannot be used: {error!r}"
+    return Check(step="certificate", outcome="failed", why=why)
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -106,7 +112,7 @@ def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _check_certificate(
-    certificate: Mapping[str, Any], digests: Mapping[str, str], ledgers: Store | None, config: RunConfig | None
+    certificate: Certificate, digests: Mapping[str, str], ledgers: Store | None, config: RunConfig | None
 ) -> list[Check]:
     return [
         _check_promise(certificate),
@@ -125,9 +131,9 @@ def check_files(files: Mapping[str, bytes]) -> list[Check]:
     if first.outcome == "failed":
         return [first]
     try:
-        return [first, _check_listed(files, json.loads(files["certificate.json"]))]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return [Check(step="certificate", outcome="failed", why=f"certificate.json cannot be used: {error!r}")]
+        return [first, _check_listed(files, Certificate.parse(files["certificate.json"]))]
+    except (KeyError, PrivimageError) as error:
+        return [_unusable(error)]
 
 
 def _check_files(files: Mapping[str, bytes]) -> Check:
@@ -143,8 +149,8 @@ def _check_files(files: Mapping[str, bytes]) -> Check:
     return Check(step="files", outcome="failed", why=why if wrong or missing else f"{SUMS} itself was changed")
 
 
-def _check_listed(files: Mapping[str, bytes], certificate: Mapping[str, Any]) -> Check:
-    listed = certificate["files"]
+def _check_listed(files: Mapping[str, bytes], certificate: Certificate) -> Check:
+    listed = certificate.files
     wrong = [name for name, digest in listed.items() if hashlib.sha256(files.get(name, b"")).hexdigest() != digest]
     return checked(
         "certified files",
@@ -154,19 +160,19 @@ def _check_listed(files: Mapping[str, bytes], certificate: Mapping[str, Any]) ->
     )
 
 
-def _check_promise(certificate: Mapping[str, Any]) -> Check:
-    stated = {name: certificate[name] for name in ("schema", "guarantee", "relation", "relation_in_words", "unit")}
+def _check_promise(certificate: Certificate) -> Check:
     expected = {
-        "schema": SCHEMA,
-        "guarantee": "differential privacy",
+        "format": SCHEMA,
+        "guarantee": GUARANTEE,
         "relation": RELATION.name,
         "relation_in_words": RELATION_IN_WORDS,
         "unit": UNIT,
     }
-    other = [f"{name} is {value!r}" for name, value in stated.items() if value != expected[name]]
-    protected = certificate["num_training_images"] + certificate.get("num_validation_images", 0)
-    if not 0 < certificate["delta"] < 1 / protected:
-        other.append(f"delta {certificate['delta']} is not below 1 / {protected} images")
+    stated = certificate.model_dump(include=set(expected))
+    other = [f"{name} is {stated[name]!r}" for name in expected if stated[name] != expected[name]]
+    protected = certificate.num_protected
+    if not 0 < certificate.delta < 1 / protected:
+        other.append(f"delta {certificate.delta} is not below 1 / {protected} images")
     return checked(
         "promise",
         not other,
@@ -176,52 +182,52 @@ def _check_promise(certificate: Mapping[str, Any]) -> Check:
     )
 
 
-def _check_epsilon(certificate: Mapping[str, Any]) -> Check:
-    groups = groups_of(certificate["mechanisms"], certificate["plan"]["builds_on"])
-    found = _epsilon(groups, certificate["delta"])
-    stages = {mechanism["stage"] for mechanism in certificate["mechanisms"]}
-    validated = {"validate"} if "num_validation_images" in certificate else set()
-    known = certificate["selection"] in SELECTIONS.names and certificate["generator"] in GENERATORS.names
-    queried = {"query"} if known and SELECTIONS.named(certificate["selection"]).asks_the_query else set()
-    summed = {"class_means"} if certificate.get("class_mean_images", False) else set()
+def _check_epsilon(certificate: Certificate) -> Check:
+    groups = groups_of(certificate.mechanisms, certificate.plan.builds_on)
+    found = _epsilon(groups, certificate.delta)
+    stages = {mechanism.stage for mechanism in certificate.mechanisms}
+    validated = {"validate"} if certificate.num_validation_images is not None else set()
+    known = certificate.selection in SELECTIONS.names and certificate.generator in GENERATORS.names
+    queried = {"query"} if known and SELECTIONS.named(certificate.selection).asks_the_query else set()
+    summed = {"class_means"} if certificate.class_mean_images else set()
     whole = stages == {"finetune"} | queried | summed | validated and len(groups.own) + len(groups.builds_on) == len(
-        certificate["mechanisms"]
+        certificate.mechanisms
     )
     whole = (
         known
         and whole
         and all(
-            GENERATORS.named(certificate["generator"]).is_charged_as(event_from_json(mechanism["event"]))
-            for mechanism in certificate["mechanisms"]
-            if mechanism["stage"] == "finetune"
+            GENERATORS.named(certificate.generator).is_charged_as(mechanism.dp_event)
+            for mechanism in certificate.mechanisms
+            if mechanism.stage == "finetune"
         )
     )
-    same = math.isclose(found, certificate["epsilon_computed"], rel_tol=SAME_EPSILON) and all(
-        _says_what_it_is(mechanism, certificate["delta"]) for mechanism in certificate["mechanisms"]
+    same = math.isclose(found, certificate.epsilon_computed, rel_tol=SAME_EPSILON) and all(
+        _says_what_it_is(mechanism, certificate.delta) for mechanism in certificate.mechanisms
     )
     return checked(
         "epsilon",
-        whole and same and found <= certificate["epsilon"] * (1 + 1e-9),
-        f"computed anew from the {len(certificate['mechanisms'])} mechanisms that are listed, privacy costs epsilon "
-        f"{found:.6g} at delta {certificate['delta']:g}, within the stated {certificate['epsilon']:g}",
-        f"{len(certificate['mechanisms'])} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
-        f"{certificate['epsilon']:g}, and {certificate['epsilon_computed']:.6g} as computed, or a mechanism is told in "
-        f"other words or at another cost than its own, or is none of a generator of kind {certificate['generator']}",
+        whole and same and found <= certificate.epsilon * (1 + 1e-9),
+        f"computed anew from the {len(certificate.mechanisms)} mechanisms that are listed, privacy costs epsilon "
+        f"{found:.6g} at delta {certificate.delta:g}, within the stated {certificate.epsilon:g}",
+        f"{len(certificate.mechanisms)} mechanisms of {', '.join(sorted(stages))} cost epsilon {found:.6g}; stated is "
+        f"{certificate.epsilon:g}, and {certificate.epsilon_computed:.6g} as computed, or a mechanism is told in "
+        f"other words or at another cost than its own, or is none of a generator of kind {certificate.generator}",
     )
 
 
-def _says_what_it_is(mechanism: Mapping[str, Any], delta: float) -> bool:
+def _says_what_it_is(mechanism: Mechanism, delta: float) -> bool:
     """Whether a mechanism's line for people fits its event."""
-    event = event_from_json(mechanism["event"])
-    alone = math.isclose(epsilon_of([event], delta), mechanism["epsilon_alone"], rel_tol=SAME_EPSILON)
-    return alone and mechanism["in_words"] == event_in_words(event)
+    event = mechanism.dp_event
+    alone = math.isclose(epsilon_of([event], delta), mechanism.epsilon_alone, rel_tol=SAME_EPSILON)
+    return alone and mechanism.in_words == event_in_words(event)
 
 
 def _epsilon(groups: Groups, delta: float) -> float:
     return epsilon_of_plan(groups.own, groups.builds_on, delta, lost=groups.lost, lost_before=groups.lost_before)
 
 
-def _check_second_accountant(certificate: Mapping[str, Any]) -> Check:
+def _check_second_accountant(certificate: Certificate) -> Check:
     step = "second accountant"
     try:
         # Here, because it loads torch, which the other steps do without.
@@ -229,42 +235,46 @@ def _check_second_accountant(certificate: Mapping[str, Any]) -> Check:
     except ImportError as error:
         why = f"the independent accountant (Opacus) cannot be loaded here ({error}): epsilon rests on the first one"
         return Check(step=step, outcome="skipped", why=why)
-    groups = groups_of(certificate["mechanisms"], certificate["plan"]["builds_on"])
-    stated = certificate["epsilon_certified_interval"]
-    interval = certified_interval(groups, certificate["delta"], prv_interval)
-    if interval["lower"] is None and stated["lower"] is None:
-        why = f"epsilon rests on the first accountant alone. {interval['absent_because']}"
+    groups = groups_of(certificate.mechanisms, certificate.plan.builds_on)
+    stated = certificate.epsilon_certified_interval
+    interval = certified_interval(groups, certificate.delta, prv_interval)
+    if interval.lower is None and stated.lower is None:
+        why = f"epsilon rests on the first accountant alone. {interval.absent_because}"
         return Check(step=step, outcome="skipped", why=why)
-    differ = any((stated[side] is None) != (interval[side] is None) for side in ("lower", "upper")) or any(
-        abs(stated[side] - interval[side]) > _SAME_BOUND * interval[side] for side in ("lower", "upper")
-    )
-    found = _epsilon(groups, certificate["delta"])
+    same = _is_near(stated.lower, interval.lower) and _is_near(stated.upper, interval.upper)
+    found = _epsilon(groups, certificate.delta)
     computed = f"computed anew, the bounds on epsilon of an independent accountant are {interval_in_words(interval)}"
     return checked(
         step,
-        not differ and interval["lower"] <= found <= interval["upper"] * (1 + _SAME_BOUND),
+        same and interval.holds(found, _SAME_BOUND),
         f"{computed}: {found:.6g} is no understatement",
         f"{computed}; the certificate states {interval_in_words(stated)}, and the first accountant finds {found:.6g}",
     )
 
 
-def _check_code(certificate: Mapping[str, Any]) -> Check:
+def _is_near(stated: float | None, found: float | None) -> bool:
+    if stated is None or found is None:
+        return stated is found
+    return abs(stated - found) <= _SAME_BOUND * found
+
+
+def _check_code(certificate: Certificate) -> Check:
     """Told, never failed: a later version may well check what an earlier one made."""
-    code, here = certificate["code"], code_digest()
-    made = f"the certificate was written by privimage {code['privimage']} (code sha256 {code['sha256'][:16]}…)"
-    same = "the code that checks it now" if code["sha256"] == here else f"checked by {__version__} ({here[:16]}…)"
-    others = sorted(stage for stage, digest in code["stages"].items() if digest != code["sha256"])
+    code, here = certificate.code, code_digest()
+    made = f"the certificate was written by privimage {code.privimage} (code sha256 {code.sha256[:16]}…)"
+    same = "the code that checks it now" if code.sha256 == here else f"checked by {__version__} ({here[:16]}…)"
+    others = sorted(stage for stage, digest in code.stages.items() if digest != code.sha256)
     apart = f"; other code ran {', '.join(others)}" if others else ""
     return Check(step="code", outcome="passed", why=f"{made}, {same}{apart}")
 
 
-def _check_config(certificate: Mapping[str, Any], config: RunConfig) -> Check:
+def _check_config(certificate: Certificate, config: RunConfig) -> Check:
     return checked(
         "configuration",
-        certificate["config_sha256"] == config_digest(config),
+        certificate.config_sha256 == config_digest(config),
         "the configuration that was given is, setting by setting, the one that the certificate names",
         f"the configuration that was given has another digest ({config_digest(config)[:16]}…) than the certificate names "
-        f"({certificate['config_sha256'][:16]}…)",
+        f"({certificate.config_sha256[:16]}…)",
     )
 
 
@@ -279,7 +289,7 @@ def _check_nothing_private(files: Mapping[str, bytes]) -> Check:
     )
 
 
-def _check_datasheet(files: Mapping[str, bytes], certificate: Mapping[str, Any]) -> Check:
+def _check_datasheet(files: Mapping[str, bytes], certificate: Certificate) -> Check:
     """Its front matter, and the sentence of the promise; other words are covered by the certificate's digest alone."""
     step, card = "datasheet", files.get("README.md", b"").decode(errors="replace")
     try:

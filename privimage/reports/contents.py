@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from privimage.reports.pictures import bar_svg, columns_that_fit, curve_svg, hea
 
 __all__ = [
     "StageCost",
-    "accounting",
     "by_origin",
     "confusion",
     "costs",
@@ -241,38 +239,6 @@ def costs(stages: Sequence[StageCost]) -> Section:
                 numbers=(1, 2),
                 foot=("Public stages together", _duration(total), "") if rows else None,
             )
-        ],
-    )
-
-
-def accounting(certificate: Mapping[str, Any]) -> Section:
-    """What touched the sensitive images, what each of it would cost alone, what all cost together, where it is written."""
-    mechanisms = [
-        (
-            Noted(text=mechanism["stage"], note=mechanism["in_words"]),
-            f"{mechanism['epsilon_alone']:.4g}",
-            f"{mechanism['ledger_entry']['sequence']:06d}",
-        )
-        for mechanism in certificate["mechanisms"]
-    ]
-    entries = [
-        (f"{entry['sequence']:06d}", entry["kind"], Noted(text=entry["id"], note=f"sha256 {entry['sha256'][:16]}…"))
-        for entry in certificate["ledger"]["entries"]
-    ]
-    foot = ("Together, composed as one", f"{certificate['epsilon_computed']:.4g}", "")
-    return Section(
-        title="Privacy accounting",
-        kind="charged",
-        paid_by=tuple(mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]),
-        intro=f"Every mechanism that touched the sensitive images. At delta {certificate['delta']:g}.",
-        blocks=[
-            Table(
-                head=("Mechanism", "Epsilon alone", "Ledger entry"),
-                rows=mechanisms,
-                numbers=(1, 2),
-                foot=foot,
-            ),
-            Table(head=("Entry", "Kind", "Id and digest"), rows=entries, caption="The ledger of these images"),
         ],
     )
 

@@ -8,12 +8,12 @@ charged and never published leaves no such trace: for that, heads are kept outsi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from privimage.errors import LedgerBroken
 from privimage.pipeline.table import STAGES
 from privimage.privacy.ledger import Ledger
+from privimage.release.certificate import Certificate
 from privimage.store.artifacts import Artifact, find
 from privimage.store.files import Store
 
@@ -44,12 +44,12 @@ def check_not_rolled_back(store: Store) -> None:
                 f"of {store.url} holds: entries were lost, or an old copy was restored. Restore the whole ledger from a backup."
             )
     for artifact in released:
-        stated = json.loads(artifact.read_bytes("certificate.json"))["ledger"]
-        digests = [entry.digest for entry in held.get(stated["dataset"], ())]
-        certified = [entry["sha256"] for entry in stated["entries"]]
+        stated = Certificate.read(artifact).ledger
+        digests = [entry.digest for entry in held.get(stated.dataset, ())]
+        certified = [entry.sha256 for entry in stated.entries]
         if digests[: len(certified)] != certified:
             raise LedgerBroken(
-                f"The certificate of release {artifact.ref.key[:12]} names {len(certified)} entries of ledger {stated['dataset']}, "
+                f"The certificate of release {artifact.ref.key[:12]} names {len(certified)} entries of ledger {stated.dataset}, "
                 f"which has {len(digests)}, or others: entries were lost or changed. Restore the whole ledger from a backup."
             )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +15,10 @@ from privimage.payloads import CHARGED, GeneratorAbout, Synthesis, guarantee_sai
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.pipeline.table import stage_named
 from privimage.privacy.crosscheck import prv_interval
-from privimage.release.certificate import build_certificate, interval_in_words
+from privimage.release.certificate import Certificate, interval_in_words
+from privimage.release.certify import build_certificate
 from privimage.release.datasheet import VERIFY, SyntheticFacts, render_datasheet
+from privimage.release.section import accounting
 from privimage.reports import contents
 from privimage.reports.pictures import sample_grid
 from privimage.reports.report import ReportData, render_report
@@ -45,7 +45,7 @@ def run(context: StageContext) -> Outcome:
     private_artifacts = {name: inputs[name] for name in CHARGED if name in inputs}
     guarantees = [guarantee_said(name, artifact) for name, artifact in private_artifacts.items()]
 
-    def certified(files: dict[str, bytes]) -> dict[str, Any]:
+    def certified(files: dict[str, bytes]) -> Certificate:
         return build_certificate(context.config, facts, ledger, private_artifacts, guarantees, files, prv_interval)
 
     written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
@@ -75,41 +75,39 @@ def run(context: StageContext) -> Outcome:
         written[name] = text.encode()
         (context.folder / name).write_bytes(written[name])
     certificate = certified(written)
-    (context.folder / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True))
-    return Outcome(
-        metrics={"epsilon": certificate["epsilon"], "delta": certificate["delta"], "num_images": len(images)}
-    )
+    (context.folder / "certificate.json").write_bytes(certificate.to_bytes())
+    return Outcome(metrics={"epsilon": certificate.epsilon, "delta": certificate.delta, "num_images": len(images)})
 
 
-def _report(context: StageContext, certificate: dict[str, Any], told: Told) -> ReportData:
+def _report(context: StageContext, certificate: Certificate, told: Told) -> ReportData:
     """Headline and sections; each names by which right it is shown, and `render_report` refuses internal ones."""
     names = context.facts.class_names if context.facts else ()
     return ReportData(
         title=context.config.name,
         description=context.config.description,
         internal=False,
-        epsilon=certificate["epsilon"],
-        delta=certificate["delta"],
-        relation=certificate["relation_in_words"],
-        num_private_images=certificate["num_training_images"],
+        epsilon=certificate.epsilon,
+        delta=certificate.delta,
+        relation=certificate.relation_in_words,
+        num_private_images=certificate.num_training_images,
         num_classes=len(names),
-        guarantee=certificate["guarantee"],
+        guarantee=certificate.guarantee,
         headline=told.headline,
         sections=[
             *told.sections,
             *([contents.figures(audit_figures(context.inputs["audit"]), "Audit")] if "audit" in context.inputs else []),
             contents.costs(_costs(context.inputs, certificate)),
-            contents.accounting(certificate),
+            accounting(certificate),
             contents.provenance(_provenance(context.inputs, certificate)),
             contents.verification(VERIFY),
         ],
-        paid=[mechanism["ledger_entry"]["id"] for mechanism in certificate["mechanisms"]],
+        paid=[mechanism.ledger_entry.id for mechanism in certificate.mechanisms],
     )
 
 
-def _costs(inputs: Mapping[str, Artifact], certificate: Mapping[str, Any]) -> list[contents.StageCost]:
+def _costs(inputs: Mapping[str, Artifact], certificate: Certificate) -> list[contents.StageCost]:
     """Of a private stage no time: how long it took depends on how many images it drew."""
-    alone = {mechanism["stage"]: float(mechanism["epsilon_alone"]) for mechanism in certificate["mechanisms"]}
+    alone = {mechanism.stage: mechanism.epsilon_alone for mechanism in certificate.mechanisms}
     return [
         contents.StageCost(
             stage=name,
@@ -121,18 +119,16 @@ def _costs(inputs: Mapping[str, Artifact], certificate: Mapping[str, Any]) -> li
     ]
 
 
-def _provenance(inputs: Mapping[str, Artifact], certificate: Mapping[str, Any]) -> dict[str, str]:
-    ledger = certificate["ledger"]
+def _provenance(inputs: Mapping[str, Artifact], certificate: Certificate) -> dict[str, str]:
+    ledger = certificate.ledger
     return {
         "made": str(inputs["finetune"].manifest.written),
-        "data set (blinded name)": ledger["dataset"],
-        "configuration": certificate["config_sha256"],
-        "computed epsilon": f"{certificate['epsilon_computed']:.6g} ({certificate['accountant']})",
-        "independent check": interval_in_words(certificate["epsilon_certified_interval"]),
-        "spent on this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}, added up".format(
-            **ledger["spent_in_all"]
-        ),
-        "granted for this data set in all": "epsilon {epsilon:.4g}, delta {delta:g}".format(**ledger["granted_in_all"]),
-        "code": f"privimage {certificate['code']['privimage']}, sha256 {certificate['code']['sha256']}",
-        **{name: str(value) for name, value in certificate["packages"].items()},
+        "data set (blinded name)": ledger.dataset,
+        "configuration": certificate.config_sha256,
+        "computed epsilon": f"{certificate.epsilon_computed:.6g} ({certificate.accountant})",
+        "independent check": interval_in_words(certificate.epsilon_certified_interval),
+        "spent on this data set in all": f"epsilon {ledger.spent_in_all.epsilon:.4g}, delta {ledger.spent_in_all.delta:g}, added up",
+        "granted for this data set in all": f"epsilon {ledger.granted_in_all.epsilon:.4g}, delta {ledger.granted_in_all.delta:g}",
+        "code": f"privimage {certificate.code.privimage}, sha256 {certificate.code.sha256}",
+        **certificate.packages,
     }

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from privimage.privacy.mechanisms import RELATION, RELATION_IN_WORDS
+from privimage.privacy.mechanisms import RELATION
 from privimage.release.datasheet import SyntheticFacts, front_matter, privacy_statement, render_datasheet
+from tests.release.example import CERTIFICATE
 
-CERTIFICATE: dict[str, Any] = {
-    "name": "digits",
-    "guarantee": "differential privacy",
-    "epsilon": 10.0,
-    "delta": 1e-5,
-    "epsilon_computed": 9.99,
-    "epsilon_certified_interval": {"lower": 9.98, "upper": 10.0, "accountant": "Opacus PRV", "absent_because": None},
-    "accountant": "dp_accounting PLD, pessimistic",
-    "relation": RELATION.name,
-    "relation_in_words": RELATION_IN_WORDS,
-    "unit": "one image",
-    "num_training_images": 55_000,
-    "selection": "semantic",
-    "generator": "diffusion",
-    "mechanisms": [{"stage": "query", "in_words": "Gaussian noise of 50 votes"}],
-    "assumptions": ["The number of training images is public."],
-}
 FACTS = SyntheticFacts(
     class_names=("T-shirt/top", "Ankle boot"),
     images_per_class=(7, 8),
@@ -86,9 +69,9 @@ def test_a_license_stands_there_only_if_it_was_given() -> None:
 def test_a_warm_up_with_class_mean_images_is_told() -> None:
     told = "trained further on noisy mean images of the classes"
     for selection in ("semantic", "random", "none"):
-        certificate = {**CERTIFICATE, "selection": selection}
+        certificate = CERTIFICATE.model_copy(update={"selection": selection})
         assert told not in render_datasheet(certificate, FACTS)
-        assert told in render_datasheet({**certificate, "class_mean_images": True}, FACTS)
+        assert told in render_datasheet(certificate.model_copy(update={"class_mean_images": True}), FACTS)
 
 
 def test_hostile_names_and_descriptions_are_only_ever_text() -> None:
@@ -105,7 +88,7 @@ def test_hostile_names_and_descriptions_are_only_ever_text() -> None:
 
 
 def test_a_release_without_a_guarantee_promises_nothing() -> None:
-    card = render_datasheet({**CERTIFICATE, "guarantee": "none"}, FACTS)
+    card = render_datasheet(CERTIFICATE.model_copy(update={"guarantee": "none"}), FACTS)
     assert "NO privacy guarantee" in card
     assert "e^10" not in card
     assert front_matter(card)["differential_privacy"]["guarantee"] == "none"

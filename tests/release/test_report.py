@@ -12,30 +12,19 @@ import pytest
 from PIL import Image
 
 from privimage.errors import DataError, PrivacyRefused, Uncharged
+from privimage.release.section import accounting
 from privimage.reports import contents, report
 from privimage.reports.blocks import Card, Cards, Figures, Picture, Pictures, Plot, Section, Table, Text
 from privimage.reports.figures import Figure, Kind
 from privimage.reports.pictures import bar_svg, thumbnail_strip
 from privimage.reports.report import ReportData, render_report
+from tests.release.example import CERTIFICATE, QUERY
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x>"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
 LABELS = np.array([0, 1] * 3)
 BANNER = "must not leave the private side"
 EXAMPLE = Picture(png=thumbnail_strip(IMAGES[:1]), alt="Public examples of letter O", caption="letter O: 120 votes")
-CERTIFICATE = {
-    "delta": 1e-5,
-    "epsilon_computed": 0.999,
-    "mechanisms": [
-        {
-            "stage": "query",
-            "in_words": "discrete Gaussian",
-            "epsilon_alone": 0.21,
-            "ledger_entry": {"sequence": 2, "id": "query-1"},
-        }
-    ],
-    "ledger": {"entries": [{"sequence": 2, "kind": "reserve", "id": "query-1", "sha256": "ab" * 32}]},
-}
 
 
 def everything(name: str, counts: tuple[tuple[int, ...], ...] = ((8, 2), (1, 9))) -> list[Section]:
@@ -60,7 +49,7 @@ def everything(name: str, counts: tuple[tuple[int, ...], ...] = ((8, 2), (1, 9))
         contents.figures([figure, replace(figure, of_class=name)], name),
         contents.curves({name: {name: [(0, 1.0)], "b": [(0, 1.0)]}}),
         contents.costs([contents.StageCost(stage=name, seconds=1, what=name, epsilon=None)]),
-        contents.accounting({**CERTIFICATE, "mechanisms": [{**CERTIFICATE["mechanisms"][0], "in_words": name}]}),
+        accounting(CERTIFICATE.model_copy(update={"mechanisms": (QUERY.model_copy(update={"in_words": name}),)})),
         contents.provenance({name: name}),
         contents.verification(name),
         contents.real_beside_synthetic((IMAGES, LABELS), (IMAGES, LABELS), (name, f"{name} 2"), 2),

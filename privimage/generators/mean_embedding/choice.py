@@ -92,7 +92,7 @@ def _from_public(context: StageContext, examples: Labelled, parts: int) -> Calla
 def share_believed(painted: Labelled, embedding: Embedding) -> float:
     """Of how many of these images, uint8 NCHW with their classes, the second critic sees that class."""
     images, labels = painted
-    return float((_judged(embedding.critic.network, images, embedding.features.device) == labels).float().mean())
+    return float((_seen_by(embedding.critic.network, images, embedding.features.device) == labels).float().mean())
 
 
 def choose(
@@ -109,12 +109,12 @@ def choose(
         reject_drawn: False = all painted ones are candidates. Of a painter whose images the critic mostly sees as they were
             meant, those that it would reject are what lies between classes, and worth having.
     """
-    features, judge, means = embedding.features, embedding.critic.network, embedding.means
+    features, critic, means = embedding.features, embedding.critic.network, embedding.means
     (drawn, labels), (further, of_class) = painted, others
     agreed = torch.ones(len(drawn), dtype=torch.bool)
     if reject_drawn:
-        agreed = _judged(judge, drawn, features.device) == labels
-    agreed_too = _judged(judge, further, features.device) == of_class
+        agreed = _seen_by(critic, drawn, features.device) == labels
+    agreed_too = _seen_by(critic, further, features.device) == of_class
     images = drawn.new_empty(len(wanted), *drawn.shape[1:])
     is_other = torch.zeros(len(wanted), dtype=torch.bool)
     for label in range(len(means)):
@@ -132,8 +132,8 @@ def choose(
 
 
 @torch.no_grad()
-def _judged(judge: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    return torch.cat([judge(from_pixels(part.to(device))).argmax(1).cpu() for part in images.split(AT_ONCE)])
+def _seen_by(critic: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([critic(from_pixels(part.to(device))).argmax(1).cpu() for part in images.split(AT_ONCE)])
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ class _Released:
 
 def run_finetune(context: StageContext) -> Outcome:
     """Writes generator.safetensors and generator.json, as of the other kinds, with the mechanism that ran. After two rounds the
-    second critic judges what is drawn, if it may be drawn more than once, and the whole embedding is written, for who chooses
+    second critic looks at what is drawn, if it may be drawn more than once, and the whole embedding is written, for who chooses
     by it (`stages.choice`).
 
     Noisy sums are saved below `private/` before they are trained on. An attempt that is killed while it draws them, or between

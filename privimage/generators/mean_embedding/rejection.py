@@ -11,20 +11,20 @@ __all__ = ["RejectionSampling"]
 
 
 class RejectionSampling(ImageSource):
-    """A source of images, and a judge of them: of each `attempts` images the first that the judge gives the class that was asked
+    """A source of images, and a critic of them: of each `attempts` images the first to which the critic gives the class that was asked
     for; if there is none, the last.
 
-    Guarantee: as of its source, an image depends on its own noise and label alone. The judge must be in evaluation mode for that.
+    Guarantee: as of its source, an image depends on its own noise and label alone. The critic must be in evaluation mode for that.
 
     Args:
-        judge: images in [-1, 1], (batch, C, H, W) => logits (batch, classes).
+        critic: images in [-1, 1], (batch, C, H, W) => logits (batch, classes).
         attempts: at least 1.
     """
 
-    def __init__(self, source: ImageSource, judge: nn.Module, *, attempts: int) -> None:
+    def __init__(self, source: ImageSource, critic: nn.Module, *, attempts: int) -> None:
         super().__init__()
         self.source = source
-        self.judge = judge
+        self.critic = critic
         self.attempts = attempts
         self.num_classes = source.num_classes
 
@@ -35,7 +35,7 @@ class RejectionSampling(ImageSource):
         """Every attempt is made for all rows: fewer rows could be rounded otherwise."""
         images = self.source.sample(noise[:, 0], labels)
         for attempt in range(1, self.attempts):
-            accepted = self.judge(images).argmax(1) == labels
+            accepted = self.critic(images).argmax(1) == labels
             again = self.source.sample(noise[:, attempt], labels)
             images = torch.where(accepted[:, None, None, None], images, again)
         return images

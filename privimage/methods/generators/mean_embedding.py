@@ -55,7 +55,7 @@ class MeanEmbeddingSampling(Section):
         ge=0,
         le=1,
         description="Where images are chosen together, drawn ones in which the second critic does not see their class are left out "
-        "if it sees it in less than this share of all drawn ones; 1 = always, 0 = never. Others are judged always.",
+        "if it sees it in less than this share of all drawn ones; 1 = always, 0 = never. Others are looked at always.",
     )
 
 

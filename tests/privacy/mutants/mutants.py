@@ -762,8 +762,8 @@ _CLASS_MEANS = (
         "test_class_means.py",
         (
             "Verification believes a certificate that leaves class mean images out",
-            'if certificate.get("class_mean_images", False) else set()',
-            'if "class_means" in stages else set()',
+            '{"class_means"} if certificate.class_mean_images else set()',
+            'stages & {"class_means"}',
             "test_a_certificate_that_hides_them_does_not_verify",
         ),
     )
@@ -807,7 +807,7 @@ _MEAN_EMBEDDING = (
         ),
     )
     + _of(
-        "release/certificate.py",
+        "release/certify.py",
         "stages/test_mean_embedding_run.py",
         (
             "A certificate says that an embedding was made in Poisson batches",
@@ -1670,7 +1670,7 @@ _FILES = (
 )
 
 _RELEASE = _of(
-    "release/certificate.py",
+    "release/certify.py",
     "test_runner.py",
     (
         "The certificate ignores what the stages say of their randomness",
@@ -1683,25 +1683,25 @@ _RELEASE = _of(
     "test_release.py",
     (
         "Verification does not compare epsilon",
-        'whole and same and found <= certificate["epsilon"] * (1 + 1e-9)',
+        "whole and same and found <= certificate.epsilon * (1 + 1e-9)",
         "whole and same",
         "test_a_smaller_epsilon_than_the_mechanisms_cost_fails",
     ),
     (
         "Verification believes the epsilon that the certificate computed",
-        'whole and same and found <= certificate["epsilon"] * (1 + 1e-9)',
-        'whole and found <= certificate["epsilon"] * (1 + 1e-9)',
+        "whole and same and found <= certificate.epsilon * (1 + 1e-9)",
+        "whole and found <= certificate.epsilon * (1 + 1e-9)",
         "test_a_computed_epsilon_that_is_not_the_mechanisms_fails",
     ),
     (
         "Verification believes the second accountant's interval",
-        'not differ and interval["lower"] <= found',
-        'interval["lower"] <= found',
+        "same and interval.holds(found, _SAME_BOUND)",
+        "interval.holds(found, _SAME_BOUND)",
         "test_an_interval_that_the_second_accountant_does_not_find_fails[0.99-lower]",
     ),
     (
         "Verification believes what the certificate says of a mechanism",
-        'alone and mechanism["in_words"] == event_in_words(event)',
+        "alone and mechanism.in_words == event_in_words(event)",
         "bool(alone) or True",
         "test_a_forged_statement_fails_though_all_sums_fit[other-words]",
     ),
@@ -2021,7 +2021,7 @@ _STRATEGIES = (
         ),
     )
     + _of(
-        "release/certificate.py",
+        "release/certify.py",
         "test_strategies.py",
         (
             "A certificate leaves out the query that fine-tuning was charged with",
@@ -2035,8 +2035,8 @@ _STRATEGIES = (
         "test_strategies.py",
         (
             "Verification asks no certificate for a query",
-            '{"query"} if known and SELECTIONS.named(certificate["selection"]).asks_the_query else set()',
-            '{m["stage"] for m in certificate["mechanisms"]} & {"query"}',
+            '{"query"} if known and SELECTIONS.named(certificate.selection).asks_the_query else set()',
+            '{m.stage for m in certificate.mechanisms} & {"query"}',
             "test_a_certificate_that_hides_the_query_does_not_verify",
         ),
     )
