@@ -51,7 +51,7 @@ class Redo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: StageName = Field(
-        title="Stage", description="A private stage (query, central, finetune, validate) is charged again."
+        title="Stage", description="A private stage (query, class_means, finetune, validate) is charged again."
     )
     draw: int = Field(
         default=2,

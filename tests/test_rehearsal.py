@@ -209,7 +209,9 @@ def test_a_release_that_would_not_verify_is_refused_before_the_charge(
     anew: None, granted_copy: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = release.build_certificate
-    monkeypatch.setattr(release, "build_certificate", lambda *given: {**real(*given), "num_training_images": 7})
+    monkeypatch.setattr(
+        release, "build_certificate", lambda *given: real(*given).model_copy(update={"num_training_images": 7})
+    )
     check_nothing_charged(granted_copy, PrivacyRefused, r"would not verify \(.*Nothing was charged")
 
 

@@ -52,7 +52,7 @@ def features() -> RandomFeatures:
 
 @pytest.fixture(scope="module")
 def public() -> tuple[Tensor, Tensor]:
-    """Every fifth was selected for a class in which the judge does not see it."""
+    """Every fifth was selected for a class in which the critic does not see it."""
     images = torch.randint(0, 256, (50, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return images, torch.where(torch.arange(50) % 5 == 0, 1 - seen_as(images), seen_as(images))
 
@@ -100,7 +100,7 @@ def test_what_is_chosen_is_of_its_class_unless_there_is_too_little(
     painted: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]
 ) -> None:
     assert torch.equal(seen_as(chosen[0]).view(EACH, 3)[:, :2], torch.tensor([0, 1]).expand(EACH, 2))
-    # Of the last class the judge sees nothing: what was painted for it is taken as it comes.
+    # Of the last class the critic sees nothing: what was painted for it is taken as it comes.
     assert rows_of(chosen[0][2::3]) == rows_of(painted[0][painted[1] == 2][:EACH])
 
 
@@ -116,7 +116,7 @@ def test_public_images_are_told_from_painted_ones(
         assert rows_of(images[~is_public & (torch.arange(3 * EACH) % 3 == label)]) <= rows_of(painted[0][label::3])
 
 
-def test_painted_images_that_are_not_judged_are_all_candidates_and_others_are_judged_always(
+def test_painted_images_that_are_not_rejected_are_all_candidates_and_others_may_be_rejected_always(
     painted: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], embedding: Embedding
 ) -> None:
     agreed = seen_as(painted[0]) == painted[1]

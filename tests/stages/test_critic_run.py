@@ -165,7 +165,7 @@ def test_each_embedding_is_drawn_once_with_the_noise_that_was_charged_and_traine
     assert [mechanism.dimension for mechanism, _ in watch.drawn] == [101, 41]
     tuned = open_ref(place.run().store, run_all(place.run("generator.num_steps=10"), "finetune")["finetune"].ref)
     generator, about = open_generator(tuned, CPU)
-    assert isinstance(generator, RejectionSampling) and generator.attempts == 4 and not generator.judge.training
+    assert isinstance(generator, RejectionSampling) and generator.attempts == 4 and not generator.critic.training
     assert about.rejects
     (first, of_first), (then, of_both) = watch.matched
     assert (first, then) == (6, 4)
@@ -264,7 +264,7 @@ def test_what_the_critic_learns_by_reaches_the_key_of_what_is_charged(place: Pla
     assert None not in keys and keys[0] != keys[1]
 
 
-def test_with_one_attempt_nothing_judges(place: Place) -> None:
+def test_with_one_attempt_nothing_is_rejected(place: Place) -> None:
     once = place.run("generator.critic_attempts=1")
     generator, about = open_generator(open_ref(once.store, run_all(once, "finetune")["finetune"].ref), CPU)
     assert isinstance(generator, EmbeddingGenerator) and not about.rejects
@@ -350,7 +350,7 @@ def test_mixtures_of_public_images_are_among_the_released_ones_by_default_and_no
     assert {image.tobytes() for image in released(made)}.isdisjoint(image.numpy().tobytes() for image in images)
 
 
-def test_drawn_images_are_judged_where_the_critic_sees_too_few_as_they_were_meant_and_the_datasheet_says_whether(
+def test_drawn_images_are_rejected_where_the_critic_sees_too_few_as_they_were_meant_and_the_datasheet_says_whether(
     again: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decided once for all parts, on either side of the share that the critic believes."""
@@ -378,7 +378,7 @@ def test_drawn_images_are_judged_where_the_critic_sees_too_few_as_they_were_mean
     assert again.kinds == before  # nothing was charged
 
 
-def test_all_are_drawn_and_judged_where_nothing_is_to_come_of_public_images(again: Place) -> None:
+def test_all_are_drawn_and_rejected_where_nothing_is_to_come_of_public_images(again: Place) -> None:
     shutil.rmtree(again.release)
     run_all(again.run("generator.sampling.public_images=none"))
     card = (again.release / "README.md").read_text()
@@ -450,8 +450,8 @@ def test_the_embedding_that_images_are_chosen_by_is_the_one_that_was_trained_on(
     assert torch.equal(found.means, watch.matched[-1][1])
     generator, _ = open_generator(tuned, CPU)
     assert isinstance(generator, RejectionSampling)
-    judge, network = generator.judge.state_dict(), found.critic.network.state_dict()
-    assert all(torch.equal(judge[name], network[name]) for name in judge) and not found.critic.network.training
+    critic, network = generator.critic.state_dict(), found.critic.network.state_dict()
+    assert all(torch.equal(critic[name], network[name]) for name in critic) and not found.critic.network.training
     assert found.features.size == found.means.shape[1] == 140
 
 

@@ -841,8 +841,8 @@ _MEAN_EMBEDDING = (
         "stages/test_choice.py",
         (
             "Public images are released under classes that they were not selected for",
-            "    agreed_too = _judged(judge, further, features.device) == of_class",
-            "    of_class = _judged(judge, further, features.device)\n    agreed_too = of_class >= 0",
+            "    agreed_too = _seen_by(critic, further, features.device) == of_class",
+            "    of_class = _seen_by(critic, further, features.device)\n    agreed_too = of_class >= 0",
             "test_public_images_are_told_from_painted_ones",
         ),
     )
