@@ -75,7 +75,8 @@ class FeatureSpace:
     @classmethod
     def load(cls, file: Path) -> Self:
         """What `save` wrote."""
-        return cls(**load_file(file))
+        held = load_file(file)
+        return cls(mean=held["mean"], directions=held["directions"], told_apart=held["told_apart"])
 
 
 class FeatureStatistics:
