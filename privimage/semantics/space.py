@@ -58,10 +58,8 @@ class FeatureSpace:
             raise DataError(
                 "A feature of an image is not a finite number: the backbone cannot be used for these images."
             )
-        found: NDArray[np.float32] = rows @ self.directions
-        lengths: NDArray[np.float32] = np.linalg.norm(found, axis=1, keepdims=True)
-        unit: NDArray[np.float32] = found / np.maximum(lengths, 1e-12)
-        return unit
+        found = rows @ self.directions
+        return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
     def save(self, file: Path) -> None:
         """Write it as safetensors."""
