@@ -59,7 +59,8 @@ class FeatureSpace:
                 "A feature of an image is not a finite number: the backbone cannot be used for these images."
             )
         found = rows @ self.directions
-        return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        return unit
 
     def save(self, file: Path) -> None:
         """Write it as safetensors."""
