@@ -46,7 +46,7 @@ from privimage.evaluation.fidelity import fid
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.diffusion.solver import DenoiseFn, guided, sample_multistep, sigma_schedule
 from privimage.generators.sampling.sampler import initial_noise
-from privimage.generators.training.pretrain import pretrain
+from privimage.generators.training.pretrain import evenly, pretrain
 from privimage.machine.progress import Terminal
 from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionPretrain, DiffusionSampling
 from privimage.semantics.classifier import new_classifier, train_classifier
@@ -116,7 +116,12 @@ def prepare(folder: Path, public: str | None, resolution: int, train_steps: int)
         config = DiffusionPretrain(num_steps=train_steps, learning_rate=2e-3)
         with Terminal().ticker("training", train_steps) as tick:
             state = pretrain(
-                denoiser, images[training], labels[training], config, state=None, on_step=lambda s, _: tick(s.step)
+                denoiser,
+                images[training],
+                evenly(labels[training]),
+                config,
+                state=None,
+                on_step=lambda s, _: tick(s.step),
             )
         save_file(state.ema, weights)
     denoiser.load_state_dict(load_file(weights))

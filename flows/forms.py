@@ -26,6 +26,8 @@ StageName = Literal[
     "classifier",
     "index",
     "query",
+    "space",
+    "feature_means",
     "class_means",
     "select",
     "pretrain",
@@ -51,7 +53,8 @@ class Redo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: StageName = Field(
-        title="Stage", description="A private stage (query, class_means, finetune, validate) is charged again."
+        title="Stage",
+        description="A private stage (query, feature_means, class_means, finetune, validate) is charged again.",
     )
     draw: int = Field(
         default=2,

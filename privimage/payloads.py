@@ -5,6 +5,7 @@ Other programs may read these files; privimage does by these classes alone. All 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,6 +22,7 @@ __all__ = [
     "ClassMeanImages",
     "ClassifierAbout",
     "Downstream",
+    "FeatureMeans",
     "GeneratorAbout",
     "Guarantee",
     "Payload",
@@ -28,12 +30,16 @@ __all__ = [
     "Released",
     "SelectedCategory",
     "SelectedClass",
+    "SelectedImages",
     "Selection",
+    "SpaceAbout",
     "Synthesis",
     "TrainedClassifier",
     "Validation",
+    "finished",
     "guarantee_of",
     "guarantee_said",
+    "is_guaranteed",
 ]
 
 Guarantee = Literal["differential privacy", "none"]
@@ -130,6 +136,47 @@ class ClassMeanImages(Released):
     noise_in_means: tuple[float, ...]
 
 
+class FeatureMeans(Released):
+    """The noisy class means of features, which lie beside it (`means`, (classes, dimensions)), and the mechanism.
+
+    Attributes:
+        dimensions: of the space that vectors of norm 1 were summed in.
+        class_sizes: noisy numbers of images, which the sums were divided by.
+        noise_in_means: standard deviation of the noise on each number of a mean, by class.
+        temperature: what differences of scores are divided by to be those of log-probabilities.
+    """
+
+    FILE: ClassVar[str] = "feature_means.json"
+    MEANS: ClassVar[str] = "feature_means.safetensors"
+
+    noise_multiplier: float
+    noise_stddev: float
+    class_names: tuple[str, ...]
+    dimensions: int
+    class_sizes: tuple[float, ...]
+    noise_in_means: tuple[float, ...]
+    temperature: float
+
+
+class SpaceAbout(Payload):
+    """The space of public features that class means are released in, which lies beside it.
+
+    Attributes:
+        dimensions: how many of its directions are worth the noise on the means.
+        noise_in_means: what the noise was taken to be, by public numbers.
+        overconfidence: how many times the temperature of probabilities has to be what one covariance for all classes would
+            make it; by public categories.
+    """
+
+    FILE: ClassVar[str] = "space.json"
+    DIRECTIONS: ClassVar[str] = "space.safetensors"
+
+    num_features: int
+    dimensions: int
+    noise_in_means: float
+    overconfidence: float
+
+
 class SelectedCategory(BaseModel):
     """A public category; its noisy votes only where a query was asked."""
 
@@ -140,13 +187,30 @@ class SelectedCategory(BaseModel):
     noisy_votes: float | None = None
 
 
+class SelectedImages(BaseModel):
+    """What single public images are to a class, by the released means.
+
+    Attributes:
+        likeliest: how many have this class as their likeliest.
+        expected: sum of all images' probabilities for it.
+        sure: how many have it with a probability above a half.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    likeliest: int
+    expected: float
+    sure: int
+
+
 class SelectedClass(BaseModel):
-    """A sensitive class and its public categories, best first; none where all images keep their own labels."""
+    """A sensitive class and its public categories, best first; none where single images were selected, or all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     categories: tuple[SelectedCategory, ...]
+    images: SelectedImages | None = None
 
 
 class Selection(Payload):
@@ -210,6 +274,8 @@ class Synthesis(Released):
         num_public, num_mixed: how many are public images, unchanged, or mixtures of two, where they may be.
         drawn_rejected: where images were chosen together: whether a critic rejected some of the drawn ones.
         class_size_stddev: of the noise on class sizes, where these follow the votes.
+        num_candidates: how many were drawn to choose from by feature means, where it was so.
+        as_asked: share of these whose likeliest class, by the means, is the one that they were drawn as.
     """
 
     FILE: ClassVar[str] = "synthesis.json"
@@ -219,6 +285,8 @@ class Synthesis(Released):
     num_mixed: int | None = None
     drawn_rejected: bool | None = None
     class_size_stddev: float | None = None
+    num_candidates: int | None = None
+    as_asked: float | None = None
 
 
 class TrainedClassifier(BaseModel):
@@ -275,6 +343,11 @@ class AuditFound(Payload):
     verdict: str
 
 
+def finished(inputs: Mapping[str, Artifact]) -> Artifact:
+    """The generator that images are drawn from: the last that the run made of it."""
+    return next(inputs[stage] for stage in ("finetune", "warmup", "pretrain") if stage in inputs)
+
+
 def guarantee_said(stage: str, artifact: Artifact) -> Guarantee:
     """What the artifact of a charged stage says of its own randomness."""
     if stage == "finetune":
@@ -282,6 +355,16 @@ def guarantee_said(stage: str, artifact: Artifact) -> Guarantee:
     return RELEASED[stage].read(artifact).guarantee
 
 
-RELEASED: dict[str, type[Released]] = {"query": Query, "class_means": ClassMeanImages, "validate": Validation}
-CHARGED = ("query", "class_means", "finetune", "validate")
+def is_guaranteed(inputs: Mapping[str, Artifact]) -> bool:
+    """Whether all noise behind some artifacts, as far as they say so themselves, carries a guarantee."""
+    return all(guarantee_said(stage, inputs[stage]) == GUARANTEE for stage in CHARGED if stage in inputs)
+
+
+RELEASED: dict[str, type[Released]] = {
+    "query": Query,
+    "feature_means": FeatureMeans,
+    "class_means": ClassMeanImages,
+    "validate": Validation,
+}
+CHARGED = ("query", "feature_means", "class_means", "finetune", "validate")
 """Stages that may be charged, in the order of a plan."""

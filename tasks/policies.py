@@ -27,6 +27,7 @@ COMPUTING = (
     "classifier",
     "index",
     "query",
+    "feature_means",
     "pretrain",
     "warmup",
     "finetune",

@@ -16,7 +16,8 @@ from privimage.data.facts import SensitiveFacts
 from privimage.errors import ConfigError, DataError, PrivacyRefused, Stopped, TrainingError, Uncharged
 from privimage.generators.diffusion.warmup import warm_up
 from privimage.generators.training.pretrain import PretrainState
-from privimage.pipeline.charges import class_means_plan, finetune_plan, plan_without_query, query_plan
+from privimage.pipeline.plans import ahead_plan, finetune_plan, planned_finetune, run_plan
+from privimage.pipeline.preflight import planned_class_means, planned_query
 from privimage.pipeline.table import stage_of
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.budget import Plan
@@ -91,9 +92,10 @@ def test_without_a_query_class_mean_images_open_the_plan(alone: Place) -> None:
 def test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon(granted: Place) -> None:
     run = granted.run(*NONE)
     facts = SensitiveFacts.from_json(artifacts(granted)["admit"].read_bytes("facts.json").decode())
-    plan, mechanism = plan_without_query(run.config, "0" * 64, facts)
-    assert plan.intends[1:] == (mechanism.event,)
-    assert class_means_plan(run.config, "0" * 64, None, facts, granted.ledger)[0] == plan
+    plan, mechanism = run_plan(run.config, "0" * 64, facts, 10), planned_class_means(run.config, facts)
+    assert mechanism is not None
+    assert plan.intends == (mechanism.event, planned_finetune(run.config, facts, 10).event)
+    assert ahead_plan("class_means", mechanism, run.config, "0" * 64, [], facts, granted.ledger, 10) == plan
     assert 0.99 < epsilon_of(plan.intends, plan.delta) <= 1.0
 
 
@@ -192,10 +194,12 @@ def test_fine_tuning_after_class_mean_images_of_another_plan_than_the_querys_bui
     run, ledger = granted_copy.run(*MEANS), granted_copy.ledger
     facts = SensitiveFacts.from_json(artifacts(granted_copy)["admit"].read_bytes("facts.json").decode())
     paid = []
-    for stage, key, (plan, mechanism) in (
-        ("query", "1" * 64, query_plan(run.config, "1" * 64, facts, 10)),
-        ("class_means", "2" * 64, class_means_plan(granted_copy.run(*NONE).config, "2" * 64, None, facts, ledger)),
+    alone = granted_copy.run(*NONE).config
+    for stage, key, plan, mechanism in (
+        ("query", "1" * 64, run_plan(run.config, "1" * 64, facts, 10), planned_query(run.config, facts, 10)),
+        ("class_means", "2" * 64, run_plan(alone, "2" * 64, facts, 10), planned_class_means(alone, facts)),
     ):
+        assert mechanism is not None
         entry = ledger.reserve(
             stage=stage, key=key, event=mechanism.event, plan=plan, num_images=facts.num_train, run="tiny"
         )

@@ -116,8 +116,9 @@ def test_a_run_has_one_plan_that_costs_its_epsilon(made: Made) -> None:
     (plan,) = made.place.ledger.spent().plans
     assert plan.target == 1.0 and 0.99 < plan.epsilon <= 1.0
     reserved = [entry for entry in made.place.entries if entry.kind == "reserve"]
-    asks = SELECTIONS.named(made.strategy).asks_the_query
-    assert [entry.body["stage"] for entry in reserved] == [*(["query"] if asks else []), "finetune"]
+    selection = SELECTIONS.named(made.strategy)
+    asked = {"query": selection.asks_the_query, "feature_means": selection.asks_feature_means, "finetune": True}
+    assert [entry.body["stage"] for entry in reserved] == [stage for stage, charged in asked.items() if charged]
     intended = [event_from_json(event) for event in reserved[0].body["plan"]["intends"]]
     assert intended == [entry.event for entry in reserved]
     assert made.place.kinds.count("settle") == len(reserved)
@@ -140,7 +141,7 @@ def test_its_release_is_verified_and_says_which_methods_made_it(made: Made) -> N
     card = " ".join((made.place.release / "README.md").read_text().split())
     selection = SELECTIONS.named(made.strategy)
     assert selection.in_words in card
-    assert GENERATORS.named(made.kind).in_words(selects=selection.selects) in card
+    assert GENERATORS.named(made.kind).in_words(selects=selection.selects, finetunes=True) in card
 
 
 def test_a_certificate_of_another_method_or_a_smaller_epsilon_does_not_verify(made: Made, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from privimage.data.facts import SensitiveFacts
 from privimage.errors import ConfigError, PrivacyRefused, Uncharged
 from privimage.methods.selections.random import Random
-from privimage.pipeline.charges import plan_without_query
+from privimage.pipeline.plans import planned_finetune, run_plan
 from privimage.pipeline.table import stage_of, stages_of
 from privimage.privacy.accounting import epsilon_of_plan
 from privimage.release.datasheet import front_matter
@@ -138,7 +138,7 @@ def test_what_is_set_aside_for_validation_is_part_of_the_plan_that_fine_tuning_o
     )
     overrides = ("sensitive.validation_fraction=0.4", "privacy.validation_error=0.02")
     run = Place(config=tiny_config, folder=tiny_config.parent / "no-store").run(strategy("none"), *overrides)
-    plan, mechanism = plan_without_query(run.config, "0" * 64, facts)
+    plan, mechanism = run_plan(run.config, "0" * 64, facts, 1), planned_finetune(run.config, facts, 1)
     assert mechanism.event in plan.intends
     assert len(plan.intends) == 2
     assert 0.99 < epsilon_of_plan(plan.intends, [], plan.delta) <= 1.0

@@ -15,8 +15,8 @@ from privimage.data.facts import sensitive_facts
 from privimage.data.table import read_images
 from privimage.errors import BudgetExceeded, ConfigError, PrivacyRefused, TrainingError
 from privimage.evaluation.utility import Trained, train
-from privimage.pipeline.charges import query_plan
-from privimage.pipeline.preflight import planned_validation
+from privimage.pipeline.plans import run_plan
+from privimage.pipeline.preflight import planned_query, planned_validation
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.budget import Plan
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -154,9 +154,9 @@ def test_it_is_charged_in_the_plan_that_the_query_opened_and_all_three_cost_epsi
 def test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together(granted_copy: Place) -> None:
     run = granted_copy.run(*PRIVATE)
     facts = sensitive_facts(open_ref(run.store, run_all(run, "admit")["admit"].ref))
-    plan, query = query_plan(run.config, "0" * 64, facts, num_categories=62)
+    plan, query = run_plan(run.config, "0" * 64, facts, 62), planned_query(run.config, facts, 62)
     validation = planned_validation(run.config, facts)
-    assert validation is not None
+    assert validation is not None and query is not None
     assert [*plan.intends[:1], *plan.intends[2:]] == [query.event, validation.event]
     assert 0.99 < epsilon_of(plan.intends, 1e-4) <= 1.0
 

@@ -26,7 +26,7 @@ from privimage.store.artifacts import Artifact
 __all__ = ["OWN", "Row", "empty_row", "plots", "row_of", "table"]
 
 MEASURES = ("FID", "KID")
-OWN = ("query", "class_means", "select", "pretrain", "warmup", "finetune", "synthesize")
+OWN = ("query", "space", "feature_means", "class_means", "select", "pretrain", "warmup", "finetune", "synthesize")
 """Stages whose time is a method's own; the others are the same for all methods."""
 
 Status = Literal["done", "not run", "skipped", "failed"]

@@ -19,7 +19,7 @@ from privimage.data.facts import SensitiveFacts, TableFacts, public_facts, sensi
 from privimage.errors import BudgetExceeded, DataError, PrivacyRefused, PrivimageError, Stopped
 from privimage.machine.interrupts import StopRequest
 from privimage.machine.progress import Progress, Silent
-from privimage.pipeline.charges import plan_id, plan_without_query, query_plan
+from privimage.pipeline.plans import plan_id, run_plan
 from privimage.pipeline.preflight import check_against_data
 from privimage.privacy.budget import Plan, share_of_grant
 from privimage.privacy.ledger import Ledger
@@ -150,9 +150,7 @@ def _fitting(
     @cache
     def intended(method: str, epsilon: float) -> Plan:
         (config, *_) = (c.config for c in cells if (c.method, c.epsilon) == (method, epsilon))
-        if not config.selection.asks_the_query:
-            return plan_without_query(config, "", facts)[0]
-        return query_plan(config, "", facts, len(public.class_names))[0]
+        return run_plan(config, "", facts, len(public.class_names))
 
     opened = {plan.id for plan in ledger.spent().plans}
     generators = {cell.draws["finetune"]: cell for cell in cells}.values()

@@ -9,7 +9,7 @@ from privimage.commands.shared import Commands, add_config, add_json, open_run, 
 from privimage.data.facts import public_facts, sensitive_facts
 from privimage.errors import ConfigError
 from privimage.methods.training import LearnsByGradients
-from privimage.pipeline.charges import planned_finetune
+from privimage.pipeline.plans import planned_finetune
 from privimage.pipeline.preflight import check_against_data
 from privimage.running.plan import look_up
 from privimage.running.runner import run_all

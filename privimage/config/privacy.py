@@ -34,6 +34,14 @@ class PrivacyConfig(Section):
         title="Query noise multiplier",
         description="The query's noise by hand, in units of its sensitivity, instead of `query_error`.",
     )
+    feature_means_share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        title="Share of feature means",
+        description="What noisy class means of features would cost alone, as a share of epsilon, where fine-tuning follows them; "
+        "only with selection.strategy images. Without fine-tuning they get all that is left.",
+    )
     class_means_noise_multiplier: float = Field(
         default=10.0,
         gt=0,

@@ -91,6 +91,13 @@ class RunConfig(Section):
                 f"synthesize.class_sizes is query, but with selection.strategy {self.selection.strategy} no query is asked: set it to "
                 "equal, or the strategy to semantic"
             )
+        if not self.generator.finetunes and not self.selection.asks_feature_means:
+            raise ValueError(
+                "generator.finetune.num_steps is 0, so nothing would be learned of the sensitive images but by feature means, and with "
+                f"selection.strategy {self.selection.strategy} there are none: set it to images, or fine-tune"
+            )
+        if self.audit.canaries and not self.generator.finetunes:
+            raise ValueError("audit.canaries is above 0, but there is no fine-tuning to audit: set it to 0")
         if self.audit.canaries and not self.generator.can_be_audited:
             raise ValueError(
                 f"audit.canaries is above 0, but the audit's canaries are not made for a generator of kind {self.generator.kind}: set "

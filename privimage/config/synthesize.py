@@ -15,6 +15,12 @@ class SynthesizeConfig(Section):
     """How many synthetic images, and of which classes (free: post-processing)."""
 
     num_images: int = Field(default=2000, ge=1, le=10_000_000, description="Synthetic images, of all classes together.")
+    candidates: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="Images drawn for each that is released, where feature means choose among them (selection.strategy images).",
+    )
     class_sizes: Literal["equal", "query"] = Field(
         default="equal",
         title="Sizes of the classes",

@@ -1,6 +1,7 @@
 """The canonical image table: Parquet shards of PNGs that `datasets`, DuckDB and Polars read as well.
 
-Columns: `id` int64 (row number over all shards, from 0), `label` int64, `image` struct<bytes: PNG, path>. All images
+Columns: `id` int64 (row number over all shards, from 0), `label` int64, `image` struct<bytes: PNG, path>; where each image
+has probabilities of all classes, `probabilities` too, a list of float32 in the order of the class numbers. All images
 have the same shape, which the schema metadata states beside the class names.
 """
 
@@ -37,6 +38,7 @@ __all__ = [
     "iterate_images",
     "read_images",
     "read_is_public",
+    "read_probabilities",
 ]
 
 ROW_GROUP_ROWS = 1000
@@ -82,13 +84,15 @@ class TableWriter:
         image: ImageConfig,
         shard_rows: int = 50_000,
         first_id: int = 0,
+        *,
+        with_probabilities: bool = False,
     ) -> None:
         self.files: list[str] = []
         self.num_images = 0
         self._folder = folder
         self._prefix = prefix
         self._shape = (image.channels, image.resolution, image.resolution)
-        self._schema = _schema(class_names, self._shape)
+        self._schema = _schema(class_names, self._shape, with_probabilities=with_probabilities)
         self._shard_rows = shard_rows
         self._first_id = first_id
         self._rows: list[dict[str, Any]] = []
@@ -100,20 +104,28 @@ class TableWriter:
         self._open_shard()
         return self
 
-    def add(self, pixels: NDArray[np.uint8], label: int, path: str | None = None) -> None:
-        """Append one canonical image of shape (channels, resolution, resolution)."""
+    def add(
+        self,
+        pixels: NDArray[np.uint8],
+        label: int,
+        path: str | None = None,
+        probabilities: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Append one canonical image of shape (channels, resolution, resolution); with probabilities, (classes,), if the table has
+        them."""
         if pixels.shape != self._shape or pixels.dtype != np.uint8:
             raise DataError(f"Expected a uint8 image of shape {self._shape}, found {pixels.dtype} {pixels.shape}.")
-        self.add_png(encode_png(pixels), label, path)
+        self.add_png(encode_png(pixels), label, path, probabilities)
 
-    def add_png(self, png: bytes, label: int, path: str | None = None) -> None:
+    def add_png(
+        self, png: bytes, label: int, path: str | None = None, probabilities: NDArray[np.float32] | None = None
+    ) -> None:
         """Append one image that `encode_png` has encoded already."""
         if self.num_images and self.num_images % self._shard_rows == 0:
             self._close_shard()
             self._open_shard()
-        self._rows.append(
-            {"id": self._first_id + self.num_images, "label": label, "image": {"bytes": png, "path": path}}
-        )
+        row = {"id": self._first_id + self.num_images, "label": label, "image": {"bytes": png, "path": path}}
+        self._rows.append(row if probabilities is None else {**row, "probabilities": probabilities})
         self.num_images += 1
         if len(self._rows) == ROW_GROUP_ROWS:
             self._flush()
@@ -208,6 +220,18 @@ def read_is_public(files: Sequence[Path]) -> NDArray[np.bool_]:
     return np.concatenate(found)
 
 
+def read_probabilities(files: Sequence[Path]) -> NDArray[np.float32] | None:
+    """Probabilities of the classes, (N, classes), of a table that has them; None of one that has not."""
+    found = []
+    for file in files:
+        with _open_table(file) as parquet:
+            if "probabilities" not in parquet.schema_arrow.names:
+                return None
+            rows = parquet.read(columns=["probabilities"])["probabilities"].combine_chunks()
+        found.append(rows.flatten().to_numpy().reshape(len(rows), -1))
+    return np.concatenate(found)
+
+
 def iterate_images(
     files: Sequence[Path], batch_size: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
@@ -277,19 +301,25 @@ def _empty(shape: tuple[int, ...], spill: Path | None, memory_limit: int) -> NDA
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
 
 
-def _schema(class_names: Sequence[str], shape: tuple[int, int, int]) -> pa.Schema:
-    features = {
+def _schema(class_names: Sequence[str], shape: tuple[int, int, int], *, with_probabilities: bool = False) -> pa.Schema:
+    features: dict[str, dict[str, Any]] = {
         "id": {"dtype": "int64", "_type": "Value"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
         "image": {"_type": "Image"},
     }
+    if with_probabilities:
+        each = {"dtype": "float32", "_type": "Value"}
+        features["probabilities"] = {"feature": each, "length": len(class_names), "_type": "Sequence"}
     metadata = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "label_names": json.dumps(list(class_names)),
         "image_shape": json.dumps(shape),
     }
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.schema([("id", pa.int64()), ("label", pa.int64()), ("image", image)], metadata=metadata)
+    fields = [pa.field("id", pa.int64()), pa.field("label", pa.int64()), pa.field("image", image)]
+    if with_probabilities:
+        fields.append(pa.field("probabilities", pa.list_(pa.float32(), len(class_names))))
+    return pa.schema(fields, metadata=metadata)
 
 
 def _open_table(file: Path) -> pq.ParquetFile:

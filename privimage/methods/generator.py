@@ -57,8 +57,8 @@ class GeneratorKind(Section):
 
     @classmethod
     @abstractmethod
-    def in_words(cls, *, selects: bool) -> str:
-        """How such a generator is trained, with a selection or without, in sentences for the datasheet of a release."""
+    def in_words(cls, *, selects: bool, finetunes: bool) -> str:
+        """How such a generator is trained, with a selection and fine-tuning or without, in sentences for the datasheet of a release."""
 
     @property
     def restart_allowance(self) -> int:
@@ -72,6 +72,11 @@ class GeneratorKind(Section):
         By default one: an attempt that did not save a release may have made it, and there is no other.
         """
         return 1
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether it is trained on the sensitive images; if not, it learns of them by what was released for the selection."""
+        return True
 
     @property
     def further_stages(self) -> tuple[str, ...]:

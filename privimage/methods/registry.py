@@ -22,6 +22,7 @@ from privimage.methods.generators.gan import Gan
 from privimage.methods.generators.mean_embedding import MeanEmbedding
 from privimage.methods.selection import SelectionStrategy
 from privimage.methods.selections.all import All
+from privimage.methods.selections.images import Images
 from privimage.methods.selections.none import NoSelection
 from privimage.methods.selections.random import Random
 from privimage.methods.selections.semantic import Semantic
@@ -98,4 +99,4 @@ class Registry(Generic[T]):
 
 
 GENERATORS: Registry[GeneratorKind] = Registry("kind", Diffusion, Gan, MeanEmbedding)
-SELECTIONS: Registry[SelectionStrategy] = Registry("strategy", Semantic, Random, All, NoSelection)
+SELECTIONS: Registry[SelectionStrategy] = Registry("strategy", Semantic, Images, Random, All, NoSelection)

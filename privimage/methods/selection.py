@@ -27,12 +27,14 @@ class SelectionStrategy(Section):
 
     Attributes:
         asks_the_query: whether the sensitive images vote on it. If not, no query is made, and none is paid for.
+        asks_feature_means: whether noisy class means of their features say what public images show; likewise.
         selects: whether there is a selection; if not, nothing is pre-trained.
         keeps_public_labels: whether the generator learns the public categories, and the sensitive classes later.
         in_words: a sentence for the datasheet of a release.
     """
 
     asks_the_query: ClassVar[bool] = False
+    asks_feature_means: ClassVar[bool] = False
     selects: ClassVar[bool] = True
     keeps_public_labels: ClassVar[bool] = False
 

@@ -39,7 +39,12 @@ class PretrainConfig(Section):
 class FinetuneConfig(Section):
     """DP-SGD on the sensitive images. Its noise is derived from `privacy`, never given here."""
 
-    num_steps: int = Field(default=100, ge=1, le=10_000_000, description="DP-SGD steps.")
+    num_steps: int = Field(
+        default=100,
+        ge=0,
+        le=10_000_000,
+        description="DP-SGD steps; 0 = no fine-tuning: what feature means tell is all that is learned (selection.strategy images).",
+    )
     expected_batch_size: int = Field(default=256, ge=1, description="Mean of the Poisson batch; at most all images.")
     largest_batch_size: int | None = Field(
         default=None,
@@ -90,6 +95,10 @@ class LearnsByGradients(GeneratorKind):
     def network_settings(self) -> dict[str, Any]:
         """What rebuilds the network, as JSON."""
 
+    @property
+    def finetunes(self) -> bool:
+        return self.finetune.num_steps > 0
+
     def mechanism(
         self, facts: SensitiveFacts, selection: SelectionStrategy, *, noise_multiplier: float
     ) -> DPSGDMechanism:
@@ -113,7 +122,9 @@ class LearnsByGradients(GeneratorKind):
         return _UNCUT if all(without_cap(event) == event for event in events) else _CUT
 
     @classmethod
-    def in_words(cls, *, selects: bool) -> str:
+    def in_words(cls, *, selects: bool, finetunes: bool) -> str:
+        if not finetunes:
+            return "A generator is trained on these by their probabilities; it sees no sensitive image, and draws the images."
         begun = (
             "A generator is trained on these, and" if selects else "A generator, without pre-training (as in DPDM), is"
         )

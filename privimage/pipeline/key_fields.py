@@ -17,8 +17,10 @@ __all__ = [
     "audit_fields",
     "class_means_fields",
     "downstream_fields",
+    "feature_means_fields",
     "finetune_fields",
     "generator_fields",
+    "index_fields",
     "public_fields",
     "query_fields",
     "section",
@@ -50,13 +52,41 @@ def admit_fields(config: RunConfig) -> dict[str, Any]:
 def query_fields(config: RunConfig) -> dict[str, Any]:
     privacy = config.privacy
     opened_for = {"class_means_noise_multiplier": privacy.class_means_noise_multiplier}
+    means = _feature_means_noise(config) if config.selection.asks_feature_means else {}
     return {
         "selection": config.selection.fields_of("query"),
         "query_error": privacy.query_error,
         "query_noise_multiplier": privacy.query_noise_multiplier,
         # The query opens the plan, and what it was opened for is fixed with it.
+        **means,
         **(opened_for if "class_means" in config.generator.further_stages else {}),
     }
+
+
+def _feature_means_noise(config: RunConfig) -> dict[str, Any]:
+    """What the noise of feature means follows from, beside what was released before them."""
+    privacy, total = config.privacy, {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta}
+    if config.generator.finetunes:
+        return {**total, "feature_means_share": privacy.feature_means_share}
+    return {
+        **total,
+        "query_error": privacy.query_error if config.selection.asks_the_query else None,
+        "query_noise_multiplier": privacy.query_noise_multiplier if config.selection.asks_the_query else None,
+        "validation_error": privacy.validation_error,
+        "class_means_noise_multiplier": privacy.class_means_noise_multiplier
+        if "class_means" in config.generator.further_stages
+        else None,
+    }
+
+
+def index_fields(config: RunConfig) -> dict[str, Any]:
+    """Whether the index has features, which take much room."""
+    return {"features": True} if config.selection.asks_feature_means else {}
+
+
+def feature_means_fields(config: RunConfig) -> dict[str, Any]:
+    """Of the means, and of the space that they are released in, whose dimensions follow from their noise."""
+    return {"selection": config.selection.fields_of("feature_means"), **_feature_means_noise(config)}
 
 
 def class_means_fields(config: RunConfig) -> dict[str, Any]:

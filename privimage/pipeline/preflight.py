@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dp_accounting as dpa
+
 from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.errors import ConfigError
 from privimage.methods.generator import FinetuneMechanism
+from privimage.privacy.accounting import calibrate_noise_multiplier, delta_of_course
 from privimage.privacy.mechanisms import ClassSums, HistogramQuery, ValidationCount
 
-__all__ = ["check_against_data", "finetune_mechanism", "planned_class_means", "planned_query", "planned_validation"]
+__all__ = [
+    "check_against_data",
+    "finetune_mechanism",
+    "planned_class_means",
+    "planned_feature_means",
+    "planned_query",
+    "planned_validation",
+]
 
 LEAST_OF_A_CLASS = 2  # one to train a classifier on, one to choose the epoch by
 ENOUGH_OF_A_CLASS = 100  # in the mean: so many that a tenth of it, of which some are missing, is still enough
@@ -37,14 +47,48 @@ def check_against_data(config: RunConfig, public: TableFacts, sensitive: Sensiti
             f"would have too few images; raise it to {ENOUGH_OF_A_CLASS * classes} or more, or set synthesize.class_sizes to equal."
         )
     planned_query(config, sensitive, categories)
+    planned_feature_means(config, sensitive, categories)
     planned_class_means(config, sensitive)
     planned_validation(config, sensitive)
-    finetune_mechanism(config, sensitive, noise_multiplier=1.0)
+    if config.generator.finetunes:
+        finetune_mechanism(config, sensitive, noise_multiplier=1.0)
 
 
 def planned_query(config: RunConfig, sensitive: SensitiveFacts, num_categories: int) -> HistogramQuery | None:
     """The query's mechanism, from the configuration and public facts; None where no query is asked."""
     return config.selection.query(config.privacy, sensitive, num_categories)
+
+
+def planned_feature_means(
+    config: RunConfig, sensitive: SensitiveFacts, num_categories: int, *, dimensions: int = 1
+) -> ClassSums | None:
+    """The mechanism of class means of features, in so many dimensions, which change no noise; None where the run has none.
+
+    Where fine-tuning follows, their noise is that for which they would cost `privacy.feature_means_share` of epsilon alone; else
+    that for which all of the plan costs epsilon.
+
+    Raises:
+        PrivacyRefused: all else costs all of epsilon.
+    """
+    if not config.selection.asks_feature_means:
+        return None
+    privacy = config.privacy
+    others: list[dpa.DpEvent] = []
+    epsilon, delta = privacy.epsilon * privacy.feature_means_share, privacy.delta
+    if not config.generator.finetunes:
+        epsilon, delta = privacy.epsilon, delta_of_course(privacy.delta, 0)
+        planned = (
+            planned_query(config, sensitive, num_categories),
+            planned_class_means(config, sensitive),
+            planned_validation(config, sensitive),
+        )
+        others = [mechanism.event for mechanism in planned if mechanism]
+    return ClassSums(
+        num_images=sensitive.num_train,
+        num_classes=len(sensitive.class_names),
+        dimension=dimensions + 1,  # one that counts the images of a class
+        noise_multiplier=calibrate_noise_multiplier(dpa.GaussianDpEvent, epsilon=epsilon, delta=delta, prior=others),
+    )
 
 
 def planned_class_means(config: RunConfig, sensitive: SensitiveFacts) -> ClassSums | None:

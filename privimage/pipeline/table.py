@@ -6,8 +6,10 @@
                                                                                           └─► downstream ─► evaluate (sealed)
 
 Which stages a run has is asked of its declarations (`methods`). A selection that asks no query has no stage query, and
-fine-tuning is then the first charged stage. A generator with class mean images has two more: class_means (charged) after
-the query, and warmup (free) between pretrain and finetune.
+fine-tuning is then the first charged stage. A selection of single images has two other stages after the index: space
+(public) and feature_means (charged); a generator that is not fine-tuned learns of the sensitive images by these alone.
+A generator with class mean images has two more: class_means (charged) after these, and warmup (free) between pretrain and
+finetune.
 
 With `evaluate.validation: private` a charged stage, validate, comes after downstream; release and evaluate use it.
 With `audit.canaries` above 0 the stage audit comes after finetune; release uses it.
@@ -32,6 +34,12 @@ __all__ = ["STAGES", "stage_named", "stage_of", "stages_of", "stages_until"]
 def _start(config: RunConfig) -> str:
     """The stage whose generator fine-tuning starts from."""
     return "warmup" if "warmup" in config.generator.further_stages else "pretrain"
+
+
+def _released(config: RunConfig) -> tuple[str, ...]:
+    """What of the sensitive images a selection reads."""
+    means = ("space", "feature_means") if config.selection.asks_feature_means else ()
+    return (*(("query",) if config.selection.asks_the_query else ()), *means)
 
 
 def _later(module: str, function: str = "run") -> Callable[..., Any]:
@@ -76,7 +84,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="Parquet index of the public images",
         inputs=("public", "classifier"),
-        fields=key_fields.section(),
+        fields=key_fields.index_fields,
         run=_later("index"),
         make_part=_later("index", "make_part"),
         part_of=lambda config: config.selection.selects,
@@ -92,10 +100,29 @@ STAGES: tuple[Stage, ...] = (
         part_of=lambda config: config.selection.asks_the_query,
     ),
     Stage(
+        name="space",
+        version=1,
+        about="space of public features that class means are released in",
+        inputs=("public", "admit", "index"),  # of the sensitive images no more than how many there are
+        fields=key_fields.feature_means_fields,
+        run=_later("space"),
+        part_of=lambda config: config.selection.asks_feature_means,
+    ),
+    Stage(
+        name="feature_means",
+        version=1,
+        about="noisy class means of features",
+        inputs=("public", "admit", "classifier", "query", "space"),
+        fields=key_fields.feature_means_fields,
+        charge=charges.charge_feature_means,
+        run=_later("feature_means"),
+        part_of=lambda config: config.selection.asks_feature_means,
+    ),
+    Stage(
         name="class_means",
         version=1,
         about="noisy mean image of each class",
-        inputs=("public", "admit", "query"),
+        inputs=("public", "admit", "query", "feature_means"),
         fields=key_fields.class_means_fields,
         charge=charges.charge_class_means,
         rehearse=_later("class_means", "rehearse"),
@@ -105,10 +132,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="select",
         version=1,
-        about="public images of the chosen categories",
-        inputs=("admit", "query", "index"),
-        # Of the sensitive images only the names of the classes, where no query tells them.
-        reads=lambda config: ("query" if config.selection.asks_the_query else "admit", "index"),
+        about="public images that look like the sensitive ones",
+        inputs=("admit", "query", "space", "feature_means", "index"),
+        # Of the sensitive images only the names of the classes, where nothing released tells them.
+        reads=lambda config: (*_released(config), "index") if _released(config) else ("admit", "index"),
         fields=key_fields.selection_fields,
         run=_later("select"),
         part_of=lambda config: config.selection.selects,
@@ -140,12 +167,13 @@ STAGES: tuple[Stage, ...] = (
         name="finetune",
         version=1,
         about="generator, trained on the sensitive images with noise",
-        inputs=("admit", "query", "class_means", "pretrain", "warmup"),
-        reads=lambda config: ("admit", "query", "class_means", _start(config)),
+        inputs=("admit", "query", "feature_means", "class_means", "pretrain", "warmup"),
+        reads=lambda config: ("admit", "query", "feature_means", "class_means", _start(config)),
         fields=key_fields.finetune_fields,
         charge=charges.charge_finetune,
         rehearse=_later("finetune", "rehearse"),
         run=_later("finetune"),
+        part_of=lambda config: config.generator.finetunes,
     ),
     Stage(
         name="audit",
@@ -161,11 +189,12 @@ STAGES: tuple[Stage, ...] = (
         name="synthesize",
         version=1,
         about="synthetic images",
-        inputs=("query", "pretrain", "finetune"),
+        inputs=("classifier", "query", "space", "feature_means", "class_means", "pretrain", "warmup", "finetune"),
         reads=lambda config: (
             *(["query"] if config.synthesize.class_sizes == "query" else []),
+            *(["classifier", "space", "feature_means"] if config.selection.asks_feature_means else []),
             *(["pretrain"] if config.public_images != "none" else []),
-            "finetune",
+            *(["finetune"] if config.generator.finetunes else ["class_means", _start(config)]),
         ),
         fields=key_fields.synthesize_fields,
         run=_later("synthesize"),
@@ -183,7 +212,8 @@ STAGES: tuple[Stage, ...] = (
         name="validate",
         version=1,
         about="noisy choice among them by sensitive validation images",
-        inputs=("admit", "finetune", "downstream"),
+        inputs=("admit", "feature_means", "finetune", "downstream"),
+        reads=lambda config: ("admit", "finetune" if config.generator.finetunes else "feature_means", "downstream"),
         fields=key_fields.validate_fields,
         charge=charges.charge_validate,
         rehearse=_later("validate", "rehearse"),
@@ -195,7 +225,8 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         about="internal figures against held-out sensitive images",
         inputs=(
-            *("public", "admit", "classifier", "query", "class_means", "select", "pretrain", "warmup", "finetune"),
+            *("public", "admit", "classifier", "query", "space", "feature_means", "class_means", "select", "pretrain"),
+            *("warmup", "finetune"),
             *("synthesize", "downstream", "validate"),
         ),
         fields=key_fields.section("evaluate"),
@@ -213,6 +244,7 @@ STAGES: tuple[Stage, ...] = (
                 "admit",
                 "classifier",
                 "query",
+                "feature_means",
                 "class_means",
                 "select",
                 "pretrain",
@@ -258,7 +290,8 @@ def stage_of(name: str, config: RunConfig) -> Stage:
             return stage
     raise ConfigError(
         f"Stage {stage_named(name).name} is no part of this run: its configuration does not ask for it (query: "
-        "selection.strategy semantic; index and select: any but none; class_means and warmup: generator.class_means; "
+        "selection.strategy semantic; space and feature_means: images; index and select: any but none; finetune: generator.finetune."
+        "num_steps above 0; class_means and warmup: generator.class_means; "
         "audit: audit.canaries above 0; validate: evaluate.validation private)."
     )
 

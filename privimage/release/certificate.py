@@ -49,7 +49,7 @@ CrossCheck = Callable[[Sequence[dpa.DpEvent], float], tuple[float, float]]
 
 SCHEMA = 1
 # Stages that may be charged before fine-tuning: no certificate is silent about one.
-BEFORE_FINETUNE = ("query", "class_means")
+BEFORE_FINETUNE = ("query", "feature_means", "class_means")
 UNIT = "one image"
 
 
@@ -161,6 +161,7 @@ class Certificate(_Part):
     Attributes:
         num_validation_images: None where none were looked at.
         class_mean_images: whether noisy mean images of the classes were paid for.
+        fine_tuned: whether the generator was trained on the sensitive images; if not, it learned by what was released before.
         files: SHA-256 of the release's other files.
     """
 
@@ -180,6 +181,7 @@ class Certificate(_Part):
     selection: str
     generator: str
     class_mean_images: bool = False
+    fine_tuned: bool = True
     mechanisms: tuple[Mechanism, ...]
     plan: Plan
     ledger: Ledgers

@@ -54,6 +54,9 @@ _VALIDATED = (
     "Validation images are protected as training images are: each is one of the images that the guarantee is for. Their "
     "number is public."
 )
+_NOT_SAMPLED = (
+    "The sums over classes read all training images, once; nothing was sampled, and nothing gained by sampling."
+)
 _COVERED = "all Python files of the privimage package: their paths and bytes, in the order of the paths"
 
 
@@ -83,7 +86,8 @@ def build_certificate(
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
     held = reservations_of(entries)
     paid = _paid(private_artifacts, held)
-    tuned = private_artifacts["finetune"].manifest.reservations[-1]
+    last = private_artifacts["finetune" if config.generator.finetunes else "feature_means"]
+    tuned = last.manifest.reservations[-1]
     plan = held[tuned].body["plan"]
     events = {entry.id: entry.event for _, entry in paid}
     _check_whole(config, plan, held, events, tuned)
@@ -106,6 +110,7 @@ def build_certificate(
         selection=config.selection.strategy,
         generator=config.generator.kind,
         class_mean_images="class_means" in private_artifacts,
+        fine_tuned="finetune" in private_artifacts,
         mechanisms=tuple(mechanisms),
         plan=Plan(id=plan["id"], builds_on=tuple(plan["builds_on"])),
         ledger=_ledger(ledger, entries),
@@ -113,7 +118,7 @@ def build_certificate(
         code=_code(private_artifacts),
         artifacts={stage: artifact.ref.digest for stage, artifact in private_artifacts.items()},
         config_sha256=config_digest(config),
-        packages=_packages(private_artifacts["finetune"]),
+        packages=_packages(last),
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     )
 
@@ -122,7 +127,8 @@ def _assumptions(
     config: RunConfig, artifacts: Mapping[str, Artifact], events: Sequence[dpa.DpEvent]
 ) -> tuple[str, ...]:
     validated = [_VALIDATED] if "validate" in artifacts else []
-    return (*_ASSUMPTIONS, *validated, config.generator.sampling_in_words(events))
+    sampled = config.generator.sampling_in_words(events) if config.generator.finetunes else _NOT_SAMPLED
+    return (*_ASSUMPTIONS, *validated, sampled)
 
 
 def _paid(artifacts: Mapping[str, Artifact], held: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
@@ -157,11 +163,11 @@ def _check_whole(
     """Raise PrivacyRefused if a charge would be left out, or fine-tuning's is none of the configured kind of generator."""
     if hidden := _hidden(plan, held, events):
         raise PrivacyRefused(
-            f"Fine-tuning was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
+            f"The last charge came after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
             f"does not have (selection.strategy {config.selection.strategy}, generator.kind {config.generator.kind}): no "
             "certificate leaves it out."
         )
-    if not config.generator.is_charged_as(events[tuned]):
+    if config.generator.finetunes and not config.generator.is_charged_as(events[tuned]):
         raise PrivacyRefused(
             f"The configuration states generator.kind {config.generator.kind}, but fine-tuning was charged as "
             f"{event_in_words(events[tuned])}: no certificate tells of another kind."
@@ -194,7 +200,7 @@ def _ledger(ledger: Ledger, entries: Sequence[Entry]) -> Ledgers:
 
 
 def _hidden(plan: Mapping[str, Any], held: Mapping[str, Entry], listed: Mapping[str, dpa.DpEvent]) -> str | None:
-    """A charge that fine-tuning's plan builds on, or a query or class mean images of that plan, none of which would be listed."""
+    """A charge that the plan builds on, or one of that plan before fine-tuning, none of which would be listed."""
     missing = [paid for paid in plan["builds_on"] if paid not in listed]
     for stage in BEFORE_FINETUNE:
         charged = [

@@ -186,7 +186,12 @@ def _making(certificate: Certificate, choice: str) -> list[str]:
     rows = [(mechanism.stage, _text(mechanism.in_words)) for mechanism in certificate.mechanisms]
     selection, generator = SELECTIONS.named(certificate.selection), GENERATORS.named(certificate.generator)
     warmed_up = _WARMED_UP if certificate.class_mean_images else ""
-    sentences = (selection.in_words, generator.in_words(selects=selection.selects), choice, warmed_up)
+    sentences = (
+        selection.in_words,
+        generator.in_words(selects=selection.selects, finetunes=certificate.fine_tuned),
+        choice,
+        warmed_up,
+    )
     told = " ".join(sentence for sentence in sentences if sentence)
     return [told, _table(("stage", "mechanism that touched the sensitive images"), rows)]
 

@@ -45,8 +45,8 @@ def check_ledger(certificate: Certificate, ledgers: Store | None) -> Check:
 
 def _check_absent(certificate: Certificate, ledgers: Store) -> Check:
     """A store that made the release must have its ledger; of one that did not, nothing is proven."""
-    digest = certificate.artifacts["finetune"]
-    made = any(a.ref.stage == "finetune" and a.ref.digest == digest for a in list_artifacts(ledgers))
+    paid = set(certificate.artifacts.items())
+    made = any((artifact.ref.stage, artifact.ref.digest) in paid for artifact in list_artifacts(ledgers))
     has = "made this release, but its ledger" if made else "did not make this release: a ledger"
     why = f"{ledgers.url} {has} {certificate.ledger.dataset} {'is gone' if made else 'is not there'}"
     return Check(step="ledger", outcome="failed", why=why)
@@ -149,7 +149,7 @@ def _other_mechanisms(certificate: Certificate, entries: Sequence[Entry], counti
                 certificate.num_validation_images if stage == "validate" else certificate.num_training_images,
             ),
         }
-        if stage in ("finetune", "validate"):
+        if paid not in certificate.plan.builds_on:
             facts["epsilon"] = (plan["epsilon"], certificate.epsilon)
             facts["delta"] = (plan["delta"], certificate.delta)
             facts["plan"] = (Plan(id=plan["id"], builds_on=tuple(plan["builds_on"])), certificate.plan)
@@ -177,7 +177,7 @@ def _left_out(
         f"{entry.id} is a {entry.body['stage']} of the same plan, of which nothing is said"
         for entry in counting.values()
         if entry.body["plan"]["id"] == certificate.plan.id
-        and entry.body["stage"] in BEFORE_FINETUNE
+        and entry.body["stage"] in (*BEFORE_FINETUNE, "finetune")
         and entry.body["stage"] not in told
     ]
     return wrong

@@ -186,21 +186,16 @@ def _check_epsilon(certificate: Certificate) -> Check:
     groups = groups_of(certificate.mechanisms, certificate.plan.builds_on)
     found = _epsilon(groups, certificate.delta)
     stages = {mechanism.stage for mechanism in certificate.mechanisms}
-    validated = {"validate"} if certificate.num_validation_images is not None else set()
     known = certificate.selection in SELECTIONS.names and certificate.generator in GENERATORS.names
-    queried = {"query"} if known and SELECTIONS.named(certificate.selection).asks_the_query else set()
-    summed = {"class_means"} if certificate.class_mean_images else set()
-    whole = stages == {"finetune"} | queried | summed | validated and len(groups.own) + len(groups.builds_on) == len(
-        certificate.mechanisms
-    )
     whole = (
         known
-        and whole
-        and all(
-            GENERATORS.named(certificate.generator).is_charged_as(mechanism.dp_event)
-            for mechanism in certificate.mechanisms
-            if mechanism.stage == "finetune"
-        )
+        and stages == _stages_of(certificate)
+        and len(groups.own) + len(groups.builds_on) == len(certificate.mechanisms)
+    )
+    whole = whole and all(
+        GENERATORS.named(certificate.generator).is_charged_as(mechanism.dp_event)
+        for mechanism in certificate.mechanisms
+        if mechanism.stage == "finetune"
     )
     same = math.isclose(found, certificate.epsilon_computed, rel_tol=SAME_EPSILON) and all(
         _says_what_it_is(mechanism, certificate.delta) for mechanism in certificate.mechanisms
@@ -214,6 +209,19 @@ def _check_epsilon(certificate: Certificate) -> Check:
         f"{certificate.epsilon:g}, and {certificate.epsilon_computed:.6g} as computed, or a mechanism is told in "
         f"other words or at another cost than its own, or is none of a generator of kind {certificate.generator}",
     )
+
+
+def _stages_of(certificate: Certificate) -> set[str]:
+    """The stages that such a run charges, by what the certificate says of it."""
+    selection = SELECTIONS.named(certificate.selection)
+    charged = {
+        "query": selection.asks_the_query,
+        "feature_means": selection.asks_feature_means,
+        "class_means": certificate.class_mean_images,
+        "finetune": certificate.fine_tuned,
+        "validate": certificate.num_validation_images is not None,
+    }
+    return {stage for stage, is_charged in charged.items() if is_charged}
 
 
 def _says_what_it_is(mechanism: Mechanism, delta: float) -> bool:

@@ -19,7 +19,16 @@ from privimage.evaluation.estimate import LEVEL
 from privimage.evaluation.features import FeatureExtractor, network_extractor
 from privimage.evaluation.measures import OF_SYNTHETIC_ALONE, Subject, measure
 from privimage.machine.device import rows_without_gradients
-from privimage.payloads import ClassifierAbout, ClassMeanImages, GeneratorAbout, Query, Selection, Synthesis, Validation
+from privimage.payloads import (
+    ClassifierAbout,
+    ClassMeanImages,
+    GeneratorAbout,
+    Query,
+    Selection,
+    Synthesis,
+    Validation,
+    finished,
+)
 from privimage.reports import contents
 from privimage.reports.blocks import Section
 from privimage.reports.figures import Figure
@@ -208,8 +217,8 @@ def _score(extractor: FeatureExtractor, features: np.ndarray) -> list[Figure]:
 def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
     """Of public training, of the query, which paid for its own, and of the generator."""
     classifier = ClassifierAbout.read(inputs["classifier"])
-    generator = GeneratorAbout.read(inputs["finetune"])
-    weights = inputs["finetune"].manifest.files[GeneratorAbout.WEIGHTS].size
+    generator = GeneratorAbout.read(finished(inputs))
+    weights = finished(inputs).manifest.files[GeneratorAbout.WEIGHTS].size
     seconds = float(str(inputs["synthesize"].manifest.provenance["seconds"])) / num_images
     parameters = GeneratorAbout.read(inputs["pretrain"]).num_parameters
 

@@ -20,12 +20,14 @@ from privimage.config.images import ImageConfig
 from privimage.config.run import RunConfig
 from privimage.data.facts import SensitiveFacts, TableFacts
 from privimage.data.table import TableWriter
+from privimage.errors import Uncharged
 from privimage.generators.sampling.class_sizes import standard_error
 from privimage.payloads import (
     GUARANTEE,
     AuditFound,
     ClassifierAbout,
     ClassMeanImages,
+    FeatureMeans,
     GeneratorAbout,
     Guarantee,
     Payload,
@@ -36,11 +38,17 @@ from privimage.payloads import (
     Synthesis,
     Validation,
 )
-from privimage.pipeline.charges import class_means_plan, finetune_plan, plan_without_query, query_plan, validation_plan
-from privimage.pipeline.preflight import LEAST_OF_A_CLASS, planned_query
+from privimage.pipeline.plans import AHEAD, ahead_plan, finetune_plan, planned_finetune, run_plan, validation_plan
+from privimage.pipeline.preflight import (
+    LEAST_OF_A_CLASS,
+    planned_class_means,
+    planned_feature_means,
+    planned_query,
+)
 from privimage.pipeline.stage import Mechanism, Stage
 from privimage.privacy.budget import Plan
 from privimage.privacy.ledger import Ledger, Reservation
+from privimage.privacy.mechanisms import ClassSums
 from privimage.semantics.classifier import new_classifier
 from privimage.store.artifacts import JSON, Artifact, publish
 from privimage.store.files import Store
@@ -85,6 +93,7 @@ class _MadeUp:
             "public": self._public_images,
             "classifier": self._classifier,
             "query": self._query,
+            "feature_means": self._feature_means,
             "class_means": self._class_means,
             "select": self._select,
             "pretrain": lambda: self._generator("pretrain"),
@@ -148,12 +157,7 @@ class _MadeUp:
         )
 
     def _paid_ahead(self) -> list[str]:
-        return [
-            paid
-            for name in ("query", "class_means")
-            if name in self._made
-            for paid in self._made[name].manifest.reservations
-        ]
+        return [paid for name in AHEAD if name in self._made for paid in self._made[name].manifest.reservations]
 
     def _table(self, place: Path, class_names: tuple[str, ...], per_class: int) -> None:
         shape = (self._image.channels, self._image.resolution, self._image.resolution)
@@ -188,7 +192,10 @@ class _MadeUp:
 
     def _query(self) -> Artifact:
         classes, categories = self._facts.class_names, self._public.class_names
-        plan, mechanism = query_plan(self._config, "rehearsal-query", self._facts, len(categories))
+        plan = run_plan(self._config, "rehearsal-query", self._facts, len(categories))
+        mechanism = planned_query(self._config, self._facts, len(categories))
+        if mechanism is None:
+            raise Uncharged("This run asks no query.")
         votes = self._random.normal(0, mechanism.noise_stddev, (len(classes), len(categories)))
         about = Query(
             guarantee=GUARANTEE,
@@ -202,10 +209,35 @@ class _MadeUp:
         paid = self._reserve("query", plan, mechanism, self._facts.num_train)
         return self._publish("query", about, paid=paid)
 
-    def _class_means(self) -> Artifact:
-        plan, mechanism = class_means_plan(
-            self._config, "rehearsal-class_means", self._paid_ahead() or None, self._facts, self._ledger
+    def _ahead_plan(self, stage: str, mechanism: ClassSums) -> Plan:
+        num_categories, key = len(self._public.class_names), f"rehearsal-{stage}"
+        return ahead_plan(
+            stage, mechanism, self._config, key, self._paid_ahead(), self._facts, self._ledger, num_categories
         )
+
+    def _feature_means(self) -> Artifact:
+        mechanism = planned_feature_means(self._config, self._facts, len(self._public.class_names))
+        if mechanism is None:
+            raise Uncharged("This run releases no feature means.")
+        plan, names = self._ahead_plan("feature_means", mechanism), self._facts.class_names
+        about = FeatureMeans(
+            guarantee=GUARANTEE,
+            noise_multiplier=mechanism.noise_multiplier,
+            noise_stddev=mechanism.noise_stddev,
+            class_names=names,
+            dimensions=1,
+            class_sizes=(1.0,) * len(names),
+            noise_in_means=(mechanism.noise_stddev,) * len(names),
+            temperature=1.0,
+        )
+        paid = self._reserve("feature_means", plan, mechanism, self._facts.num_train)
+        return self._publish("feature_means", about, paid=paid)
+
+    def _class_means(self) -> Artifact:
+        mechanism = planned_class_means(self._config, self._facts)
+        if mechanism is None:
+            raise Uncharged("This run has no class mean images.")
+        plan = self._ahead_plan("class_means", mechanism)
         names = self._facts.class_names
         about = ClassMeanImages(
             guarantee=GUARANTEE,
@@ -261,7 +293,7 @@ class _MadeUp:
         plan, mechanism = (
             finetune_plan(self._config, key, paid_ahead, self._facts, self._ledger)
             if paid_ahead
-            else plan_without_query(self._config, key, self._facts)
+            else (run_plan(self._config, key, self._facts, 1), planned_finetune(self._config, self._facts, 1))
         )
         paid = self._reserve("finetune", plan, mechanism, self._facts.num_train)
         return self._generator("finetune", paid=paid, guarantee=GUARANTEE)
@@ -289,8 +321,9 @@ class _MadeUp:
         return self._publish("synthesize", about)
 
     def _validate(self) -> Artifact:
-        finetuned = self._made["finetune"].manifest.reservations
-        plan, mechanism = validation_plan(self._config, "rehearsal-validate", finetuned, self._facts, self._ledger)
+        last = self._made.get("finetune") or self._made["feature_means"]
+        paid_last = last.manifest.reservations
+        plan, mechanism = validation_plan(self._config, "rehearsal-validate", paid_last, self._facts, self._ledger)
         names = self._config.evaluate.classifiers
         about = Validation(
             guarantee=GUARANTEE,

@@ -10,8 +10,14 @@ import dp_accounting as dpa
 
 from privimage.data.facts import SensitiveFacts, public_facts, sensitive_facts
 from privimage.errors import PrivacyRefused
-from privimage.pipeline.charges import class_means_plan, finetune_plan, plan_without_query, query_plan, validation_plan
-from privimage.pipeline.preflight import check_against_data, planned_class_means, planned_validation
+from privimage.payloads import CHARGED
+from privimage.pipeline.plans import AHEAD, ahead_plan, finetune_plan, planned_ahead, run_plan, validation_plan
+from privimage.pipeline.preflight import (
+    check_against_data,
+    planned_class_means,
+    planned_feature_means,
+    planned_validation,
+)
 from privimage.pipeline.stage import Stage
 from privimage.pipeline.table import stage_named, stages_of, stages_until
 from privimage.privacy.accounting import epsilon_of
@@ -83,7 +89,7 @@ def plan_run(run: Run, until: str | None = None) -> RunPlan:
     admit, public = found.get("admit"), found.get("public")
     facts = sensitive_facts(admit) if admit else None
     ledger = ledger_of(run.store, facts, run.config.sensitive.shared_ledger) if facts else None
-    costs: dict[str, float | None] = {"query": None, "class_means": None, "finetune": None, "validate": None}
+    costs: dict[str, float | None] = dict.fromkeys(CHARGED)
     share_taken = share_asked = None
     refused: PrivacyRefused | None = None
     if facts and ledger and admit and public:
@@ -220,43 +226,48 @@ def _cost(
     ledger: Ledger,
     num_categories: int,
 ) -> tuple[Plan | None, dict[str, float | None]]:
-    """The plan that the ledger would be asked for (None: fine-tuning is there), and what each private stage adds.
+    """The plan that the ledger would be asked for (None: the last stage before validation is there), and what each adds.
 
-    Query and validation cost what they cost alone, class mean images what they add to the query, fine-tuning the rest of the
-    run's epsilon.
+    Validation costs what it costs alone, each stage before fine-tuning what it adds to those before it, and the last of them, or
+    fine-tuning, the rest of the run's epsilon.
     """
-    privacy = run.config.privacy
-    query, means, finetune = found.get("query"), found.get("class_means"), found.get("finetune")
-    validation = planned_validation(run.config, facts)
+    config, privacy = run.config, run.config.privacy
+    names = [stage.name for stage in stages_of(config)]
+    ahead = [stage for stage in AHEAD if stage in names]
+    last = "finetune" if config.generator.finetunes else ahead[-1]
+    validation = planned_validation(config, facts)
     aside = min(epsilon_of([validation.event], privacy.delta), privacy.epsilon) if validation else 0.0
-    if finetune:
+    costs: dict[str, float | None] = {**dict.fromkeys(CHARGED, 0.0), "validate": aside}
+    finished = found.get(last)
+    if finished:
         if "validate" in keys and not found.get("validate"):
-            validation_plan(run.config, keys["validate"] or "", finetune.manifest.reservations, facts, ledger)
-        return None, {"query": 0.0, "class_means": 0.0, "finetune": 0.0, "validate": aside}
-    asks, summed = run.config.selection.asks_the_query, planned_class_means(run.config, facts)
-    paid = [entry for artifact in (query, means) if artifact for entry in artifact.manifest.reservations]
-    held = ledger.reservations()
-    query_alone, delta = 0.0, privacy.delta
-    prior: list[dpa.DpEvent] = []
-    if asks and query is None:
-        plan, mechanism = query_plan(run.config, keys.get("query") or "", facts, num_categories)
-        prior = [mechanism.event]
-        query_alone = epsilon_of(prior, delta)
-        prior += [summed.event] if summed else []
-    elif summed and means is None:
-        query_paid = query.manifest.reservations if query else None
-        plan, _ = class_means_plan(run.config, keys.get("class_means") or "", query_paid, facts, ledger)
-        prior = [*(held[entry].event for entry in paid), summed.event]
-        query_alone = epsilon_of(prior[:-1], delta) if paid else 0.0
-    elif paid:
-        plan, _ = finetune_plan(run.config, keys.get("finetune") or "", paid, facts, ledger)
-        prior, delta = [held[entry].event for entry in paid], delta / 2 if plan.builds_on else delta
+            validation_plan(config, keys["validate"] or "", finished.manifest.reservations, facts, ledger)
+        return None, costs
+    held, planned = ledger.reservations(), planned_ahead(config, facts, num_categories)
+    paid = {stage: made.manifest.reservations for stage in ahead if (made := found.get(stage))}
+    all_paid = [entry for stage in ahead for entry in paid.get(stage, ())]
+    missing = next((stage for stage in ahead if stage not in paid), None)
+    delta = privacy.delta
+    if missing is not None and all_paid:
+        mechanism = (
+            planned_feature_means(config, facts, num_categories)
+            if missing == "feature_means"
+            else planned_class_means(config, facts)
+        )
+        if mechanism is None:
+            raise PrivacyRefused(f"Stage {missing} is no part of this run.")
+        key = keys.get(missing) or ""
+        plan = ahead_plan(missing, mechanism, config, key, all_paid, facts, ledger, num_categories)
+    elif missing is None and all_paid:
+        plan, _ = finetune_plan(config, keys.get("finetune") or "", all_paid, facts, ledger)
+        delta = delta / 2 if plan.builds_on else delta
     else:
-        plan, _ = plan_without_query(run.config, keys.get("finetune") or "", facts)
-    alone = epsilon_of(prior, delta) if prior else 0.0
-    return plan, {
-        "query": query_alone,
-        "class_means": alone - query_alone,
-        "finetune": max(privacy.epsilon - alone - aside, 0.0),
-        "validate": aside,
-    }
+        plan = run_plan(config, keys.get(missing or last) or "", facts, num_categories)
+    prior: list[dpa.DpEvent] = []
+    spent = 0.0
+    for stage in ahead:
+        prior += [held[entry].event for entry in paid[stage]] if stage in paid else [planned[stage]]
+        so_far = epsilon_of(prior, delta)
+        costs[stage], spent = so_far - spent, so_far
+    rest = max(privacy.epsilon - aside - (spent if config.generator.finetunes else spent - (costs[last] or 0.0)), 0.0)
+    return plan, {**costs, last: rest}

@@ -24,7 +24,7 @@ from privimage.evaluation.features import inception_extractor
 from privimage.generators.diffusion.canaries import audited_mechanism
 from privimage.machine.interrupts import StopRequest
 from privimage.machine.progress import Silent
-from privimage.pipeline.charges import planned_finetune
+from privimage.pipeline.plans import planned_finetune
 from privimage.pipeline.stage import StageContext
 from privimage.pipeline.table import stage_of
 from privimage.privacy.mechanisms import DPSGDMechanism
@@ -99,8 +99,10 @@ def _check_evaluation(config: RunConfig, facts: SensitiveFacts, num_categories: 
         new_classifier(name, shape, len(facts.class_names), seed=0)(torch.zeros(2, *shape))
     if config.evaluate.inception_weights is not None:
         inception_extractor(config.evaluate.inception_weights, "cpu")
+    if not config.audit.canaries:
+        return
     mechanism = planned_finetune(config, facts, num_categories)
-    if config.audit.canaries and isinstance(mechanism, DPSGDMechanism):
+    if isinstance(mechanism, DPSGDMechanism):
         audited_mechanism(
             mechanism,
             canaries=config.audit.canaries,

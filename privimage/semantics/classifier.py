@@ -67,7 +67,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images in [-1, 1], (batch, C, H, W) => embeddings (batch, D) by `embed`, logits (batch, categories) by calling."""
+    """Images in [-1, 1], (batch, C, H, W) => embeddings (batch, D) by `embed`, logits (batch, categories) by calling.
+
+    `activations` gives `num_features` numbers for each image.
+    """
 
     def __init__(self, config: ClassifierConfig, *, channels: int, num_categories: int) -> None:
         super().__init__()
@@ -83,6 +86,9 @@ class ResNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_categories)
         self.embedding_size = width
+        self.num_features = 4 * sum(
+            blocks * config.base_channels * 2**level * expansion for level, blocks in enumerate(config.blocks)
+        )
 
     def embed(self, x: Tensor) -> Tensor:
         embedding: Tensor = self.features(x).mean(dim=(2, 3))

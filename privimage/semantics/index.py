@@ -2,7 +2,8 @@
 
     index.parquet               id (row number in the image table), label (category), shard and row (where it lies)
     predictions-00000.parquet   id, label, top (predicted categories, best first), confidence (probability of the first),
-    predictions-00001.parquet   embedding (float16); a file for each file of the image table
+    predictions-00001.parquet   embedding (float16), and features (float16) where class means of them are released; a
+                                file for each file of the image table
 
 Selecting reads the first file and nothing else. Sorted labels and numbers that count up take next to no space, so
 that the index of 14 million images is a file of half a megabyte: a store on S3 hands it out whole, with its digest
@@ -16,7 +17,7 @@ The index says in its metadata which image table it was made of, and so does a s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -31,12 +32,14 @@ from numpy.typing import NDArray
 
 from privimage.errors import DataError
 from privimage.semantics.classifier import ResNet, predict
+from privimage.semantics.features import features_of
 
 __all__ = [
     "INDEX_FILE",
     "INDEX_GROUP",
     "ROW_ENCODING",
     "IndexWriter",
+    "features_in",
     "index_schema",
     "open_index",
     "predictions_schema",
@@ -70,8 +73,8 @@ def index_schema(category_names: Sequence[str], *, table_digest: str, num_images
     )
 
 
-def predictions_schema(embedding_size: int) -> pa.Schema:
-    """Arrow schema of the predictions, with embeddings of `embedding_size`."""
+def predictions_schema(embedding_size: int, num_features: int = 0) -> pa.Schema:
+    """Arrow schema of the predictions, with embeddings of `embedding_size`, and so many features, if there are any."""
     return pa.schema(
         [
             ("id", pa.int64()),
@@ -79,6 +82,7 @@ def predictions_schema(embedding_size: int) -> pa.Schema:
             ("top", pa.list_(pa.int32())),
             ("confidence", pa.float32()),
             ("embedding", pa.list_(pa.float16(), embedding_size)),
+            *([("features", pa.list_(pa.float16(), num_features))] if num_features else []),
         ]
     )
 
@@ -183,12 +187,14 @@ def write_predictions(
     batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]],
     model: ResNet,
     device: torch.device,
+    *,
+    with_features: bool = False,
 ) -> None:
     """Stream (images, labels, ids) of one file of the image table through the classifier.
 
     Memory does not depend on the number of images: one row group and one batch are held.
     """
-    schema = predictions_schema(model.embedding_size)
+    schema = predictions_schema(model.embedding_size, model.num_features if with_features else 0)
     with closing(_GroupedFile(file, schema, PREDICTIONS_GROUP, compression="zstd", use_dictionary=False)) as rows:
         for images, labels, ids in batches:
             logits, embeddings = predict(model, torch.from_numpy(images), device)
@@ -203,7 +209,25 @@ def write_predictions(
                 pa.array(top.values[:, 0].numpy()),
                 pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
             ]
+            if with_features:
+                features = features_of(model, torch.from_numpy(images), device).astype(np.float16)
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]))
             rows.add(pa.record_batch(columns, schema=schema))
+
+
+def features_in(file: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Features, (images, features), and categories of the images in one file of predictions, a row group at a time.
+
+    Raises:
+        DataError: the file has no features.
+    """
+    with pq.ParquetFile(file) as parquet:
+        if "features" not in parquet.schema_arrow.names:
+            raise DataError(f"{file.name} has no features: make the index again, with selection.strategy images.")
+        for batch in parquet.iter_batches(PREDICTIONS_GROUP, columns=["label", "features"]):
+            rows = batch.column("features")
+            flat = rows.flatten().to_numpy().astype(np.float32)
+            yield flat.reshape(len(batch), -1), batch.column("label").to_numpy().astype(np.int64)
 
 
 def write_index(

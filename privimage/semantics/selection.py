@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from privimage.data.table import read_images
 from privimage.semantics.index import rows_of_categories
 
-__all__ = ["cap_rows", "classes_of", "read_selected", "select_rows"]
+__all__ = [
+    "cap_rows",
+    "classes_of",
+    "likeliest_classes",
+    "likeliest_rows",
+    "probabilities_of",
+    "read_selected",
+    "rows_of_batches",
+    "select_rows",
+]
 
 
 def cap_rows(classes: NDArray[np.int64], max_rows: int, seed: int) -> NDArray[np.int64]:
@@ -62,6 +71,33 @@ def select_rows(
     return rows.take(pa.array(cap_rows(rows["class"].to_numpy(), max_rows, seed)))
 
 
+def likeliest_classes(batches: Iterable[NDArray[np.float32]]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The likeliest class of each image, and its probability, (N,) each, of batches of probabilities, (images, classes)."""
+    found = [(part.argmax(1).astype(np.int32), part.max(1)) for part in batches]
+    return np.concatenate([labels for labels, _ in found]), np.concatenate([chances for _, chances in found])
+
+
+def likeliest_rows(
+    likeliest: NDArray[np.int32], chances: NDArray[np.float32], num_classes: int, per_class: int
+) -> NDArray[np.int64]:
+    """Rows of at most `per_class` images of each class, those with the highest `chances` among its own, ascending."""
+    chosen = []
+    for number in range(num_classes):
+        own = np.flatnonzero(likeliest == number)
+        chosen.append(own[np.argsort(-chances[own], kind="stable")[:per_class]])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def rows_of_batches(batches: Iterable[NDArray[np.float32]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Those `rows`, ascending, of what the batches hold together."""
+    at, found = 0, []
+    for part in batches:
+        within = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + len(part))]
+        found.append(part[within - at])
+        at += len(part)
+    return np.concatenate(found)
+
+
 def read_selected(
     selected: pa.Table, open_shard: Callable[[int], Path], *, spill: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -80,3 +116,11 @@ def read_selected(
     starts = np.cumsum([0] + [pq.read_metadata(file).num_rows for file in files])
     images, _ = read_images(files, starts[place] + selected["row"].to_numpy(), spill=spill)
     return images, selected["class"].to_numpy().astype(np.int64)
+
+
+def probabilities_of(selected: pa.Table) -> NDArray[np.float32] | None:
+    """Probabilities of the classes, (N, classes), of a selection of single images; None of one of categories."""
+    if "probabilities" not in selected.column_names:
+        return None
+    rows = selected["probabilities"].combine_chunks()
+    return np.array(rows.flatten().to_numpy(), dtype=np.float32).reshape(len(selected), -1)

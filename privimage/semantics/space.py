@@ -50,16 +50,12 @@ class FeatureSpace:
     def vectors(self, features: Rows) -> NDArray[np.float32]:
         """Vectors of norm 1, (images, dimensions), of features, (images, features): each of its own image alone.
 
-        Raises:
-            DataError: a feature is not a finite number.
+        No refusal: whether one could be made of a sensitive image would tell of it. Where a feature is no finite number, neither is
+        the vector, which is then left out of every sum.
         """
-        rows = features.astype(np.float32) - self.mean
-        if not np.isfinite(rows).all():
-            raise DataError(
-                "A feature of an image is not a finite number: the backbone cannot be used for these images."
-            )
-        found = rows @ self.directions
-        unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = (features.astype(np.float32) - self.mean) @ self.directions
+            unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         return unit
 
     def save(self, file: Path) -> None:
@@ -182,7 +178,9 @@ def dimensions_worth_their_noise(space: FeatureSpace, *, noise_in_means: float) 
     numbers = np.arange(1, len(apart) + 1)
     worth = told / np.sqrt(told + 2 * (noise_in_means * numbers) ** 2 + 1e-12)
     best = int(np.argmax(worth)) + 1
-    if worth[best - 1] < 0.5:
+    # Here vectors are as long as what tells classes apart makes them, too: of large noise it is the honest measure.
+    lengths = numbers + told
+    if (told / np.sqrt(told + 2 * (noise_in_means * lengths) ** 2 + 1e-12)).max() < 0.5:
         raise DataError(
             f"The noise on class means would be {noise_in_means:.2g} of a vector's length, which hides all that they tell: give more "
             "sensitive images, a larger privacy.epsilon, or another selection.strategy."

@@ -51,7 +51,8 @@ def make_part(context: PartContext) -> None:
     tracked = context.progress.track(
         iterate_images([file], INDEX_BATCH), f"index, file {context.items.start} (batches)", batches
     )
-    write_predictions(context.file, tracked, model, device)
+    with_features = context.config.selection.asks_feature_means
+    write_predictions(context.file, tracked, model, device, with_features=with_features)
 
 
 def _tables(public: Artifact) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from privimage.data.table import read_images, read_is_public
 from privimage.errors import Uncharged
 from privimage.machine.device import choose_device
-from privimage.payloads import CHARGED, GeneratorAbout, Synthesis, guarantee_said
+from privimage.payloads import CHARGED, GeneratorAbout, Synthesis, finished, guarantee_said
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.pipeline.table import stage_named
 from privimage.privacy.crosscheck import prv_interval
@@ -60,7 +60,7 @@ def run(context: StageContext) -> Outcome:
         arrow_bytes=table.nbytes,
         num_public=about.num_public,
         num_mixed=about.num_mixed,
-        rejects=GeneratorAbout.read(inputs["finetune"]).rejects,
+        rejects=GeneratorAbout.read(finished(inputs)).rejects,
         drawn_rejected=about.drawn_rejected,
         class_size_stddev=about.class_size_stddev,
     )
@@ -122,7 +122,7 @@ def _costs(inputs: Mapping[str, Artifact], certificate: Certificate) -> list[con
 def _provenance(inputs: Mapping[str, Artifact], certificate: Certificate) -> dict[str, str]:
     ledger = certificate.ledger
     return {
-        "made": str(inputs["finetune"].manifest.written),
+        "made": str(finished(inputs).manifest.written),
         "data set (blinded name)": ledger.dataset,
         "configuration": certificate.config_sha256,
         "computed epsilon": f"{certificate.epsilon_computed:.6g} ({certificate.accountant})",

@@ -84,6 +84,8 @@ def measure_safety(
 def _attacks(context: StageContext, training: Images, test: Images, device: torch.device) -> dict[str, Membership]:
     """By the loss, and by how much fine-tuning lowered it, which leaves out how hard an image is by itself."""
     config = context.config
+    if "finetune" not in context.inputs:
+        raise DataError("the generator was trained on no sensitive image")
     tuned, start = (open_generator(context.inputs[stage], device)[0] for stage in ("finetune", "pretrain"))
     losses_of_images = code_of(config.generator).losses_of_images
     rows = rows_without_gradients(config.performance, device)

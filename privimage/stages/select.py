@@ -1,13 +1,18 @@
-"""Stage `select`: public images of the chosen categories. Post-processing: it costs nothing."""
+"""Stage `select`: public images that look like the sensitive ones, by what was released. Post-processing: it costs nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from privimage.data.facts import public_facts
-from privimage.errors import Uncharged
-from privimage.payloads import Query, SelectedCategory, SelectedClass, Selection
+from privimage.errors import ConfigError, Uncharged
+from privimage.methods.selections.images import Images
+from privimage.payloads import FeatureMeans, Query, SelectedCategory, SelectedClass, SelectedImages, Selection
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.semantics.index import (
     INDEX_FILE,
@@ -16,7 +21,9 @@ from privimage.semantics.index import (
     require_table,
     table_metadata,
 )
-from privimage.semantics.selection import select_rows
+from privimage.semantics.selection import likeliest_classes, likeliest_rows, rows_of_batches, select_rows
+from privimage.stages.feature_means import open_discriminant
+from privimage.stages.space import features_of_index
 from privimage.store.artifacts import open_ref
 
 __all__ = ["run"]
@@ -25,8 +32,56 @@ __all__ = ["run"]
 def run(context: StageContext) -> Outcome:
     """Writes selected.parquet (the chosen rows of the index, with their class) and selection.json (categories).
 
-    Where public labels are kept, the class of a row is its category, and selection.json gives the sensitive classes none.
+    Where public labels are kept, the class of a row is its category, and selection.json gives the sensitive classes none. Where
+    single images are selected, each row has `probabilities` of the classes as well, and selection.json tells what of them there is
+    for each class.
     """
+    return _images(context) if context.config.selection.asks_feature_means else _categories(context)
+
+
+def _images(context: StageContext) -> Outcome:
+    strategy, artifact = context.config.selection, context.inputs["index"]
+    if not isinstance(strategy, Images):
+        raise ConfigError(
+            f"A selection of strategy {strategy.strategy} does not say how many images of a class it takes."
+        )
+    table = artifact.manifest.inputs["public"]
+    index = open_index(artifact.local(INDEX_FILE))
+    num_images = index.count_rows()
+    require_table("The index", index.schema, digest=table.digest, num_images=num_images)
+    discriminant = open_discriminant(context.inputs["feature_means"], context.inputs["space"])
+    names = FeatureMeans.read(context.inputs["feature_means"]).class_names
+
+    def probabilities() -> Iterator[NDArray[np.float32]]:
+        return (discriminant.probabilities(features) for features, _ in features_of_index(artifact))
+
+    likeliest, chances = likeliest_classes(probabilities())
+    rows = likeliest_rows(likeliest, chances, len(names), strategy.images_per_class)
+    chosen = index.take(pa.array(rows)).append_column("class", pa.array(likeliest[rows].astype(np.int64)))
+    of_rows = rows_of_batches(probabilities(), rows)
+    chosen = chosen.append_column(
+        "probabilities", pa.FixedSizeListArray.from_arrays(pa.array(of_rows.ravel()), len(names))
+    ).replace_schema_metadata(table_metadata(table.digest, num_images))
+    pq.write_table(chosen, context.folder / "selected.parquet", **ROW_ENCODING)
+    expected = np.sum([part.sum(0, dtype=np.float64) for part in probabilities()], axis=0)
+    Selection(
+        classes=tuple(
+            SelectedClass(
+                name=name,
+                categories=(),
+                images=SelectedImages(
+                    likeliest=int((likeliest == number).sum()),
+                    expected=round(float(expected[number]), 1),
+                    sure=int(((likeliest == number) & (chances > 0.5)).sum()),
+                ),
+            )
+            for number, name in enumerate(names)
+        )
+    ).write(context.folder)
+    return Outcome(metrics={"num_images": len(rows), "num_categories": len(np.unique(chosen["label"].to_numpy()))})
+
+
+def _categories(context: StageContext) -> Outcome:
     strategy, artifact = context.config.selection, context.inputs["index"]
     index = open_index(artifact.local(INDEX_FILE))
     table, num_images = artifact.manifest.inputs["public"], index.count_rows()

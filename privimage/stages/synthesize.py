@@ -1,23 +1,29 @@
-"""Stage `synthesize`: images of the fine-tuned generator."""
+"""Stage `synthesize`: images of the finished generator; where feature means were released, chosen by these."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
 
+import numpy as np
 import torch
 
-from privimage.data.table import PUBLIC, TableWriter
+from privimage.data.table import PUBLIC, TableWriter, iterate_images, read_images
 from privimage.generators.interface import chooser_of
 from privimage.generators.opening import open_generator
 from privimage.generators.sampling.batches import num_batches, sample_in_order
-from privimage.generators.sampling.class_sizes import shares_by_votes, standard_error
-from privimage.machine.device import choose_devices, rows_without_gradients
-from privimage.payloads import GeneratorAbout, Query, Synthesis
+from privimage.generators.sampling.choosing import choose_by_means
+from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes, standard_error
+from privimage.machine.device import choose_device, choose_devices, rows_without_gradients
+from privimage.payloads import GeneratorAbout, Query, Synthesis, finished, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, PartContext, StageContext
+from privimage.semantics.classifier import open_classifier
+from privimage.semantics.features import features_of
+from privimage.stages.feature_means import open_discriminant
 
 __all__ = ["make_part", "run"]
 
+BATCH = 1024
 PART_IMAGES = 10_000
 """Images of one part: few minutes of work, so that little is lost and machines share out evenly."""
 
@@ -26,19 +32,58 @@ def run(context: StageContext) -> Outcome:
     """Writes images-*.parquet, synthetic images; and synthesis.json. Each has a seed if they are not chosen together."""
     if context.config.public_images != "none":
         return _run_chosen(context)
+    if "feature_means" in context.inputs:
+        return _run_by_means(context)
     num_images = context.config.synthesize.num_images
-    parts = [range(first, min(first + PART_IMAGES, num_images)) for first in range(0, num_images, PART_IMAGES)]
-    for number, part in enumerate(context.make_parts(parts)):
+    for number, part in enumerate(context.make_parts(_parts(num_images))):
         part.rename(context.folder / f"images-{number:05d}.parquet")
     _write_about(context)
     return Outcome(metrics={"num_images": num_images})
+
+
+def _parts(num_images: int) -> list[range]:
+    return [range(first, min(first + PART_IMAGES, num_images)) for first in range(0, num_images, PART_IMAGES)]
+
+
+def _run_by_means(context: StageContext) -> Outcome:
+    """As `run`: more images are drawn than are released, and chosen by what the released means see in them.
+
+    The class of an image is the likeliest one, whatever it was drawn as. `probabilities` of all classes stand beside it.
+    """
+    config, about = context.config.synthesize, GeneratorAbout.read(finished(context.inputs))
+    device = choose_device(context.config.performance.device)
+    network, _ = open_classifier(context.inputs["classifier"], device)
+    discriminant = open_discriminant(context.inputs["feature_means"], context.inputs["space"])
+    num_candidates = config.num_images * config.candidates
+    files = context.make_parts(_parts(num_candidates))
+    batches = context.progress.track(iterate_images(files, BATCH), "choose (batches)", -(-num_candidates // BATCH))
+    seen = [(features_of(network, torch.from_numpy(images), device), labels) for images, labels, _ in batches]
+    vectors = np.concatenate([discriminant.space.vectors(features) for features, _ in seen])
+    probabilities = discriminant.of_vectors(vectors)
+    asked = np.concatenate([labels for _, labels in seen])
+    numbers = torch.arange(config.num_images)
+    labels = labels_of(numbers, len(about.class_names), _class_shares(context)).numpy()
+    wanted = np.bincount(labels, minlength=len(about.class_names))
+    chosen = choose_by_means(vectors, probabilities, discriminant.means, wanted.tolist())
+    rows = np.empty(config.num_images, dtype=np.int64)
+    for label, of_class in enumerate(chosen):
+        rows[labels == label] = of_class
+    images, _ = read_images(files, rows, spill=context.folder)
+    with TableWriter(context.folder, "images", about.class_names, about.image, with_probabilities=True) as table:
+        for pixels, label, row in zip(images, labels.tolist(), rows, strict=True):
+            table.add(pixels, label, probabilities=probabilities[row])
+    for file in files:
+        file.unlink()
+    as_asked = float((probabilities.argmax(1) == asked).mean())
+    _write_about(context, num_candidates=num_candidates, as_asked=as_asked)
+    return Outcome(metrics={"num_images": config.num_images, "num_candidates": num_candidates, "as_asked": as_asked})
 
 
 def _run_chosen(context: StageContext) -> Outcome:
     """As `run`, where images are chosen together, and so in one place."""
     unchanged = context.config.public_images == "unchanged"
     from_public, num_images, drawn_rejected = 0, 0, False
-    about = GeneratorAbout.read(context.inputs["finetune"])
+    about = GeneratorAbout.read(finished(context.inputs))
     image = about.image
     with TableWriter(context.folder, "images", about.class_names, image) as table:
         for chosen in chooser_of(context.config.generator).chosen_images(context, _class_shares(context)):
@@ -69,26 +114,29 @@ def _write_about(
     drawn_rejected: bool | None = None,
     num_public: int | None = None,
     num_mixed: int | None = None,
+    num_candidates: int | None = None,
+    as_asked: float | None = None,
 ) -> None:
-    tuned = GeneratorAbout.read(context.inputs["finetune"])
     noise = None
     if context.config.synthesize.class_sizes == "query":
         query = Query.read(context.inputs["query"])
         noise = standard_error(query.noise_stddev, len(query.category_names), query.num_votes)
     Synthesis(
-        guarantee=tuned.guarantee or "none",
-        class_names=tuned.class_names,
+        guarantee=guarantee_of(is_guaranteed(context.inputs)),
+        class_names=GeneratorAbout.read(finished(context.inputs)).class_names,
         num_public=num_public,
         num_mixed=num_mixed,
         drawn_rejected=drawn_rejected,
         class_size_stddev=noise,
+        num_candidates=num_candidates,
+        as_asked=as_asked,
     ).write(context.folder)
 
 
 def make_part(context: PartContext) -> None:
     """The synthetic images of one range of numbers."""
     config, performance = context.config.synthesize, context.config.performance
-    generator, about = open_generator(context.inputs["finetune"], torch.device("cpu"), context.config.generator)
+    generator, about = open_generator(finished(context.inputs), torch.device("cpu"), context.config.generator)
     image = about.image
     numbers = context.items
     devices = choose_devices(performance)

@@ -32,7 +32,7 @@ def run(context: StageContext) -> Outcome:
     public = None
     if "select" in context.inputs:
         num_public = public_facts(context.inputs["public"]).num_images
-        images, labels = read_selection(context, num_public)
+        images, labels, _ = read_selection(context, num_public)
         public = torch.from_numpy(images), torch.from_numpy(labels)
     every = max(1, class_means.num_steps // CURVE_POINTS)
     curve: list[tuple[int, float]] = []

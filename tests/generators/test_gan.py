@@ -18,7 +18,7 @@ from privimage.generators.sampling.batches import sample_in_order
 from privimage.generators.sampling.sampler import synthesize_images
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
-from privimage.generators.training.pretrain import PretrainState, pretrain
+from privimage.generators.training.pretrain import PretrainState, evenly, pretrain
 from privimage.generators.training.private_sum import PrivateSum
 from privimage.methods.generators.gan import GanConfig, GanFinetune
 from privimage.methods.training import PretrainConfig
@@ -223,8 +223,8 @@ def test_pre_training_resumes_to_the_bit_and_trains_both_networks() -> None:
             kept.append(replace(state, curve=list(state.curve), **groups))
 
     begun = flat(dict(small_gan().named_parameters())).detach().clone()
-    whole = pretrain(small_gan(), images, labels, config, state=None, on_step=keep)
-    again = pretrain(small_gan(seed=1), images, labels, config, state=kept[0], on_step=lambda state, loss: None)
+    whole = pretrain(small_gan(), images, evenly(labels), config, state=None, on_step=keep)
+    again = pretrain(small_gan(seed=1), images, evenly(labels), config, state=kept[0], on_step=lambda state, loss: None)
     assert torch.equal(flat(whole.ema), flat(again.ema))
     for prefix in ("painter.", "discriminator."):
         names = [name for name in whole.weights if name.startswith(prefix)]

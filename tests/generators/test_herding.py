@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from privimage.generators.mean_embedding.herding import herd
+from privimage.generators.sampling.herding import herd
 
 
 def vectors(count: int, *, seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from privimage.evaluation.membership import membership
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
 from privimage.generators.diffusion.losses import denoising_losses
-from privimage.generators.training.pretrain import pretrain
+from privimage.generators.training.pretrain import evenly, pretrain
 from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionFinetune, DiffusionPretrain
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_the_attack_finds_the_images_of_a_generator_that_learned_them_by_heart()
     state = pretrain(
         denoiser,
         torch.from_numpy(members),
-        torch.from_numpy(labels),
+        evenly(torch.from_numpy(labels)),
         DiffusionPretrain(num_steps=200, batch_size=50, learning_rate=3e-3, ema_decay=0.9),
         state=None,
         on_step=lambda state, loss: None,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privimage.errors import TrainingError
 from privimage.generators.diffusion.denoiser import Denoiser, new_denoiser
-from privimage.generators.training.pretrain import PretrainState, learning_rate_at, pretrain
+from privimage.generators.training.pretrain import PretrainState, evenly, learning_rate_at, pretrain
 from privimage.methods.generators.diffusion import DenoiserConfig, DiffusionPretrain
 
 CONFIG = DiffusionPretrain(num_steps=8, batch_size=16, learning_rate=2e-3, horizontal_flip=True)
@@ -42,7 +42,7 @@ def train(
     state: PretrainState | None = None,
     on_step: Callable[[PretrainState, float], None] = lambda state, loss: None,
 ) -> PretrainState:
-    return pretrain(denoiser(), *bars(), config, state=state, on_step=on_step)
+    return pretrain(denoiser(), bars()[0], evenly(bars()[1]), config, state=state, on_step=on_step)
 
 
 def same(first: PretrainState, second: PretrainState) -> bool:
@@ -145,7 +145,9 @@ def test_images_mapped_from_a_file_train_the_same_denoiser() -> None:
     with tempfile.TemporaryFile() as file:
         mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=tuple(images.shape))
     mapped[:] = images.numpy()
-    again = pretrain(denoiser(), torch.from_numpy(mapped), labels, CONFIG, state=None, on_step=lambda state, loss: None)
+    again = pretrain(
+        denoiser(), torch.from_numpy(mapped), evenly(labels), CONFIG, state=None, on_step=lambda state, loss: None
+    )
     assert same(train(), again)
 
 

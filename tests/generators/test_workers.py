@@ -21,7 +21,7 @@ from privimage.errors import PrivimageError
 from privimage.generators.diffusion.denoiser import Denoiser
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import finetune, start_state
-from privimage.generators.training.pretrain import pretrain
+from privimage.generators.training.pretrain import evenly, pretrain
 from privimage.generators.training.workers import Job, workers_of
 from privimage.methods.generators.diffusion import DiffusionFinetune, DiffusionPretrain
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -78,7 +78,7 @@ def pretrained(denoiser: Denoiser, processes: int) -> Tensor:
     images, labels = (torch.from_numpy(array) for array in images_and_labels())
     config = DiffusionPretrain(num_steps=2, batch_size=16, learning_rate=1e-5, horizontal_flip=True)
     state = pretrain(
-        denoiser, images, labels, config, state=None, on_step=lambda state, loss: None, compute=on(processes)
+        denoiser, images, evenly(labels), config, state=None, on_step=lambda state, loss: None, compute=on(processes)
     )
     return flat(state.exp_avg)
 

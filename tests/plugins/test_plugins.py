@@ -72,7 +72,7 @@ def test_it_goes_from_plan_to_verified_release_through_the_command_line(
     assert (certificate["generator"], certificate["selection"]) == (config.generator.kind, config.selection.strategy)
     card = " ".join((place.release / "README.md").read_text().split())
     assert config.selection.in_words in card
-    assert config.generator.in_words(selects=config.selection.selects) in card
+    assert config.generator.in_words(selects=config.selection.selects, finetunes=True) in card
     images, labels = read_images([place.release / "synthetic.parquet"])
     assert len(images) == 40 and len({image.tobytes() for image in images}) == 40
     again = privimage("run", *place.options())

@@ -17,10 +17,10 @@ from privimage.generators.interface import Chosen
 from privimage.generators.mean_embedding.critic import open_examples
 from privimage.generators.mean_embedding.embedding import Embedding, draw, open_embedding, open_painter, settings_of
 from privimage.generators.mean_embedding.features import Features
-from privimage.generators.mean_embedding.herding import herd
 from privimage.generators.mean_embedding.matching import AT_ONCE
 from privimage.generators.mean_embedding.mixing import mixtures, train_mixer
 from privimage.generators.sampling.class_sizes import labels_of
+from privimage.generators.sampling.herding import herd
 from privimage.machine.device import choose_device
 from privimage.payloads import GeneratorAbout
 from privimage.pipeline.stage import StageContext

@@ -34,7 +34,7 @@ from privimage.generators.mean_embedding.pretraining import trained_critic
 from privimage.generators.mean_embedding.rejection import RejectionSampling
 from privimage.generators.opening import save_generator
 from privimage.methods.generators.mean_embedding import MeanEmbedding
-from privimage.payloads import GeneratorAbout, Query, guarantee_of
+from privimage.payloads import GeneratorAbout, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, Paid, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
@@ -112,17 +112,12 @@ def run_finetune(context: StageContext) -> Outcome:
     tuned = about.model_copy(
         update={
             "rejects": rejects,
-            "guarantee": guarantee_of(released.guarantee, _is_guaranteed(context)),
+            "guarantee": guarantee_of(released.guarantee, is_guaranteed(context.inputs)),
             "mechanism": asdict(mechanism),
         }
     )
     save_generator(context.folder, tuned, weights)
     return Outcome(metrics={"noise_multiplier": mechanism.noise_multiplier, "num_steps": config.num_steps})
-
-
-def _is_guaranteed(context: StageContext) -> bool:
-    """Whether the noise of the votes carries a guarantee, which critics' public images go back to."""
-    return "query" not in context.inputs or Query.read(context.inputs["query"]).is_guaranteed
 
 
 def rehearse_finetune(config: RunConfig, inputs: Mapping[str, Artifact]) -> None:

@@ -40,7 +40,7 @@ def run_pretrain(context: StageContext) -> Outcome:
     if not context.config.selection.selects:
         return _write_untrained(context, facts, admitted_classes(context), lengthscale)
     class_names = Selection.read(context.inputs["select"]).class_names
-    examples = examples_of(settings_of(context.config), *read_selection(context, facts.num_images))
+    examples = examples_of(settings_of(context.config), *read_selection(context, facts.num_images)[:2])
     critic, accuracy = trained_critic(context, *examples, len(class_names), seed=settings_of(context.config).seed)
     save_critic(context.folder, critic, examples)
     outcome = _write_untrained(context, facts, class_names, lengthscale)

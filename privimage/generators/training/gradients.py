@@ -20,15 +20,15 @@ from privimage.generators.interface import ImageGenerator, code_of
 from privimage.generators.opening import open_generator, save_generator
 from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
-from privimage.generators.training.pretrain import PretrainState, pretrain
+from privimage.generators.training.pretrain import PretrainState, by_probability, evenly, pretrain
 from privimage.generators.training.private_sum import PrivateSum
 from privimage.machine.device import choose_devices, rows_with_gradients
 from privimage.methods.training import LearnsByGradients
-from privimage.payloads import ClassMeanImages, GeneratorAbout, Query, Released, Selection, guarantee_of
+from privimage.payloads import GeneratorAbout, Selection, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, Paid, StageContext
 from privimage.privacy.mechanisms import DPSGDMechanism
 from privimage.semantics.index import require_table
-from privimage.semantics.selection import read_selected
+from privimage.semantics.selection import probabilities_of, read_selected
 from privimage.store.artifacts import Artifact
 from privimage.store.checkpoints import Checkpoint, Checkpoints
 from privimage.store.tensors import pack, unpack
@@ -69,12 +69,16 @@ def run_pretrain(context: StageContext, with_other_classes: OtherClasses | None 
         return _write_pretrained(context, facts, class_names, weights, [], 0)
     class_names = Selection.read(context.inputs["select"]).class_names
     own_labels = config.selection.keeps_public_labels
-    images, labels = read_selection(context, facts.num_images)
+    images, labels, probabilities = read_selection(context, facts.num_images)
+    rows = (
+        evenly(torch.from_numpy(labels)) if probabilities is None else by_probability(torch.from_numpy(probabilities))
+    )
     compute = compute_settings(config)
     generator = _new_generator(config, facts, len(facts.class_names if own_labels else class_names))
     generator.to(compute.devices[0])
     # Here too, because what fine-tuning cannot use is better found before hours of training than after.
-    _private_sum(generator, settings, compute).check(facts.channels, facts.resolution)
+    if settings.finetunes:
+        _private_sum(generator, settings, compute).check(facts.channels, facts.resolution)
     checkpoints = Checkpoints(context.store, "pretrain", context.key, sealed=False)
     state = _resumed(checkpoints, context)
     save_if_due = _saver(checkpoints, context)
@@ -92,7 +96,7 @@ def run_pretrain(context: StageContext, with_other_classes: OtherClasses | None 
         state = pretrain(
             generator,
             torch.from_numpy(images),
-            torch.from_numpy(labels),
+            rows,
             settings.pretrain,
             state=state,
             on_step=on_step,
@@ -134,13 +138,16 @@ def _saver(checkpoints: Checkpoints, context: StageContext) -> Callable[[Pretrai
     return save_if_due
 
 
-def read_selection(context: StageContext, num_public: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The selected public images, uint8 NCHW, and their classes."""
+def read_selection(
+    context: StageContext, num_public: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32] | None]:
+    """The selected public images, uint8 NCHW, their classes, and probabilities of all classes, if single images were selected."""
     select, public = context.inputs["select"], context.inputs["public"]
-    selected = pq.read_table(select.local("selected.parquet"), columns=["shard", "row", "class"])
+    selected = pq.read_table(select.local("selected.parquet"), columns=None)
     require_table("The selection", selected.schema, digest=public.ref.digest, num_images=num_public)
     shards = [name for name in public.names if name.startswith("images-")]
-    return read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
+    images, labels = read_selected(selected, lambda shard: public.local(shards[shard]), spill=context.folder)
+    return images, labels, probabilities_of(selected)
 
 
 def admitted_classes(context: StageContext) -> Sequence[str]:
@@ -258,12 +265,7 @@ def _paid_state(
     One attempt, or one earlier release, with reproducible noise voids it for good.
     """
     saved = _latest(checkpoints, context)
-    before: list[Released] = [
-        payload.read(context.inputs[name])
-        for name, payload in (("query", Query), ("class_means", ClassMeanImages))
-        if name in context.inputs
-    ]
-    guaranteed = paid.random.guarantee and all(each.is_guaranteed for each in before)
+    guaranteed = paid.random.guarantee and is_guaranteed(context.inputs)
     if (saved.step if saved else 0) < paid.from_step:
         raise Uncharged("A checkpoint of this stage vanished while it was resumed; run again.")
     if saved is None:

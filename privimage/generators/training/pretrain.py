@@ -20,7 +20,18 @@ from privimage.generators.training.workers import Job, workers_of
 from privimage.methods.training import PretrainConfig
 from privimage.privacy.gradients import autocast
 
-__all__ = ["PretrainState", "PublicSum", "Training", "learning_rate_at", "pretrain", "random_of_step", "train"]
+__all__ = [
+    "DrawsRows",
+    "PretrainState",
+    "PublicSum",
+    "Training",
+    "by_probability",
+    "evenly",
+    "learning_rate_at",
+    "pretrain",
+    "random_of_step",
+    "train",
+]
 
 
 class Training(Protocol):
@@ -34,6 +45,39 @@ class Training(Protocol):
 
     @property
     def ema_decay(self) -> float: ...
+
+
+DrawsRows = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+"""Draws so many rows of the public images, and the class that each stands for in this step."""
+
+
+def evenly(labels: Tensor) -> DrawsRows:
+    """All images equally often, each with its own label."""
+
+    def draw(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(labels), (count,), generator=random)
+        return rows, labels[rows]
+
+    return draw
+
+
+def by_probability(probabilities: Tensor) -> DrawsRows:
+    """All classes equally often, and of each the images as their `probabilities`, (images, classes), of this class are.
+
+    So an image that may be of two classes stands for either at times: its label is as uncertain as it was released.
+    """
+    sums = probabilities.double().cumsum(0).T.contiguous()
+
+    def draw(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(len(sums), (count,), generator=random)
+        points = torch.rand(count, generator=random, dtype=torch.float64)
+        rows = torch.empty(count, dtype=torch.long)
+        for label in labels.unique():
+            own = labels == label
+            rows[own] = torch.searchsorted(sums[label], points[own] * sums[label, -1], right=True)
+        return rows.clamp(max=len(probabilities) - 1), labels
+
+    return draw
 
 
 @dataclass(kw_only=True)
@@ -82,7 +126,7 @@ class PublicSum:
 def pretrain(
     generator: ImageGenerator[Any, Any],
     public_images: Tensor,
-    labels: Tensor,
+    rows: DrawsRows,
     config: PretrainConfig,
     *,
     state: PretrainState | None,
@@ -101,7 +145,7 @@ def pretrain(
     """
     return train(
         generator,
-        lambda step: _draw_batch(public_images, labels, generator, config, step),
+        lambda step: _draw_batch(public_images, rows, generator, config, step),
         config,
         section="generator.pretrain",
         state=state,
@@ -162,16 +206,16 @@ def random_of_step(seed: int, step: int) -> torch.Generator:
 
 
 def _draw_batch(
-    public_images: Tensor, labels: Tensor, generator: ImageGenerator[Any, Any], config: PretrainConfig, step: int
+    public_images: Tensor, drawn: DrawsRows, generator: ImageGenerator[Any, Any], config: PretrainConfig, step: int
 ) -> dict[str, Tensor]:
     """The rows of one step, from that step's own random numbers."""
     random = random_of_step(config.seed, step)
-    rows = torch.randint(len(public_images), (config.batch_size,), generator=random)
+    rows, labels = drawn(config.batch_size, random)
     images = from_pixels(public_images[rows])
     if config.horizontal_flip:
         mirrored = torch.rand(len(rows), generator=random) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return generator.public_rows(images, labels[rows], config, random)
+    return generator.public_rows(images, labels, config, random)
 
 
 def _start(

@@ -189,7 +189,7 @@ class MeanEmbedding(GeneratorKind):
         return _SUMMED
 
     @classmethod
-    def in_words(cls, *, selects: bool) -> str:
+    def in_words(cls, *, selects: bool, finetunes: bool) -> str:
         return _WITH_CRITICS if selects else _WITHOUT_CRITICS
 
     def public_images(self, selection: SelectionStrategy) -> FromPublic:

@@ -46,5 +46,5 @@ class Gaussian(GeneratorKind):
         return "Fine-tuning read all training images once; nothing was sampled."
 
     @classmethod
-    def in_words(cls, *, selects: bool) -> str:
+    def in_words(cls, *, selects: bool, finetunes: bool) -> str:
         return "A Gaussian is drawn around the noisy mean image of each class."

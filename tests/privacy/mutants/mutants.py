@@ -708,18 +708,18 @@ _CLASS_SUMS = _of(
 
 _CLASS_MEANS = (
     _of(
-        "pipeline/charges.py",
+        "pipeline/plans.py",
         "test_class_means.py",
         (
             "Class mean images are not fixed with the query",
-            "intends=(mechanism.event, *_class_means(config, facts), finetune.event, *_set_aside(config, facts)),",
-            "intends=(mechanism.event, finetune.event, *_set_aside(config, facts)),",
+            "intends=(*ahead.values(), *tuned, *_set_aside(config, facts)),",
+            "intends=(*(e for s, e in ahead.items() if s != 'class_means'), *tuned, *_set_aside(config, facts)),",
             "test_nothing_is_opened_before_it_is_charged",
         ),
         (
             "Without a query, fine-tuning's noise leaves no room for class mean images",
-            "mechanism = _calibrated(config, facts, class_means, later, joined=True)",
-            "mechanism = _calibrated(config, facts, [], later, joined=True)",
+            "_calibrated(config, facts, list(ahead.values()), _set_aside(config, facts), joined=True)",
+            "_calibrated(config, facts, [e for s, e in ahead.items() if s != 'class_means'], _set_aside(config, facts), joined=True)",
             "test_what_they_open_without_a_query_is_a_plan_that_costs_the_runs_epsilon",
         ),
         (
@@ -734,6 +734,10 @@ _CLASS_MEANS = (
             'entry.body["stage"] == "query"]',
             "test_a_result_that_was_lost_is_charged_again_within_the_runs_epsilon",
         ),
+    )
+    + _of(
+        "pipeline/charges.py",
+        "test_class_means.py",
         (
             "Fine-tuning's own plan builds on the query alone",
             "for artifact in ahead for entry in artifact.manifest.reservations]",
@@ -742,8 +746,8 @@ _CLASS_MEANS = (
         ),
         (
             "The lineage of a generator after its warm-up is not looked at",
-            '_check_lineage(inputs.get("warmup") or inputs["pretrain"], ahead)',
-            '_check_lineage(inputs["pretrain"], ahead) if "pretrain" in inputs and "warmup" not in inputs["pretrain"].ref.stage else 0',
+            'check_lineage(inputs.get("warmup") or inputs["pretrain"], ahead)',
+            'check_lineage(inputs["pretrain"], ahead) if "pretrain" in inputs and "warmup" not in inputs["pretrain"].ref.stage else 0',
             "test_a_generator_that_goes_back_to_them_is_not_fine_tuned_as_if_there_had_been_none",
         ),
     )
@@ -762,8 +766,8 @@ _CLASS_MEANS = (
         "test_class_means.py",
         (
             "Verification believes a certificate that leaves class mean images out",
-            '{"class_means"} if certificate.class_mean_images else set()',
-            'stages & {"class_means"}',
+            '"class_means": certificate.class_mean_images,',
+            '"class_means": "class_means" in {m.stage for m in certificate.mechanisms},',
             "test_a_certificate_that_hides_them_does_not_verify",
         ),
     )
@@ -797,11 +801,11 @@ _MEAN_EMBEDDING = (
         ),
     )
     + _of(
-        "pipeline/charges.py",
+        "pipeline/plans.py",
         "test_rehearsal.py",  # which finds it before any other test has a run to look at
         (
             "An embedding is drawn with the noise of its plan's query",
-            "intends = opened.intends[ahead_of_it:]",
+            "intends = opened.intends[sum(map(bool, ahead_of_it)) :]",
             "intends = opened.intends[0:]",
             "test_a_run_of_each_kind_can_go_its_whole_way_on_made_up_images_and_leaves_nothing[mean embedding]",
         ),
@@ -811,7 +815,7 @@ _MEAN_EMBEDDING = (
         "stages/test_mean_embedding_run.py",
         (
             "A certificate says that an embedding was made in Poisson batches",
-            "if not config.generator.is_charged_as(events[tuned]):",
+            "if config.generator.finetunes and not config.generator.is_charged_as(events[tuned]):",
             "if False:",
             "test_no_certificate_tells_of_another_kind_of_generator",
         ),
@@ -1483,12 +1487,12 @@ _RUNNER = _of(
 )
 
 _STAGES = _of(
-    "pipeline/charges.py",
+    "pipeline/plans.py",
     "test_rehearsal.py",  # which finds it before any other test has a run to look at
     (
         "The query is not composed with fine-tuning",
-        "[*query, *_class_means(config, facts)], _set_aside(config, facts), joined=True)",
-        "_class_means(config, facts), _set_aside(config, facts), joined=True)",
+        "_calibrated(config, facts, list(ahead.values()), _set_aside(config, facts), joined=True)",
+        "_calibrated(config, facts, [e for s, e in ahead.items() if s != 'query'], _set_aside(config, facts), joined=True)",
         "test_a_run_of_each_kind_can_go_its_whole_way_on_made_up_images_and_leaves_nothing[usual]",
     ),
 ) + _of(
@@ -1882,18 +1886,18 @@ _VALIDATION = (
         ),
     )
     + _of(
-        "pipeline/charges.py",
+        "pipeline/plans.py",
         "test_validation.py",
         (
             "Fine-tuning's noise leaves no room for the validation",
-            "[*query, *_class_means(config, facts)], _set_aside(config, facts), joined=True)",
-            "[*query, *_class_means(config, facts)], [], joined=True)",
+            "_calibrated(config, facts, list(ahead.values()), _set_aside(config, facts), joined=True)",
+            "_calibrated(config, facts, list(ahead.values()), [], joined=True)",
             "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
         ),
         (
             "The validation is not fixed with the query",
-            "intends=(mechanism.event, *_class_means(config, facts), finetune.event, *_set_aside(config, facts)),",
-            "intends=(mechanism.event, *_class_means(config, facts), finetune.event),",
+            "intends=(*ahead.values(), *tuned, *_set_aside(config, facts)),",
+            "intends=(*ahead.values(), *tuned),",
             "test_before_a_vote_can_be_seen_all_three_are_fixed_and_cost_epsilon_together",
         ),
         (
@@ -1930,8 +1934,8 @@ _VALIDATION = (
         "test_validation.py",
         (
             "What is set aside for validation is no part of fine-tuning's key",
-            '        "validation_error": privacy.validation_error,\n',
-            "",
+            'it makes the noise larger.\n        "validation_error": privacy.validation_error,\n',
+            "it makes the noise larger.\n",
             "test_what_is_set_aside_makes_another_fine_tuning",
         ),
     )
@@ -1962,8 +1966,8 @@ _VALIDATION = (
         "test_validation.py",
         (
             "Verification believes a certificate that leaves the validation out",
-            'stages == {"finetune"} | queried | summed | validated',
-            'stages >= {"finetune"} | queried | summed',
+            '"validate": certificate.num_validation_images is not None,',
+            '"validate": "validate" in {m.stage for m in certificate.mechanisms},',
             "test_a_certificate_that_hides_the_validation_does_not_verify[left out-epsilon]",
         ),
     )
@@ -1981,7 +1985,7 @@ _STRATEGIES = (
         ),
         (
             "A random selection is given the votes",
-            'reads=lambda config: ("query" if config.selection.asks_the_query else "admit", "index"),',
+            'reads=lambda config: (*_released(config), "index") if _released(config) else ("admit", "index"),',
             'reads=lambda config: ("admit", "query", "index"),',
             "test_by_default_the_query_selects",
         ),
@@ -1991,7 +1995,7 @@ _STRATEGIES = (
         "test_strategies.py",
         (
             "Fine-tuning starts from any generator, whatever that was made from",
-            '    _check_lineage(inputs.get("warmup") or inputs["pretrain"], ahead)\n',
+            '    check_lineage(inputs.get("warmup") or inputs["pretrain"], ahead)\n',
             "",
             "test_a_generator_that_goes_back_to_a_query_is_not_fine_tuned_as_if_there_had_been_none",
         ),
@@ -2006,18 +2010,6 @@ _STRATEGIES = (
             "        to_look_at += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]\n",
             "",
             "test_a_generator_that_goes_back_to_a_query_is_not_fine_tuned_as_if_there_had_been_none",
-        ),
-        (
-            "Without a query, fine-tuning's noise leaves no room for the validation",
-            "mechanism = _calibrated(config, facts, class_means, later, joined=True)",
-            "mechanism = _calibrated(config, facts, class_means, [], joined=True)",
-            "test_what_is_set_aside_for_validation_is_part_of_the_plan_that_fine_tuning_opens",
-        ),
-        (
-            "Without a query, the validation is not fixed with fine-tuning",
-            "        intends=(*class_means, mechanism.event, *later),\n    )\n    return plan, mechanism\n\n\ndef charge_finetune(",
-            "        intends=(*class_means, mechanism.event),\n    )\n    return plan, mechanism\n\n\ndef charge_finetune(",
-            "test_what_is_set_aside_for_validation_is_part_of_the_plan_that_fine_tuning_opens",
         ),
     )
     + _of(
@@ -2035,8 +2027,8 @@ _STRATEGIES = (
         "test_strategies.py",
         (
             "Verification asks no certificate for a query",
-            '{"query"} if known and SELECTIONS.named(certificate.selection).asks_the_query else set()',
-            '{m.stage for m in certificate.mechanisms} & {"query"}',
+            '"query": selection.asks_the_query,',
+            '"query": "query" in {m.stage for m in certificate.mechanisms},',
             "test_a_certificate_that_hides_the_query_does_not_verify",
         ),
     )
@@ -2384,7 +2376,7 @@ _DECLARED = (
         ),
     )
     + _of(
-        "pipeline/charges.py",
+        "pipeline/plans.py",
         "test_class_means.py",
         (
             "After a lost attempt fine-tuning's noise is that of a joint bound",
@@ -2641,7 +2633,7 @@ _ACROSS = [
         "test_class_means.py",
         (
             "Verification does not look for class mean images in fine-tuning's plan",
-            'and entry.body["stage"] in BEFORE_FINETUNE',
+            'and entry.body["stage"] in (*BEFORE_FINETUNE, "finetune")',
             'and entry.body["stage"] == "query"',
             "test_a_certificate_that_hides_them_does_not_verify",
         ),
@@ -2667,7 +2659,7 @@ _ACROSS = [
         "test_strategies.py",
         (
             "Verification does not look for a query in fine-tuning's plan",
-            '        and entry.body["stage"] in BEFORE_FINETUNE\n',
+            '        and entry.body["stage"] in (*BEFORE_FINETUNE, "finetune")\n',
             "        and False\n",
             "test_a_certificate_that_hides_the_query_does_not_verify",
         ),
@@ -2693,7 +2685,7 @@ _ACROSS = [
         "stages/test_critic_run.py",
         (
             "Votes whose noise can be made again pass once an embedding was drawn",
-            "guarantee_of(released.guarantee, _is_guaranteed(context))",
+            "guarantee_of(released.guarantee, is_guaranteed(context.inputs))",
             "guarantee_of(released.guarantee)",
             "test_votes_with_reproducible_noise_leave_no_guarantee[semantic]",
         ),
