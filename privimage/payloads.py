@@ -19,6 +19,7 @@ __all__ = [
     "CHARGED",
     "GUARANTEE",
     "AuditFound",
+    "BackboneAbout",
     "ClassMeanImages",
     "ClassifierAbout",
     "Downstream",
@@ -102,6 +103,26 @@ class ClassifierAbout(Payload):
     validation_accuracy: float
     loss_curve: Curve
     accuracy_curve: Curve
+
+
+class BackboneAbout(Payload):
+    """A network that was trained elsewhere, whose weights lie beside it: what rebuilds it, and where it is from.
+
+    Attributes:
+        trained_on: what images it has seen: they are public, as the public set is.
+        weights_sha256: of the file that its weights were read from.
+        settings: as its kind declares them.
+    """
+
+    FILE: ClassVar[str] = "backbone.json"
+    WEIGHTS: ClassVar[str] = "backbone.safetensors"
+
+    kind: str
+    name: str
+    trained_on: str
+    weights_sha256: str
+    settings: dict[str, Any]
+    num_features: int
 
 
 class Query(Released):

@@ -58,7 +58,7 @@ def show_made(config: RunConfig, artifact: Artifact) -> None:
     """What is worth a look once a stage was made."""
     name, stage = config.name, artifact.ref.stage
     match stage:
-        case "classifier":
+        case "classifier" if ClassifierAbout.FILE in artifact.names:
             _show_curve(name, stage, "Semantic classifier", ClassifierAbout.read(artifact).loss_curve)
         case "select":
             _show_categories(name, Selection.read(artifact))

@@ -20,9 +20,11 @@ from privimage.config.images import ImageConfig, PublicConfig, SensitiveConfig
 from privimage.config.performance import Performance
 from privimage.config.privacy import PrivacyConfig
 from privimage.config.synthesize import SynthesizeConfig
+from privimage.methods.backbone import BackboneKind
+from privimage.methods.backbones.classifier import Classifier
 from privimage.methods.generator import FromPublic, GeneratorKind
 from privimage.methods.generators.diffusion import Diffusion
-from privimage.methods.registry import GENERATORS, SELECTIONS
+from privimage.methods.registry import BACKBONES, GENERATORS, SELECTIONS
 from privimage.methods.selection import SelectionStrategy
 from privimage.methods.selections.semantic import Semantic
 
@@ -45,7 +47,12 @@ class RunConfig(Section):
     sensitive: SensitiveConfig = Field(description="The sensitive images.")
     public: PublicConfig = Field(description="The public images.")
     privacy: PrivacyConfig = Field(description="The privacy budget, stated once.")
-    classifier: ClassifierConfig = Field(default=ClassifierConfig(), description="Semantic classifier.")
+    backbone: Annotated[BackboneKind, BACKBONES] = Field(
+        default=Classifier(), description="The public network in whose features images are compared."
+    )
+    classifier: ClassifierConfig = Field(
+        default=ClassifierConfig(), description="Training of the semantic classifier, where it is the backbone."
+    )
     selection: Annotated[SelectionStrategy, SELECTIONS] = Field(
         default=Semantic(), description="Which public images the generator is pre-trained on, and who says so."
     )
@@ -90,6 +97,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"synthesize.class_sizes is query, but with selection.strategy {self.selection.strategy} no query is asked: set it to "
                 "equal, or the strategy to semantic"
+            )
+        if self.selection.asks_the_query and not self.backbone.knows_categories:
+            raise ValueError(
+                f"with selection.strategy {self.selection.strategy} images vote for public categories, which a backbone of kind "
+                f"{self.backbone.kind} does not know: set selection.strategy to images, or backbone.kind to classifier"
             )
         if not self.generator.finetunes and not self.selection.asks_feature_means:
             raise ValueError(

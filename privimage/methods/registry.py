@@ -16,6 +16,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from privimage.config.form import Section
 from privimage.errors import ConfigError
+from privimage.methods.backbone import BackboneKind
+from privimage.methods.backbones.classifier import Classifier
+from privimage.methods.backbones.ready import EfficientNetLite0, Timm, Torchvision
 from privimage.methods.generator import GeneratorKind
 from privimage.methods.generators.diffusion import Diffusion
 from privimage.methods.generators.gan import Gan
@@ -27,7 +30,7 @@ from privimage.methods.selections.none import NoSelection
 from privimage.methods.selections.random import Random
 from privimage.methods.selections.semantic import Semantic
 
-__all__ = ["GENERATORS", "SELECTIONS", "Registry"]
+__all__ = ["BACKBONES", "GENERATORS", "SELECTIONS", "Registry"]
 
 T = TypeVar("T", bound=Section)
 
@@ -98,5 +101,6 @@ class Registry(Generic[T]):
         return meant.model_validate(value)
 
 
+BACKBONES: Registry[BackboneKind] = Registry("kind", Classifier, EfficientNetLite0, Torchvision, Timm)
 GENERATORS: Registry[GeneratorKind] = Registry("kind", Diffusion, Gan, MeanEmbedding)
 SELECTIONS: Registry[SelectionStrategy] = Registry("strategy", Semantic, Images, Random, All, NoSelection)

@@ -74,9 +74,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="classifier",
         version=1,
-        about="semantic classifier, trained on the public images",
+        about="backbone: a network trained on public images",
         inputs=("public",),
-        fields=key_fields.section("classifier"),
+        fields=lambda config: config.backbone.fields_of(config.classifier),
         run=_later("classifier"),
     ),
     Stage(

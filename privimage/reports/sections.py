@@ -20,8 +20,10 @@ from privimage.evaluation.features import FeatureExtractor, network_extractor
 from privimage.evaluation.measures import OF_SYNTHETIC_ALONE, Subject, measure
 from privimage.machine.device import rows_without_gradients
 from privimage.payloads import (
+    BackboneAbout,
     ClassifierAbout,
     ClassMeanImages,
+    FeatureMeans,
     GeneratorAbout,
     Query,
     Selection,
@@ -34,7 +36,7 @@ from privimage.reports.blocks import Section
 from privimage.reports.figures import Figure
 from privimage.reports.pictures import columns_that_fit, thumbnail_strip
 from privimage.semantics.alignment import Aligned, effective_categories, mean_of, share_of_votes, similarity
-from privimage.semantics.classifier import open_classifier
+from privimage.semantics.backbone import open_backbone
 from privimage.semantics.query import top_votes
 from privimage.store.artifacts import Artifact
 
@@ -55,10 +57,10 @@ class Told:
 def classifier_extractor(
     inputs: Mapping[str, Artifact], performance: Performance, device: torch.device
 ) -> FeatureExtractor:
-    """The public classifier as a feature extractor, which is always there."""
-    classifier, _ = open_classifier(inputs["classifier"], device)
+    """The backbone as a feature extractor, which is always there."""
+    backbone = open_backbone(inputs["classifier"], device)
     rows = rows_without_gradients(performance, device)
-    return network_extractor("public-classifier", classifier.embed, device, rows, head=classifier.head)
+    return network_extractor(backbone.name, backbone.embed, device, rows, head=backbone.logits)
 
 
 def tell(
@@ -180,11 +182,14 @@ def _votes(
 
 def _curves(inputs: Mapping[str, Artifact]) -> Section:
     """Losses and accuracy of public training."""
-    classifier, pretrained = ClassifierAbout.read(inputs["classifier"]), GeneratorAbout.read(inputs["pretrain"])
-    curves: dict[str, dict[str, Sequence[tuple[int, float]]]] = {
-        "Semantic classifier: loss by optimizer step": {"loss": classifier.loss_curve},
-        "Semantic classifier: accuracy on held-out public images by step": {"accuracy": classifier.accuracy_curve},
-    }
+    pretrained = GeneratorAbout.read(inputs["pretrain"])
+    curves: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    if ClassifierAbout.FILE in inputs["classifier"].names:
+        classifier = ClassifierAbout.read(inputs["classifier"])
+        curves = {
+            "Semantic classifier: loss by optimizer step": {"loss": classifier.loss_curve},
+            "Semantic classifier: accuracy on held-out public images by step": {"accuracy": classifier.accuracy_curve},
+        }
     if pretrained.loss_curve:
         curves["Generator, pre-training: loss by optimizer step"] = {"loss": _smooth(pretrained.loss_curve)}
     if "warmup" in inputs:
@@ -216,7 +221,6 @@ def _score(extractor: FeatureExtractor, features: np.ndarray) -> list[Figure]:
 
 def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
     """Of public training, of the query, which paid for its own, and of the generator."""
-    classifier = ClassifierAbout.read(inputs["classifier"])
     generator = GeneratorAbout.read(finished(inputs))
     weights = finished(inputs).manifest.files[GeneratorAbout.WEIGHTS].size
     seconds = float(str(inputs["synthesize"].manifest.provenance["seconds"])) / num_images
@@ -241,6 +245,8 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
                 paid_by=tuple(query.manifest.reservations),
             )
         )
+    if "feature_means" in inputs:
+        selection += _feature_means(inputs)
     if "class_means" in inputs:
         released = ClassMeanImages.read(inputs["class_means"])
         noise = float(np.mean(released.noise_in_means))
@@ -254,11 +260,7 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
             )
         )
     return [
-        public_figure(
-            "Accuracy of the semantic classifier",
-            f"{classifier.validation_accuracy:.1%}",
-            f"on held-out public images of {len(classifier.class_names)} categories",
-        ),
+        _backbone(inputs["classifier"]),
         *selection,
         public_figure(
             "Parameters of the generator",
@@ -273,6 +275,46 @@ def _facts(inputs: Mapping[str, Artifact], num_images: int) -> list[Figure]:
             "on the machine that made them; too short if it was interrupted",
         ),
     ]
+
+
+def _feature_means(inputs: Mapping[str, Artifact]) -> list[Figure]:
+    """How noisy the released means are, and what public images there are for each class, by these."""
+    means = FeatureMeans.read(inputs["feature_means"])
+    paid_by = tuple(inputs["feature_means"].manifest.reservations)
+    noise = float(np.mean(means.noise_in_means) * np.sqrt(means.dimensions))
+    figures = [
+        Figure(
+            name="Noise of the feature means",
+            value=f"{noise:.1%} of a vector's length",
+            note=f"in the mean of a class, mean of the classes; {means.dimensions} dimensions",
+            kind="charged",
+            paid_by=paid_by,
+        )
+    ]
+    note = "Public images by the released means: with this class as their likeliest; with a probability above a half for it."
+    for row in Selection.read(inputs["select"]).classes if "select" in inputs else ():
+        if row.images:
+            for name, value in (("public images", row.images.likeliest), ("sure of", row.images.sure)):
+                figures.append(
+                    Figure(name=name, value=f"{value:,}", note=note, kind="charged", paid_by=paid_by, of_class=row.name)
+                )
+    return figures
+
+
+def _backbone(classifier: Artifact) -> Figure:
+    """How good the network is that images are compared by, or where it is from."""
+    if ClassifierAbout.FILE in classifier.names:
+        about = ClassifierAbout.read(classifier)
+        note = f"on held-out public images of {len(about.class_names)} categories"
+        return Figure(
+            name="Accuracy of the semantic classifier",
+            value=f"{about.validation_accuracy:.1%}",
+            note=note,
+            kind="public",
+        )
+    ready = BackboneAbout.read(classifier)
+    note = f"trained on {ready.trained_on}; weights of SHA-256 {ready.weights_sha256[:16]}…"
+    return Figure(name="Backbone", value=ready.name, note=note, kind="public")
 
 
 def _public_images(synthesize: Artifact, num_images: int) -> list[Figure]:

@@ -175,6 +175,7 @@ class _MadeUp:
         )
 
     def _classifier(self) -> Artifact:
+        """A small classifier, whatever backbone there will be: the report is the same but for a line."""
         settings = ClassifierConfig(base_channels=4, blocks=(1,))
         names = self._public.class_names
         network = new_classifier(settings, channels=self._facts.channels, num_categories=len(names))

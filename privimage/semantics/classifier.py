@@ -15,6 +15,7 @@ from privimage.config.classifier import ClassifierConfig
 from privimage.data.pixels import from_pixels
 from privimage.errors import DataError, TrainingError
 from privimage.payloads import ClassifierAbout
+from privimage.semantics.backbone import Backbone
 from privimage.store.artifacts import Artifact
 
 __all__ = [
@@ -66,7 +67,7 @@ class ResidualBlock(nn.Module):
         return functional.relu(self.body(x) + self.skip(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Images in [-1, 1], (batch, C, H, W) => embeddings (batch, D) by `embed`, logits (batch, categories) by calling.
 
     `activations` gives `num_features` numbers for each image.
@@ -86,6 +87,7 @@ class ResNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_categories)
         self.embedding_size = width
+        self.name = "public-classifier"
         self.num_features = 4 * sum(
             blocks * config.base_channels * 2**level * expansion for level, blocks in enumerate(config.blocks)
         )
@@ -95,8 +97,12 @@ class ResNet(nn.Module):
         return embedding
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.embed(x))
-        return logits
+        return self.logits(self.embed(x))
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Of the categories, (batch, categories), from embeddings (batch, D)."""
+        found: Tensor = self.head(embeddings)
+        return found
 
     def activations(self, x: Tensor) -> Tensor:
         """What each block makes of the images, averaged over each quarter of them: (batch, 4 x channels of all blocks)."""
@@ -200,7 +206,7 @@ def predict(model: ResNet, images: Tensor, device: torch.device) -> tuple[Tensor
     """Logits (batch, categories) and embeddings (batch, D) of uint8 NCHW images, on the CPU, float32."""
     model.eval()
     embeddings = model.embed(from_pixels(images.to(device)))
-    return model.head(embeddings).float().cpu(), embeddings.float().cpu()
+    return model.logits(embeddings).float().cpu(), embeddings.float().cpu()
 
 
 def _accuracy(model: ResNet, images: Tensor, categories: Tensor, rows: Tensor, device: torch.device) -> float:

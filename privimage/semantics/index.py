@@ -31,8 +31,8 @@ import torch
 from numpy.typing import NDArray
 
 from privimage.errors import DataError
+from privimage.semantics.backbone import Backbone, features_of
 from privimage.semantics.classifier import ResNet, predict
-from privimage.semantics.features import features_of
 
 __all__ = [
     "INDEX_FILE",
@@ -73,15 +73,22 @@ def index_schema(category_names: Sequence[str], *, table_digest: str, num_images
     )
 
 
+def _of_categories(embedding_size: int) -> list[tuple[str, pa.DataType]]:
+    return [
+        ("top", pa.list_(pa.int32())),
+        ("confidence", pa.float32()),
+        ("embedding", pa.list_(pa.float16(), embedding_size)),
+    ]
+
+
 def predictions_schema(embedding_size: int, num_features: int = 0) -> pa.Schema:
-    """Arrow schema of the predictions, with embeddings of `embedding_size`, and so many features, if there are any."""
+    """Arrow schema of the predictions: with what a classifier with embeddings of `embedding_size` sees (0 = the backbone is none),
+    and so many features, if there are any."""
     return pa.schema(
         [
             ("id", pa.int64()),
             ("label", pa.int32()),
-            ("top", pa.list_(pa.int32())),
-            ("confidence", pa.float32()),
-            ("embedding", pa.list_(pa.float16(), embedding_size)),
+            *(_of_categories(embedding_size) if embedding_size else []),
             *([("features", pa.list_(pa.float16(), num_features))] if num_features else []),
         ]
     )
@@ -185,34 +192,42 @@ class _GroupedFile:
 def write_predictions(
     file: Path,
     batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]],
-    model: ResNet,
+    model: Backbone,
     device: torch.device,
     *,
     with_features: bool = False,
 ) -> None:
-    """Stream (images, labels, ids) of one file of the image table through the classifier.
+    """Stream (images, labels, ids) of one file of the image table through the backbone.
 
     Memory does not depend on the number of images: one row group and one batch are held.
     """
-    schema = predictions_schema(model.embedding_size, model.num_features if with_features else 0)
+    classifier = model if isinstance(model, ResNet) else None
+    schema = predictions_schema(
+        classifier.embedding_size if classifier else 0, model.num_features if with_features else 0
+    )
     with closing(_GroupedFile(file, schema, PREDICTIONS_GROUP, compression="zstd", use_dictionary=False)) as rows:
         for images, labels, ids in batches:
-            logits, embeddings = predict(model, torch.from_numpy(images), device)
-            probabilities = logits.softmax(1)
-            top = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
-            ends = np.arange(len(ids) + 1, dtype=np.int32) * top.indices.shape[1]
-            flat = pa.array(embeddings.numpy().astype(np.float16).ravel())
-            columns = [
-                pa.array(ids),
-                pa.array(labels.astype(np.int32)),
-                pa.ListArray.from_arrays(pa.array(ends), pa.array(top.indices.numpy().astype(np.int32).ravel())),
-                pa.array(top.values[:, 0].numpy()),
-                pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
-            ]
+            columns = [pa.array(ids), pa.array(labels.astype(np.int32))]
+            if classifier:
+                columns += _seen(classifier, images, device)
             if with_features:
                 features = features_of(model, torch.from_numpy(images), device).astype(np.float16)
                 columns.append(pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]))
             rows.add(pa.record_batch(columns, schema=schema))
+
+
+def _seen(classifier: ResNet, images: NDArray[np.uint8], device: torch.device) -> list[pa.Array]:
+    """Columns of `_of_categories`."""
+    logits, embeddings = predict(classifier, torch.from_numpy(images), device)
+    probabilities = logits.softmax(1)
+    top = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
+    ends = np.arange(len(images) + 1, dtype=np.int32) * top.indices.shape[1]
+    flat = pa.array(embeddings.numpy().astype(np.float16).ravel())
+    return [
+        pa.ListArray.from_arrays(pa.array(ends), pa.array(top.indices.numpy().astype(np.int32).ravel())),
+        pa.array(top.values[:, 0].numpy()),
+        pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
+    ]
 
 
 def features_in(file: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:

@@ -1,43 +1,13 @@
-"""Stage `classifier`: the semantic classifier, trained on the public images."""
+"""Stage `classifier`: the backbone, a network that was trained on public images, now or by somebody else."""
 
 from __future__ import annotations
 
-import torch
-
-from privimage.data.facts import public_facts
-from privimage.data.table import read_images
-from privimage.machine.device import choose_device
-from privimage.payloads import ClassifierAbout
+from privimage.backbones.interface import backbone_code_of
 from privimage.pipeline.stage import Outcome, StageContext
-from privimage.semantics.classifier import num_training_steps, train_classifier
-from privimage.store.weights import save_weights
 
 __all__ = ["run"]
 
 
 def run(context: StageContext) -> Outcome:
-    """Writes classifier.safetensors and classifier.json (settings, accuracy, curves)."""
-    public = context.inputs["public"]
-    facts = public_facts(public)
-    images, labels = read_images(public.files("images-"), spill=context.folder)
-    config = context.config.classifier
-    with context.progress.ticker("classifier", num_training_steps(len(images), config)) as tick:
-        trained = train_classifier(
-            torch.from_numpy(images),
-            torch.from_numpy(labels),
-            len(facts.class_names),
-            config,
-            device=choose_device(context.config.performance.device),
-            on_step=tick,
-        )
-    save_weights(trained.model.state_dict(), context.folder / "classifier.safetensors")
-    ClassifierAbout(
-        config=config.model_dump(mode="json"),
-        channels=facts.channels,
-        resolution=facts.resolution,
-        class_names=facts.class_names,
-        validation_accuracy=trained.validation_accuracy,
-        loss_curve=tuple(trained.loss_curve),
-        accuracy_curve=tuple(trained.accuracy_curve),
-    ).write(context.folder)
-    return Outcome(metrics={"validation_accuracy": round(trained.validation_accuracy, 4)})
+    """Writes what the kind of backbone needs to be opened again."""
+    return backbone_code_of(context.config.backbone).run(context)

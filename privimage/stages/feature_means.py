@@ -14,9 +14,8 @@ from privimage.pipeline.stage import Outcome, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.mechanisms import ClassSums
-from privimage.semantics.classifier import open_classifier
+from privimage.semantics.backbone import features_of, open_backbone
 from privimage.semantics.discriminant import Discriminant, class_means_of, summed_vectors, temperature_of
-from privimage.semantics.features import features_of
 from privimage.stages.space import open_space
 from privimage.store.artifacts import Artifact
 
@@ -34,14 +33,14 @@ def run(context: StageContext) -> Outcome:
         raise Uncharged("The feature means were not charged.")
     mechanism, random = context.paid.mechanism, context.paid.random
     device = choose_device(context.config.performance.device)
-    network, _ = open_classifier(context.inputs["classifier"], device)
+    backbone = open_backbone(context.inputs["classifier"], device)
     space = open_space(context.inputs["space"])
     private_images, private_labels = context.private_images("train")
     starts = context.progress.track(range(0, len(private_images), READ_AT_ONCE), "feature means (batches)")
     vectors = np.concatenate(
         [
             summed_vectors(
-                space.vectors(features_of(network, torch.from_numpy(private_images[at : at + READ_AT_ONCE]), device))
+                space.vectors(features_of(backbone, torch.from_numpy(private_images[at : at + READ_AT_ONCE]), device))
             )
             for at in starts
         ]

@@ -1,4 +1,4 @@
-"""Stage `index`: what the classifier sees in each public image, as Parquet."""
+"""Stage `index`: what the backbone sees in each public image, as Parquet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import pyarrow.parquet as pq
 from privimage.data.facts import public_facts
 from privimage.data.table import iterate_images
 from privimage.machine.device import choose_device
-from privimage.payloads import ClassifierAbout
 from privimage.pipeline.stage import Outcome, PartContext, StageContext
-from privimage.semantics.classifier import open_classifier
+from privimage.semantics.backbone import open_backbone
 from privimage.semantics.index import (
     write_index,
     write_predictions,
@@ -25,7 +24,6 @@ def run(context: StageContext) -> Outcome:
     """Writes index.parquet and predictions-*.parquet, a part for each file of the image table."""
     public = context.inputs["public"]
     facts = public_facts(public)
-    names = ClassifierAbout.read(context.inputs["classifier"]).class_names
     parts = [range(number, number + 1) for number in range(len(_tables(public)))]
     predictions = [
         part.rename(context.folder / f"predictions-{number:05d}.parquet")
@@ -34,7 +32,7 @@ def run(context: StageContext) -> Outcome:
     write_index(
         context.folder,
         predictions,
-        category_names=names,
+        category_names=facts.class_names,
         table_digest=public.ref.digest,
         num_images=facts.num_images,
     )
@@ -42,10 +40,10 @@ def run(context: StageContext) -> Outcome:
 
 
 def make_part(context: PartContext) -> None:
-    """What the classifier makes of one file of the image table."""
+    """What the backbone makes of one file of the image table."""
     public = context.inputs["public"]
     device = choose_device(context.config.performance.device)
-    model, _ = open_classifier(context.inputs["classifier"], device)
+    model = open_backbone(context.inputs["classifier"], device)
     file = public.local(_tables(public)[context.items.start])
     batches = -(-pq.read_metadata(file).num_rows // INDEX_BATCH)
     tracked = context.progress.track(

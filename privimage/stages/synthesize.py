@@ -17,8 +17,7 @@ from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes
 from privimage.machine.device import choose_device, choose_devices, rows_without_gradients
 from privimage.payloads import GeneratorAbout, Query, Synthesis, finished, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, PartContext, StageContext
-from privimage.semantics.classifier import open_classifier
-from privimage.semantics.features import features_of
+from privimage.semantics.backbone import features_of, open_backbone
 from privimage.stages.feature_means import open_discriminant
 
 __all__ = ["make_part", "run"]
@@ -52,12 +51,12 @@ def _run_by_means(context: StageContext) -> Outcome:
     """
     config, about = context.config.synthesize, GeneratorAbout.read(finished(context.inputs))
     device = choose_device(context.config.performance.device)
-    network, _ = open_classifier(context.inputs["classifier"], device)
+    backbone = open_backbone(context.inputs["classifier"], device)
     discriminant = open_discriminant(context.inputs["feature_means"], context.inputs["space"])
     num_candidates = config.num_images * config.candidates
     files = context.make_parts(_parts(num_candidates))
     batches = context.progress.track(iterate_images(files, BATCH), "choose (batches)", -(-num_candidates // BATCH))
-    seen = [(features_of(network, torch.from_numpy(images), device), labels) for images, labels, _ in batches]
+    seen = [(features_of(backbone, torch.from_numpy(images), device), labels) for images, labels, _ in batches]
     vectors = np.concatenate([discriminant.space.vectors(features) for features, _ in seen])
     probabilities = discriminant.of_vectors(vectors)
     asked = np.concatenate([labels for _, labels in seen])

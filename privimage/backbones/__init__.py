@@ -1,0 +1,1 @@
+"""The code of backbones, one kind a file."""
