@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def slow_clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> Tens
     max_grad_norm=st.floats(1e-4, 1e3),
     seed=st.integers(0, 2**31),
 )
+@example(count=2, shapes=[[2], [3, 2]], scale=1.0, max_grad_norm=0.5, seed=0)
 @settings(max_examples=80, deadline=None)
 def test_the_sum_is_that_of_a_plain_loop(
     count: int, shapes: list[list[int]], scale: float, max_grad_norm: float, seed: int
