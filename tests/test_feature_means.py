@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from privimage.pipeline.table import stages_of
 from privimage.privacy.accounting import epsilon_of
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.entry import Entry
+from privimage.release.datasheet import front_matter
 from privimage.release.export import SUMS, sums
+from privimage.release.formats import export_images
 from privimage.release.verify import read_release, verify_release
 from privimage.running.plan import plan_run
 from privimage.running.runner import run_all
@@ -214,3 +217,28 @@ def test_noise_that_hides_everything_is_refused_before_the_charge(granted_copy: 
     with pytest.raises(DataError, match="hides all that they tell"):
         run_all(run)
     assert granted_copy.kinds == ["grant"]
+
+
+def test_every_format_that_can_hold_probabilities_has_them_and_the_datasheet_says_so(
+    alone: Place, tmp_path: Path
+) -> None:
+    released = read_release(Store.open(str(alone.release)))
+    rows = pq.read_table(alone.release / "synthetic.parquet")["probabilities"].to_pylist()
+    for layout in ("folder", "webdataset", "parquet"):
+        export_images(released, layout, tmp_path / layout)
+    assert list(json.loads((tmp_path / "folder" / "probabilities.json").read_text()).values()) == rows
+    with tarfile.open(tmp_path / "webdataset" / "synthetic-000000.tar") as tar:
+        held = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")]  # type: ignore[union-attr]
+    assert [each["probabilities"] for each in held] == rows
+    card = (alone.release / "README.md").read_text()
+    head = front_matter(card)
+    assert {"name": "probabilities", "sequence": "float32"} in head["dataset_info"]["features"]
+    assert "those of all classes" in card and "Of 160 images that were drawn" in card
+
+
+def test_classifiers_learn_from_probabilities_or_from_labels(alone: Place, tmp_path: Path) -> None:
+    place = alone.copy_to(tmp_path / "store")
+    made = run_all(place.run(*ALONE, "evaluate.learn_from=labels"), "downstream")
+    assert made["synthesize"].reused and not made["downstream"].reused
+    both = [artifact.ref.digest for artifact in list_artifacts(place.store) if artifact.ref.stage == "downstream"]
+    assert len(both) == 2 and both[0] != both[1]

@@ -34,6 +34,11 @@ class EvaluateConfig(Section):
     held_out_fraction: float = Field(
         default=0.1, gt=0, lt=0.5, description="Share of the synthetic images that choose the epoch, not trained on."
     )
+    learn_from: Literal["probabilities", "labels"] = Field(
+        default="probabilities",
+        title="Learn from",
+        description="What they learn of a synthetic image: its probabilities, where the release has them, or its label alone.",
+    )
     ceiling: bool = Field(
         default=True, description="Also train them on the sensitive images, as many steps, for comparison (private)."
     )

@@ -229,7 +229,7 @@ def read_probabilities(files: Sequence[Path]) -> NDArray[np.float32] | None:
                 return None
             rows = parquet.read(columns=["probabilities"])["probabilities"].combine_chunks()
         found.append(rows.flatten().to_numpy().reshape(len(rows), -1))
-    return np.concatenate(found)
+    return np.concatenate(found).copy()
 
 
 def iterate_images(

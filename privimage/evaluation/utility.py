@@ -92,6 +92,7 @@ def train(
     device: torch.device | str,
     *,
     seed: int,
+    probabilities: Tensor | None = None,
     num_steps: int | None = None,
     progress: Progress = lambda epochs, description, total: epochs,
     description: str = "Training",
@@ -104,6 +105,7 @@ def train(
     Args:
         images: uint8, shape (images, 1 or 3, height, width), at least 8 x 8 pixels.
         labels: class numbers in 0..num_classes - 1, shape (images,).
+        probabilities: of the classes, float (images, num_classes), to learn from instead of labels, by which the epoch is chosen.
         num_steps: optimizer steps, in as many equal parts as there would be epochs; None = what `config.epochs` says.
         progress: wraps the iterable of epochs, given a description and their number.
 
@@ -121,7 +123,7 @@ def train(
     total = num_steps or (passes if config.epochs else max(passes, LEAST_STEPS))
     # Last dimension = channels, so that one gather yields each image's own window.
     padded = functional.pad(_normalised(images[kept]), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1).to(device)
-    targets = labels[kept].to(device)
+    targets = (labels if probabilities is None else probabilities)[kept].to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
     curve: list[float] = []

@@ -33,6 +33,13 @@ class PretrainConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate of Adam.")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Decay of the weight average per step.")
     horizontal_flip: bool = Field(default=False, description="Mirror images at random; wrong for letters and digits.")
+    sharpness: float = Field(
+        default=3.0,
+        ge=0.1,
+        le=100,
+        description="Power of the probabilities by which images stand for a class, where single images were selected: 1 = as they "
+        "are; higher, and a class is learned from what is surest of it.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed (public training is reproducible).")
 
 

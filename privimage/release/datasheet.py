@@ -46,6 +46,8 @@ class SyntheticFacts:
     drawn_rejected: bool | None = None
     rejects: bool = False
     class_size_stddev: float | None = None
+    has_probabilities: bool = False
+    num_candidates: int | None = None
 
     @property
     def num_images(self) -> int:
@@ -127,6 +129,7 @@ def _head(certificate: Certificate, facts: SyntheticFacts, licence: str | None) 
                 {"name": "id", "dtype": "int64"},
                 {"name": "label", "dtype": {"class_label": {"names": names}}},
                 {"name": "image", "dtype": "image"},
+                *([{"name": "probabilities", "sequence": "float32"}] if facts.has_probabilities else []),
             ],
             "splits": [{"name": "train", "num_bytes": facts.arrow_bytes, "num_examples": facts.num_images}],
             "download_size": facts.parquet_bytes,
@@ -167,6 +170,7 @@ def _content(facts: SyntheticFacts) -> list[str]:
     return [
         f"`synthetic.parquet` holds {facts.num_images:,} {colours} images of {facts.resolution} x {facts.resolution} "
         "pixels: `image` (PNG, struct of bytes and path), `label` (class number), `id` (row number).",
+        *([_PROBABILITIES] if facts.has_probabilities else []),
         _table(("label", "class", "images"), rows),
         _OPENING,
     ]
@@ -179,6 +183,8 @@ def _choice(facts: SyntheticFacts) -> str:
         return chosen.format(others="public ones that were selected for it")
     if facts.num_mixed is not None:
         return f"{chosen.format(others=_MIXTURES)} {facts.num_mixed:,} of them are mixtures."
+    if facts.num_candidates is not None:
+        return _BY_MEANS.format(num=f"{facts.num_candidates:,}")
     return _REJECTED if facts.rejects else ""
 
 
@@ -224,6 +230,14 @@ _PUBLIC = (
 )
 _REJECTED = (
     "An image whose class this one does not see may be drawn again, a few times at most (`generator.critic_attempts`)."
+)
+_PROBABILITIES = (
+    "`probabilities` beside it are those of all classes, in the order of their numbers, by the released means: a list of float32 that "
+    "adds up to 1. A classifier that learns from them knows how uncertain a label is, and mostly becomes better."
+)
+_BY_MEANS = (
+    "Of {num} images that were drawn, those were released that are likeliest of their class by the released means, and whose features "
+    "together come nearest to them."
 )
 _CHOSEN = (
     "Of images that were drawn for a class, and of {others}, those in which this one sees the class, too, and whose features together "

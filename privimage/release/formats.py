@@ -34,6 +34,7 @@ class _Sample:
     label: int
     png: bytes
     public: bool
+    probabilities: list[float] | None
 
 
 def export_images(files: Mapping[str, bytes], layout: str, to: Path) -> int:
@@ -46,7 +47,8 @@ def export_images(files: Mapping[str, bytes], layout: str, to: Path) -> int:
         files: content of every file of the release, already verified.
         layout: one of FORMATS. `folder`: one folder per class, for torchvision's ImageFolder (a class without an image
             is an empty folder, for which it wants `allow_empty`). `webdataset`: tar shards of `<key>.png` and
-            `<key>.cls`. `parquet`: the release's own files.
+            `<key>.cls`, and `<key>.json` where images have probabilities (in `folder`, all
+            of them are in probabilities.json). `parquet`: the release's own files.
 
     Raises:
         InputError: `to` is not empty or cannot be written.
@@ -90,6 +92,11 @@ def _to_folder(files: Mapping[str, bytes], class_names: Sequence[str], folder: P
         place.mkdir()
     for sample in _samples(files["synthetic.parquet"], len(class_names)):
         (places[sample.label] / f"{sample.key}.png").write_bytes(sample.png)
+    uncertain = {
+        s.key: s.probabilities for s in _samples(files["synthetic.parquet"], len(class_names)) if s.probabilities
+    }
+    if uncertain:
+        (folder / "probabilities.json").write_text(json.dumps(uncertain))
     _explain(files, class_names, folder)
 
 
@@ -104,6 +111,8 @@ def _to_webdataset(files: Mapping[str, bytes], class_names: Sequence[str], folde
                     break
                 _add(tar, f"{sample.key}.png", sample.png)
                 _add(tar, f"{sample.key}.cls", str(sample.label).encode())
+                if sample.probabilities:
+                    _add(tar, f"{sample.key}.json", json.dumps({"probabilities": sample.probabilities}).encode())
                 sample = next(samples, None)
         shard += 1
     _explain(files, class_names, folder)
@@ -151,7 +160,7 @@ def _samples(table: bytes, num_classes: int) -> Iterator[_Sample]:
     """All rows in their order; a thousand are held at a time."""
     with pq.ParquetFile(pa.BufferReader(table)) as parquet:
         digits = max(6, len(str(parquet.metadata.num_rows)))
-        for batch in parquet.iter_batches(batch_size=1000, columns=["id", "label", "image"]):
+        for batch in parquet.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 if not 0 <= row["label"] < num_classes:
                     raise DataError(f"Image {row['id']} has label {row['label']}, but there are {num_classes} classes.")
@@ -160,4 +169,5 @@ def _samples(table: bytes, num_classes: int) -> Iterator[_Sample]:
                     label=row["label"],
                     png=row["image"]["bytes"],
                     public=row["image"]["path"] == PUBLIC,
+                    probabilities=row.get("probabilities"),
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import load_file
 
-from privimage.data.table import read_images
+from privimage.data.table import read_images, read_probabilities
 from privimage.evaluation.classifiers import ARCHITECTURES, new_classifier
 from privimage.evaluation.utility import check_enough, train
 from privimage.machine.device import choose_device
@@ -52,6 +52,8 @@ def run(context: StageContext) -> Outcome:
     names = about.class_names
     images, labels = (torch.from_numpy(part) for part in read_images(synthetic.files("images-"), spill=context.folder))
     check_enough(labels, names)
+    released = read_probabilities(synthetic.files("images-")) if config.learn_from == "probabilities" else None
+    probabilities = None if released is None else torch.from_numpy(released)
     device = choose_device(context.config.performance.device)
     trained: dict[str, list[TrainedClassifier]] = {name: [] for name in config.classifiers}
     for name in config.classifiers:
@@ -64,6 +66,7 @@ def run(context: StageContext) -> Outcome:
                 config,
                 device,
                 seed=seed,
+                probabilities=probabilities,
                 progress=context.progress.track,
                 description=f"downstream: {name}, seed {seed}",
             )

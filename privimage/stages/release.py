@@ -63,6 +63,8 @@ def run(context: StageContext) -> Outcome:
         rejects=GeneratorAbout.read(finished(inputs)).rejects,
         drawn_rejected=about.drawn_rejected,
         class_size_stddev=about.class_size_stddev,
+        has_probabilities="probabilities" in table.column_names,
+        num_candidates=about.num_candidates,
     )
     config = context.config
     extractor = classifier_extractor(inputs, config.performance, choose_device(config.performance.device))

@@ -71,7 +71,9 @@ def run_pretrain(context: StageContext, with_other_classes: OtherClasses | None 
     own_labels = config.selection.keeps_public_labels
     images, labels, probabilities = read_selection(context, facts.num_images)
     rows = (
-        evenly(torch.from_numpy(labels)) if probabilities is None else by_probability(torch.from_numpy(probabilities))
+        evenly(torch.from_numpy(labels))
+        if probabilities is None
+        else by_probability(torch.from_numpy(probabilities), settings.pretrain.sharpness)
     )
     compute = compute_settings(config)
     generator = _new_generator(config, facts, len(facts.class_names if own_labels else class_names))

@@ -61,12 +61,13 @@ def evenly(labels: Tensor) -> DrawsRows:
     return draw
 
 
-def by_probability(probabilities: Tensor) -> DrawsRows:
+def by_probability(probabilities: Tensor, sharpness: float = 1.0) -> DrawsRows:
     """All classes equally often, and of each the images as their `probabilities`, (images, classes), of this class are.
 
-    So an image that may be of two classes stands for either at times: its label is as uncertain as it was released.
+    So an image that may be of two classes stands for either at times. With a `sharpness` above 1, what is sure of its class does so
+    more often: probabilities are raised to this power.
     """
-    sums = probabilities.double().cumsum(0).T.contiguous()
+    sums = (probabilities.double() ** sharpness).cumsum(0).T.contiguous()
 
     def draw(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         labels = torch.randint(len(sums), (count,), generator=random)
