@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from privimage.data.facts import SensitiveFacts
 from privimage.errors import BudgetExceeded, ConfigError, DataError
 from privimage.payloads import FeatureMeans, Selection, SpaceAbout
+from privimage.pipeline.plans import run_plan
 from privimage.pipeline.table import stages_of
-from privimage.privacy.accounting import epsilon_of
+from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.entry import Entry
 from privimage.release.datasheet import front_matter
@@ -242,3 +244,22 @@ def test_classifiers_learn_from_probabilities_or_from_labels(alone: Place, tmp_p
     assert made["synthesize"].reused and not made["downstream"].reused
     both = [artifact.ref.digest for artifact in list_artifacts(place.store) if artifact.ref.stage == "downstream"]
     assert len(both) == 2 and both[0] != both[1]
+
+
+@pytest.mark.parametrize("settings", [ALONE, IMAGES])
+def test_all_that_the_run_pays_costs_its_epsilon_whether_it_fine_tunes_or_not(
+    granted: Place, settings: tuple[str, ...]
+) -> None:
+    facts = SensitiveFacts(
+        num_train=500,
+        num_validation=400,
+        num_test=100,
+        class_names=("a", "b", "c"),
+        resolution=8,
+        channels=1,
+        identity="0" * 64,
+    )
+    run = granted.run(*settings, "sensitive.validation_fraction=0.4", "privacy.validation_error=0.02")
+    plan = run_plan(run.config, "0" * 64, facts, 62)
+    assert len(plan.intends) == (2 if settings == ALONE else 3)
+    assert 0.99 < epsilon_of_plan(plan.intends, [], plan.delta) <= 1.0

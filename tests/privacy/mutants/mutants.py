@@ -1673,6 +1673,95 @@ _FILES = (
     )
 )
 
+_FEATURE_MEANS = (
+    _of(
+        "pipeline/plans.py",
+        "test_feature_means.py",
+        (
+            "Feature means are not composed with fine-tuning",
+            "_calibrated(config, facts, list(ahead.values()), _set_aside(config, facts), joined=True)",
+            "_calibrated(config, facts, [e for s, e in ahead.items() if s != 'feature_means'], _set_aside(config, facts), joined=True)",
+            "test_all_that_the_run_pays_costs_its_epsilon_whether_it_fine_tunes_or_not",
+        ),
+    )
+    + _of(
+        "pipeline/preflight.py",
+        "test_feature_means.py",
+        (
+            "Feature means take epsilon as if nothing else were paid",
+            "epsilon=epsilon, delta=delta, prior=others)",
+            "epsilon=epsilon, delta=delta, prior=[])",
+            "test_all_that_the_run_pays_costs_its_epsilon_whether_it_fine_tunes_or_not",
+        ),
+    )
+    + _of(
+        "pipeline/charges.py",
+        "test_feature_means.py",
+        (
+            "Feature means that were interrupted are charged a second time in their plan",
+            'if stage == "feature_means" and ledger.open_reservations(stage, key):',
+            "if False:",
+            "test_what_was_interrupted_is_not_charged_twice_because_nothing_could_make_up_for_it",
+        ),
+    )
+    + _of(
+        "release/verify.py",
+        "test_feature_means.py",
+        (
+            "Verification believes a certificate that leaves feature means out",
+            '"feature_means": selection.asks_feature_means,',
+            '"feature_means": "feature_means" in {m.stage for m in certificate.mechanisms},',
+            "test_a_certificate_that_hides_them_does_not_verify[tuned]",
+        ),
+        (
+            "Verification believes a certificate that claims a fine-tuning which was not paid for",
+            '"finetune": certificate.fine_tuned,',
+            '"finetune": "finetune" in {m.stage for m in certificate.mechanisms},',
+            "test_a_certificate_that_hides_them_does_not_verify[alone]",
+        ),
+    )
+    + _of(
+        "release/store_checks.py",
+        "test_feature_means.py",
+        (
+            "Verification does not look for a fine-tuning in the plan",
+            'in (*BEFORE_FINETUNE, "finetune")',
+            "in BEFORE_FINETUNE",
+            "test_a_certificate_that_hides_them_does_not_verify[tuned]",
+        ),
+    )
+    + _of(
+        "stages/feature_means.py",
+        "test_feature_means.py",
+        (
+            "Feature means with reproducible noise say that they are private",
+            "guarantee=guarantee_of(random.guarantee, *(query.is_guaranteed for query in before))",
+            'guarantee="differential privacy"',
+            "test_reproducible_noise_leaves_no_guarantee",
+        ),
+    )
+    + _of(
+        "stages/feature_means.py",
+        "privacy/test_feature_means_neighbours.py",
+        (
+            "Classes are divided by their exact sizes",
+            "means, sizes = class_means_of(sums, mechanism.num_images)",
+            "means, sizes = class_means_of(sums, mechanism.num_images)\n    sizes = np.bincount(private_labels) + vectors[:, 0].sum()",
+            "test_no_image_moves_the_sums_by_more_than_is_accounted_nor_anything_but_the_sums",
+        ),
+    )
+    + _of(
+        "semantics/space.py",
+        "privacy/test_feature_means_neighbours.py",
+        (
+            "Vectors are centred by the images that are summed",
+            "found = (features.astype(np.float32) - self.mean) @ self.directions",
+            "found = (features.astype(np.float32) - features.mean(0)) @ self.directions",
+            "test_no_image_moves_the_sums_by_more_than_is_accounted_nor_anything_but_the_sums",
+        ),
+    )
+)
+
 _RELEASE = _of(
     "release/certify.py",
     "test_runner.py",
@@ -2763,6 +2852,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_QUERY,
     *_CLASS_SUMS,
     *_CLASS_MEANS,
+    *_FEATURE_MEANS,
     *_MEAN_EMBEDDING,
     *_FINETUNE,
     *_SPENDING,
