@@ -78,7 +78,8 @@ SETTINGS: dict[str, Any] = {
     },
     "synthesize": {"num_images": 40},
     "evaluate": {"epochs": 1},
-    "performance": {"device": "cpu", "physical_batch_size": 64},
+    # float32: the same bits on every processor.
+    "performance": {"device": "cpu", "physical_batch_size": 64, "precision": "float32"},
 }
 
 

@@ -6,7 +6,7 @@ import torch
 
 from privimage.data.facts import public_facts
 from privimage.data.table import read_images
-from privimage.machine.device import choose_device
+from privimage.machine.device import choose_device, choose_precision
 from privimage.payloads import ClassifierAbout
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.semantics.classifier import ResNet, num_training_steps, open_classifier, train_classifier
@@ -21,14 +21,15 @@ def run(context: StageContext) -> Outcome:
     public = context.inputs["public"]
     facts = public_facts(public)
     images, labels = read_images(public.files("images-"), spill=context.folder)
-    config = context.config.classifier
+    config, device = context.config.classifier, choose_device(context.config.performance.device)
     with context.progress.ticker("classifier", num_training_steps(len(images), config)) as tick:
         trained = train_classifier(
             torch.from_numpy(images),
             torch.from_numpy(labels),
             len(facts.class_names),
             config,
-            device=choose_device(context.config.performance.device),
+            device=device,
+            precision=choose_precision(context.config.performance, device),
             on_step=tick,
         )
     save_weights(trained.model.state_dict(), context.folder / "classifier.safetensors")

@@ -42,9 +42,10 @@ class Performance(Section):
         title="Per-image gradients",
         description="How fine-tuning computes them; bookkeeping is the fastest, the others are for comparison.",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="Of forward and backward passes in training; clipping, sums, noise and weights are float32 always.",
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of forward and backward passes in training, and of what a backbone sees; clipping, sums, noise and weights are "
+        "float32 always. auto = bfloat16 where the processor or GPU is faster in it.",
     )
     task_runner: Literal["threads", "dask", "ray"] = Field(
         default="threads",

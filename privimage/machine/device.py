@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from privimage.config.performance import Performance
 from privimage.errors import ConfigError
 
-__all__ = ["choose_device", "choose_devices", "free_memory", "rows_with_gradients", "rows_without_gradients"]
+__all__ = [
+    "choose_device",
+    "choose_devices",
+    "choose_precision",
+    "free_memory",
+    "rows_with_gradients",
+    "rows_without_gradients",
+]
 
 # With fewer a GPU waits for the next call; with more a CPU's activations leave the cache.
 _ROWS_ON_A_CPU, _ROWS_ON_A_GPU = 256, 2048
@@ -35,6 +43,20 @@ def choose_device(wanted: str) -> torch.device:
     if not there.get(device.type, False):
         raise ConfigError(f"performance.device is {wanted!r}, which this machine does not have; use 'auto' or 'cpu'.")
     return device
+
+
+def choose_precision(performance: Performance, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision of `performance.precision` on this device; 'auto' takes bfloat16 where the hardware multiplies in it.
+
+    Measured on two machines: on a CPU with AVX512-BF16 a step of pre-training takes 0.55 of float32's time, with AMX a
+    half to a third.
+    """
+    if performance.precision != "auto":
+        return performance.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    fast = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return "bfloat16" if fast else "float32"
 
 
 def choose_devices(performance: Performance) -> list[torch.device]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from privimage.data.pixels import from_pixels
 from privimage.methods.registry import BACKBONES
 from privimage.payloads import BackboneAbout
+from privimage.privacy.gradients import Precision, autocast
 from privimage.store.artifacts import Artifact
 
 __all__ = ["Backbone", "features_of", "open_backbone"]
@@ -52,8 +53,11 @@ def open_backbone(artifact: Artifact, device: torch.device) -> Backbone:
 
 
 @torch.no_grad()
-def features_of(backbone: Backbone, images: Tensor, device: torch.device) -> NDArray[np.float32]:
+def features_of(
+    backbone: Backbone, images: Tensor, device: torch.device, precision: Precision = "float32"
+) -> NDArray[np.float32]:
     """Features, float32 (images, features), of uint8 NCHW images; each row of its own image alone."""
     backbone.eval()
-    parts = [backbone.activations(from_pixels(part.to(device))).float().cpu() for part in images.split(AT_ONCE)]
+    with autocast(device, precision):
+        parts = [backbone.activations(from_pixels(part.to(device))).float().cpu() for part in images.split(AT_ONCE)]
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)

@@ -15,6 +15,7 @@ from privimage.config.classifier import ClassifierConfig
 from privimage.data.pixels import from_pixels
 from privimage.errors import DataError, TrainingError
 from privimage.payloads import ClassifierAbout
+from privimage.privacy.gradients import Precision, autocast
 from privimage.semantics.backbone import Backbone
 from privimage.store.artifacts import Artifact
 
@@ -147,6 +148,7 @@ def train_classifier(
     config: ClassifierConfig,
     *,
     device: torch.device,
+    precision: Precision = "float32",
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> TrainedClassifier:
     """Train on uint8 NCHW `public_images` by SGD with momentum, cosine schedule and softmax cross-entropy.
@@ -180,7 +182,9 @@ def train_classifier(
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
-        loss = functional.cross_entropy(model(_pixels(batch, device)), batch.categories.to(device))
+        with autocast(device, precision):
+            logits = model(_pixels(batch, device))
+        loss = functional.cross_entropy(logits.float(), batch.categories.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Gathered here, while a GPU still computes: it is waited for when the loss is asked for.

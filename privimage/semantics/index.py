@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from privimage.errors import DataError
+from privimage.privacy.gradients import Precision
 from privimage.semantics.backbone import Backbone, features_of
 from privimage.semantics.classifier import ResNet, predict
 
@@ -196,6 +197,7 @@ def write_predictions(
     device: torch.device,
     *,
     with_features: bool = False,
+    precision: Precision = "float32",
 ) -> None:
     """Stream (images, labels, ids) of one file of the image table through the backbone.
 
@@ -211,7 +213,7 @@ def write_predictions(
             if classifier:
                 columns += _seen(classifier, images, device)
             if with_features:
-                features = features_of(model, torch.from_numpy(images), device).astype(np.float16)
+                features = features_of(model, torch.from_numpy(images), device, precision).astype(np.float16)
                 columns.append(pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]))
             rows.add(pa.record_batch(columns, schema=schema))
 

@@ -18,6 +18,7 @@ from privimage.errors import PrivacyRefused
 from privimage.generators.diffusion.canaries import audited_mechanism, score_canaries, tiny_denoiser
 from privimage.generators.diffusion.kind import denoiser_for_finetuning, settings_of
 from privimage.generators.training.compute import ComputeSettings
+from privimage.machine.device import choose_device, choose_precision
 from privimage.machine.progress import Progress
 from privimage.methods.generators.diffusion import DiffusionFinetune
 from privimage.methods.training import LearnsByGradients
@@ -97,7 +98,8 @@ def quick_audit(config: RunConfig, audited: DPSGDMechanism, *, canaries: int, pr
             random=SecretRandom(),
             on_step=tick,
             compute=ComputeSettings(
-                backend=config.performance.per_image_gradients, precision=config.performance.precision
+                backend=config.performance.per_image_gradients,
+                precision=choose_precision(config.performance, choose_device("cpu")),
             ),
         )
     return audit(scores, audited, config.privacy.delta)

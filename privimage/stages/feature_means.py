@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from privimage.errors import Uncharged
-from privimage.machine.device import choose_device
+from privimage.machine.device import choose_device, choose_precision
 from privimage.payloads import FeatureMeans, Query, SpaceAbout, guarantee_of
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.privacy.class_sums import noisy_class_sums
@@ -34,13 +34,16 @@ def run(context: StageContext) -> Outcome:
     mechanism, random = context.paid.mechanism, context.paid.random
     device = choose_device(context.config.performance.device)
     backbone = open_backbone(context.inputs["classifier"], device)
+    precision = choose_precision(context.config.performance, device)
     space = open_space(context.inputs["space"])
     private_images, private_labels = context.private_images("train")
     starts = context.progress.track(range(0, len(private_images), READ_AT_ONCE), "feature means (batches)")
     vectors = np.concatenate(
         [
             summed_vectors(
-                space.vectors(features_of(backbone, torch.from_numpy(private_images[at : at + READ_AT_ONCE]), device))
+                space.vectors(
+                    features_of(backbone, torch.from_numpy(private_images[at : at + READ_AT_ONCE]), device, precision)
+                )
             )
             for at in starts
         ]

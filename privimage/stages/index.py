@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from privimage.data.facts import public_facts
 from privimage.data.table import iterate_images
-from privimage.machine.device import choose_device
+from privimage.machine.device import choose_device, choose_precision
 from privimage.pipeline.stage import Outcome, PartContext, StageContext
 from privimage.semantics.backbone import open_backbone
 from privimage.semantics.index import (
@@ -50,7 +50,14 @@ def make_part(context: PartContext) -> None:
         iterate_images([file], INDEX_BATCH), f"index, file {context.items.start} (batches)", batches
     )
     with_features = context.config.selection.asks_feature_means
-    write_predictions(context.file, tracked, model, device, with_features=with_features)
+    write_predictions(
+        context.file,
+        tracked,
+        model,
+        device,
+        with_features=with_features,
+        precision=choose_precision(context.config.performance, device),
+    )
 
 
 def _tables(public: Artifact) -> list[str]:

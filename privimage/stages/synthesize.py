@@ -14,7 +14,7 @@ from privimage.generators.opening import open_generator
 from privimage.generators.sampling.batches import num_batches, sample_in_order
 from privimage.generators.sampling.choosing import choose_by_means
 from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes, standard_error
-from privimage.machine.device import choose_device, choose_devices, rows_without_gradients
+from privimage.machine.device import choose_device, choose_devices, choose_precision, rows_without_gradients
 from privimage.payloads import GeneratorAbout, Query, Synthesis, finished, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, PartContext, StageContext
 from privimage.semantics.backbone import features_of, open_backbone
@@ -52,11 +52,14 @@ def _run_by_means(context: StageContext) -> Outcome:
     config, about = context.config.synthesize, GeneratorAbout.read(finished(context.inputs))
     device = choose_device(context.config.performance.device)
     backbone = open_backbone(context.inputs["classifier"], device)
+    precision = choose_precision(context.config.performance, device)
     discriminant = open_discriminant(context.inputs["feature_means"], context.inputs["space"])
     num_candidates = config.num_images * config.candidates
     files = context.make_parts(_parts(num_candidates))
     batches = context.progress.track(iterate_images(files, BATCH), "choose (batches)", -(-num_candidates // BATCH))
-    seen = [(features_of(backbone, torch.from_numpy(images), device), labels) for images, labels, _ in batches]
+    seen = [
+        (features_of(backbone, torch.from_numpy(images), device, precision), labels) for images, labels, _ in batches
+    ]
     vectors = np.concatenate([discriminant.space.vectors(features) for features, _ in seen])
     probabilities = discriminant.of_vectors(vectors)
     asked = np.concatenate([labels for _, labels in seen])

@@ -22,7 +22,7 @@ from privimage.generators.training.compute import ComputeSettings
 from privimage.generators.training.finetune import FinetuneState, finetune, start_state
 from privimage.generators.training.pretrain import PretrainState, by_probability, evenly, pretrain
 from privimage.generators.training.private_sum import PrivateSum
-from privimage.machine.device import choose_devices, rows_with_gradients
+from privimage.machine.device import choose_devices, choose_precision, rows_with_gradients
 from privimage.methods.training import LearnsByGradients
 from privimage.payloads import GeneratorAbout, Selection, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, Paid, StageContext
@@ -311,10 +311,11 @@ def open_for_finetuning(
 
 def compute_settings(config: RunConfig) -> ComputeSettings:
     performance = config.performance
+    devices = tuple(choose_devices(performance))
     return ComputeSettings(
-        devices=tuple(choose_devices(performance)),
+        devices=devices,
         backend=performance.per_image_gradients,
-        precision=performance.precision,
+        precision=choose_precision(performance, devices[0]),
     )
 
 
