@@ -235,7 +235,7 @@ def test_every_format_that_can_hold_probabilities_has_them_and_the_datasheet_say
     card = (alone.release / "README.md").read_text()
     head = front_matter(card)
     assert {"name": "probabilities", "sequence": "float32"} in head["dataset_info"]["features"]
-    assert "those of all classes" in card and "Of 160 images that were drawn" in card
+    assert "those of all classes" in card and "Of 160 candidates" in card
 
 
 def test_classifiers_learn_from_probabilities_or_from_labels(alone: Place, tmp_path: Path) -> None:

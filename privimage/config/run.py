@@ -108,6 +108,11 @@ class RunConfig(Section):
                 "generator.finetune.num_steps is 0, so nothing would be learned of the sensitive images but by feature means, and with "
                 f"selection.strategy {self.selection.strategy} there are none: set it to images, or fine-tune"
             )
+        if self.synthesize.from_public != "none" and not self.selection.asks_feature_means:
+            raise ValueError(
+                f"synthesize.from_public is {self.synthesize.from_public}, but with selection.strategy {self.selection.strategy} no "
+                "feature means choose images: set it to none, or the strategy to images"
+            )
         if self.audit.canaries and not self.generator.finetunes:
             raise ValueError("audit.canaries is above 0, but there is no fine-tuning to audit: set it to 0")
         if self.audit.canaries and not self.generator.can_be_audited:

@@ -21,6 +21,12 @@ class SynthesizeConfig(Section):
         le=1000,
         description="Images drawn for each that is released, where feature means choose among them (selection.strategy images).",
     )
+    from_public: Literal["none", "blended", "unchanged"] = Field(
+        default="none",
+        title="From public images",
+        description="What feature means may choose beside drawn images: nothing, blends of two selected public images, or these "
+        "unchanged: then see to their licence, and to the people in them.",
+    )
     class_sizes: Literal["equal", "query"] = Field(
         default="equal",
         title="Sizes of the classes",

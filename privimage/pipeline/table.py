@@ -189,10 +189,14 @@ STAGES: tuple[Stage, ...] = (
         name="synthesize",
         version=1,
         about="synthetic images",
-        inputs=("classifier", "query", "space", "feature_means", "class_means", "pretrain", "warmup", "finetune"),
+        inputs=(
+            *("public", "classifier", "index", "query", "space", "feature_means", "class_means", "select", "pretrain"),
+            *("warmup", "finetune"),
+        ),
         reads=lambda config: (
             *(["query"] if config.synthesize.class_sizes == "query" else []),
             *(["classifier", "space", "feature_means"] if config.selection.asks_feature_means else []),
+            *(["public", "index", "select"] if config.synthesize.from_public != "none" else []),
             *(["pretrain"] if config.public_images != "none" else []),
             *(["finetune"] if config.generator.finetunes else ["class_means", _start(config)]),
         ),

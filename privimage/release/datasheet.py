@@ -179,12 +179,13 @@ def _content(facts: SyntheticFacts) -> list[str]:
 def _choice(facts: SyntheticFacts) -> str:
     """How images were chosen, where there was something to choose by."""
     chosen = _CHOSEN if facts.drawn_rejected else _CHOSEN_UNREJECTED
-    if facts.num_public is not None:
+    if facts.num_candidates is None and facts.num_public is not None:
         return chosen.format(others="public ones that were selected for it")
-    if facts.num_mixed is not None:
+    if facts.num_candidates is None and facts.num_mixed is not None:
         return f"{chosen.format(others=_MIXTURES)} {facts.num_mixed:,} of them are mixtures."
     if facts.num_candidates is not None:
-        return _BY_MEANS.format(num=f"{facts.num_candidates:,}")
+        blended = "" if facts.num_mixed is None else _BLENDED.format(num=f"{facts.num_mixed:,}")
+        return _BY_MEANS.format(num=f"{facts.num_candidates:,}") + blended
     return _REJECTED if facts.rejects else ""
 
 
@@ -223,10 +224,10 @@ def _text(text: str) -> str:
 _SYNTHETIC = "{num} synthetic images of {classes} classes. None of them is a photograph, or otherwise real."
 _PUBLIC = (
     "{num} images of {classes} classes, of which {public} are images of the public set, unchanged "
-    "(`generator.sampling.public_images`), and all others synthetic. The `image.path` of public ones is `public` (in `datasets`, "
-    "with `Image(decode=False)`). They stand under the class for which their category was selected, which need not be what they "
-    "show: the licence of the public set, and the rights of the people in it, hold for them. None was taken from the sensitive "
-    "set; that no image is in both sets is an assumption."
+    "(`generator.sampling.public_images`, `synthesize.from_public`), and all others synthetic. The `image.path` of public ones is "
+    "`public` (in `datasets`, with `Image(decode=False)`). They stand under the class for which they, or their category, were "
+    "selected, which need not be what they show: the licence of the public set, and the rights of the people in it, hold for them. "
+    "None was taken from the sensitive set; that no image is in both sets is an assumption."
 )
 _REJECTED = (
     "An image whose class this one does not see may be drawn again, a few times at most (`generator.critic_attempts`)."
@@ -236,9 +237,10 @@ _PROBABILITIES = (
     "adds up to 1. A classifier that learns from them knows how uncertain a label is, and mostly becomes better."
 )
 _BY_MEANS = (
-    "Of {num} images that were drawn, those were released that are likeliest of their class by the released means, and whose features "
+    "Of {num} candidates those were released that are likeliest of their class by the released means, and whose features "
     "together come nearest to them."
 )
+_BLENDED = " {num} of them are two selected public images each, laid over each other; all others were drawn."
 _CHOSEN = (
     "Of images that were drawn for a class, and of {others}, those in which this one sees the class, too, and whose features together "
     "come nearest to these means, are released."

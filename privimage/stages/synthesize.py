@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 
-import numpy as np
 import torch
 
-from privimage.data.table import PUBLIC, TableWriter, iterate_images, read_images
+from privimage.data.table import PUBLIC, TableWriter
 from privimage.generators.interface import chooser_of
 from privimage.generators.opening import open_generator
 from privimage.generators.sampling.batches import num_batches, sample_in_order
-from privimage.generators.sampling.choosing import choose_by_means
 from privimage.generators.sampling.class_sizes import labels_of, shares_by_votes, standard_error
-from privimage.machine.device import choose_device, choose_devices, choose_precision, rows_without_gradients
+from privimage.machine.device import choose_devices, rows_without_gradients
 from privimage.payloads import GeneratorAbout, Query, Synthesis, finished, guarantee_of, is_guaranteed
 from privimage.pipeline.stage import Outcome, PartContext, StageContext
-from privimage.semantics.backbone import features_of, open_backbone
-from privimage.stages.feature_means import open_discriminant
+from privimage.stages.chosen_by_means import write_chosen
 
 __all__ = ["make_part", "run"]
 
@@ -45,40 +43,15 @@ def _parts(num_images: int) -> list[range]:
 
 
 def _run_by_means(context: StageContext) -> Outcome:
-    """As `run`: more images are drawn than are released, and chosen by what the released means see in them.
-
-    The class of an image is the likeliest one, whatever it was drawn as. `probabilities` of all classes stand beside it.
-    """
-    config, about = context.config.synthesize, GeneratorAbout.read(finished(context.inputs))
-    device = choose_device(context.config.performance.device)
-    backbone = open_backbone(context.inputs["classifier"], device)
-    precision = choose_precision(context.config.performance, device)
-    discriminant = open_discriminant(context.inputs["feature_means"], context.inputs["space"])
-    num_candidates = config.num_images * config.candidates
-    files = context.make_parts(_parts(num_candidates))
-    batches = context.progress.track(iterate_images(files, BATCH), "choose (batches)", -(-num_candidates // BATCH))
-    seen = [
-        (features_of(backbone, torch.from_numpy(images), device, precision), labels) for images, labels, _ in batches
-    ]
-    vectors = np.concatenate([discriminant.space.vectors(features) for features, _ in seen])
-    probabilities = discriminant.of_vectors(vectors)
-    asked = np.concatenate([labels for _, labels in seen])
-    numbers = torch.arange(config.num_images)
-    labels = labels_of(numbers, len(about.class_names), _class_shares(context)).numpy()
-    wanted = np.bincount(labels, minlength=len(about.class_names))
-    chosen = choose_by_means(vectors, probabilities, discriminant.means, wanted.tolist())
-    rows = np.empty(config.num_images, dtype=np.int64)
-    for label, of_class in enumerate(chosen):
-        rows[labels == label] = of_class
-    images, _ = read_images(files, rows, spill=context.folder)
-    with TableWriter(context.folder, "images", about.class_names, about.image, with_probabilities=True) as table:
-        for pixels, label, row in zip(images, labels.tolist(), rows, strict=True):
-            table.add(pixels, label, probabilities=probabilities[row])
+    """As `run`: more images are drawn than are released, and chosen by what the released means see in them."""
+    config, num_classes = context.config.synthesize, len(GeneratorAbout.read(finished(context.inputs)).class_names)
+    files = context.make_parts(_parts(config.num_images * config.candidates))
+    labels = labels_of(torch.arange(config.num_images), num_classes, _class_shares(context)).numpy()
+    chosen = write_chosen(context, files, labels)
     for file in files:
         file.unlink()
-    as_asked = float((probabilities.argmax(1) == asked).mean())
-    _write_about(context, num_candidates=num_candidates, as_asked=as_asked)
-    return Outcome(metrics={"num_images": config.num_images, "num_candidates": num_candidates, "as_asked": as_asked})
+    _write_about(context, **asdict(chosen))
+    return Outcome(metrics={"num_images": config.num_images, **asdict(chosen)})
 
 
 def _run_chosen(context: StageContext) -> Outcome:
