@@ -15,8 +15,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from privimage.data.facts import SensitiveFacts
+from privimage.data.table import read_images, read_is_public
 from privimage.errors import BudgetExceeded, ConfigError, DataError
-from privimage.payloads import FeatureMeans, Selection, SpaceAbout
+from privimage.payloads import FeatureMeans, Selection, SpaceAbout, Synthesis
 from privimage.pipeline.plans import run_plan
 from privimage.pipeline.table import stages_of
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
@@ -263,3 +264,35 @@ def test_all_that_the_run_pays_costs_its_epsilon_whether_it_fine_tunes_or_not(
     plan = run_plan(run.config, "0" * 64, facts, 62)
     assert len(plan.intends) == (2 if settings == ALONE else 3)
     assert 0.99 < epsilon_of_plan(plan.intends, [], plan.delta) <= 1.0
+
+
+@pytest.mark.parametrize("what", ["blended", "unchanged"])
+def test_public_images_are_candidates_only_on_request_and_are_counted(alone: Place, tmp_path: Path, what: str) -> None:
+    place = alone.copy_to(tmp_path / "store")
+    run_all(place.run(*ALONE, f"synthesize.from_public={what}", "synthesize.candidates=1"))
+    assert place.kinds == alone.kinds, "nothing more was paid for"
+    # The release of before is there, too.
+    before = {each.name for each in alone.folder.glob("releases/*")}
+    (release,) = (each for each in place.folder.glob("releases/*") if each.name not in before)
+    checks = verify_release(read_release(Store.open(str(release))), place.store)
+    assert {check.outcome for check in checks} == {"passed"}
+    (told,) = (
+        about
+        for each in list_artifacts(place.store)
+        if each.ref.stage == "synthesize" and (about := Synthesis.read(each)).num_candidates != 160
+    )
+    images, _ = read_images([release / "synthetic.parquet"])
+    public, _ = read_images(artifacts(place)["public"].files("images-"))
+    known = {image.tobytes() for image in public}
+    same = np.array([image.tobytes() in known for image in images])
+    marked = read_is_public([release / "synthetic.parquet"])
+    card = (release / "README.md").read_text()
+    if what == "unchanged":
+        assert told.num_public == marked.sum() > 0 and np.array_equal(same, marked)
+        assert f"of which {told.num_public} are images of the public set, unchanged" in card
+    else:
+        assert told.num_mixed is not None and told.num_mixed > 0
+        assert not marked.any() and not same.any()
+        assert f"{told.num_mixed} of them are two selected public images each" in card
+    with pytest.raises(ConfigError, match="no feature means choose images"):
+        place.run("selection.strategy=none", f"synthesize.from_public={what}")
