@@ -59,9 +59,9 @@ class PooledLayers(Backbone):
             modules[layer].register_forward_hook(self._keeper(layer))
         self.layers = tuple(layers)
         with torch.no_grad():
-            self.num_features = int(self.activations(torch.zeros(1, 3, input_size, input_size)).shape[1])
+            self.num_features = int(self.describe(torch.zeros(1, 3, input_size, input_size)).shape[1])
 
-    def activations(self, images: Tensor) -> Tensor:
+    def describe(self, images: Tensor) -> Tensor:
         three = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         size = (self.input_size, self.input_size)
         large = functional.interpolate(three, size=size, mode="bicubic", align_corners=False, antialias=True)
@@ -74,7 +74,7 @@ class PooledLayers(Backbone):
         return torch.cat([each.mean(dim=(2, 3)) for each in found], dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.activations(images)
+        return self.describe(images)
 
     def _keeper(self, layer: str) -> Any:
         def keep(module: nn.Module, given: object, found: Tensor) -> None:

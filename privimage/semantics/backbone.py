@@ -28,7 +28,7 @@ class Backbone(nn.Module):
 
     Attributes:
         name: what tables and certificates call its features.
-        num_features: numbers that `activations` gives for an image.
+        num_features: numbers that `describe` gives for an image.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
     """From embeddings to the logits of public categories, if it knows any."""
 
     @abstractmethod
-    def activations(self, images: Tensor) -> Tensor:
+    def describe(self, images: Tensor) -> Tensor:
         """Features, (batch, num_features), of images in [-1, 1], (batch, C, H, W): what several layers make of them."""
 
     @abstractmethod
@@ -59,5 +59,5 @@ def features_of(
     """Features, float32 (images, features), of uint8 NCHW images; each row of its own image alone."""
     backbone.eval()
     with autocast(device, precision):
-        parts = [backbone.activations(from_pixels(part.to(device))).float().cpu() for part in images.split(AT_ONCE)]
+        parts = [backbone.describe(from_pixels(part.to(device))).float().cpu() for part in images.split(AT_ONCE)]
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)

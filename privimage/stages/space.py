@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privimage.data.facts import public_facts
-from privimage.errors import Uncharged
+from privimage.errors import DataError, Uncharged
 from privimage.payloads import SpaceAbout
 from privimage.pipeline.preflight import planned_feature_means
 from privimage.pipeline.stage import Outcome, StageContext
@@ -24,8 +24,9 @@ from privimage.store.artifacts import Artifact
 
 __all__ = ["features_of_index", "open_space", "run"]
 
-SAMPLE = 50_000
-"""Public images by which probabilities are made honest: more would not tell it better."""
+SAMPLE = 100_000
+"""Public images that the space is fitted to, of every so many one: more would not tell it better, and take hours where there are
+millions."""
 
 
 def run(context: StageContext) -> Outcome:
@@ -38,15 +39,16 @@ def run(context: StageContext) -> Outcome:
     if mechanism is None:
         raise Uncharged("The configuration releases no feature means.")
     noise = mechanism.noise_stddev / (facts.num_train / len(facts.class_names))
-    batches = features_of_index(context.inputs["index"])
-    features, categories = next(batches)
-    statistics = FeatureStatistics(num_categories, features.shape[1])
-    statistics.add(features, categories)
-    for features, categories in context.progress.track(batches, "space (batches)", None):
+    statistics: FeatureStatistics | None = None
+    for features, categories in _sampled(context.inputs["index"]):
+        statistics = statistics or FeatureStatistics(num_categories, features.shape[1])
         statistics.add(features, categories)
+    if statistics is None:
+        raise DataError("The index has no images: give a public set that has some.")
     whole = fit_space(statistics)
     space = whole.first(dimensions_worth_their_noise(whole, noise_in_means=noise))
-    sample, their_categories = _sample(context.inputs["index"], int(statistics.counts.sum()), space)
+    sampled = [(space.vectors(features), categories) for features, categories in _sampled(context.inputs["index"])]
+    sample, their_categories = (np.concatenate(part) for part in zip(*sampled, strict=True))
     about = SpaceAbout(
         num_features=len(space.mean),
         dimensions=space.dimensions,
@@ -71,13 +73,11 @@ def open_space(artifact: Artifact) -> FeatureSpace:
     return FeatureSpace.load(artifact.local(SpaceAbout.DIRECTIONS))
 
 
-def _sample(index: Artifact, num_images: int, space: FeatureSpace) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Vectors and categories of every so-manieth public image."""
-    every, at = max(1, num_images // SAMPLE), 0
-    vectors, labels = [], []
+def _sampled(index: Artifact) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Those of every so-manieth image, so that there are `SAMPLE` of them at most."""
+    every, at = -(-int(str(index.manifest.metrics["num_images"])) // SAMPLE), 0
     for features, categories in features_of_index(index):
         rows = slice(-at % every, None, every)
-        vectors.append(space.vectors(features[rows]))
-        labels.append(categories[rows])
+        if len(categories[rows]):
+            yield features[rows], categories[rows]
         at += len(categories)
-    return np.concatenate(vectors), np.concatenate(labels)
