@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from privimage.stages.space import features_of_index
 __all__ = ["ChosenByMeans", "write_chosen"]
 
 BATCH = 1024
+Looks = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def write_chosen(context: StageContext, drawn: Sequence[Path], labels: NDArray[n
     about = GeneratorAbout.read(finished(context.inputs))
     from_public = context.config.synthesize.from_public
     discriminant = open_discriminant(context.inputs["feature_means"], context.inputs["space"])
-    features, asked = _seen(context, drawn)
+    look = _looks(context)
+    features, asked = _seen(context, drawn, look)
     num_drawn = len(asked)
     others: NDArray[np.uint8] | None = None
     if from_public == "unchanged":
@@ -63,7 +65,7 @@ def write_chosen(context: StageContext, drawn: Sequence[Path], labels: NDArray[n
         features = np.concatenate([features, more])
     elif from_public == "blended":
         others = _blended(context, len(about.class_names), num_drawn)
-        features = np.concatenate([features, _features(context, others)])
+        features = np.concatenate([features, look(others)])
     vectors = discriminant.space.vectors(features)
     probabilities = discriminant.of_vectors(vectors)
     wanted = np.bincount(labels, minlength=len(about.class_names)).tolist()
@@ -89,19 +91,21 @@ def write_chosen(context: StageContext, drawn: Sequence[Path], labels: NDArray[n
     )
 
 
-def _seen(context: StageContext, files: Sequence[Path]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _seen(context: StageContext, files: Sequence[Path], look: Looks) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Features of drawn images, and the classes that they were drawn as."""
     found, asked = [], []
     for images, labels, _ in context.progress.track(iterate_images(files, BATCH), "choose (batches)", None):
-        found.append(_features(context, images))
+        found.append(look(images))
         asked.append(labels)
     return np.concatenate(found), np.concatenate(asked)
 
 
-def _features(context: StageContext, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _looks(context: StageContext) -> Looks:
+    """What the backbone sees in images."""
     device = choose_device(context.config.performance.device)
     backbone = open_backbone(context.inputs["classifier"], device)
-    return features_of(backbone, torch.from_numpy(images), device, choose_precision(context.config.performance, device))
+    precision = choose_precision(context.config.performance, device)
+    return lambda images: features_of(backbone, torch.from_numpy(images), device, precision)
 
 
 def _public(context: StageContext) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
