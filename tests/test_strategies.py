@@ -245,7 +245,7 @@ def test_labels_that_are_never_hidden_leave_new_classes_nothing_to_start_from(gr
 
 
 def test_a_strategy_that_is_unknown_is_refused_with_those_that_are_known(granted: Place) -> None:
-    with pytest.raises(ConfigError, match="strategy semantic, random, all, none"):
+    with pytest.raises(ConfigError, match="strategy semantic, images, random, all, none"):
         granted.run(strategy("best"))
     assert granted.run().config.selection.asks_the_query
 
@@ -253,7 +253,7 @@ def test_a_strategy_that_is_unknown_is_refused_with_those_that_are_known(granted
 def test_a_stage_that_the_strategy_lacks_is_refused(granted: Place, privimage: Callable[..., Answer]) -> None:
     answer = privimage("stage", "query", *granted.options(strategy("random")))
     assert answer.code == 2
-    assert "query: selection.strategy semantic" in answer.complaint
+    assert "selection.strategy semantic" in answer.complaint
 
 
 # ------------------------------------------------------------------ no query is hidden

@@ -31,6 +31,7 @@ from privimage.privacy.mechanisms import ClassSums, ValidationCount
 
 __all__ = [
     "AHEAD",
+    "IN_WORDS",
     "ahead_plan",
     "finetune_plan",
     "noise_multiplier_of",
@@ -43,6 +44,7 @@ __all__ = [
 
 AHEAD = ("query", "feature_means", "class_means")
 """Stages that may be charged before fine-tuning, in the order of their plan."""
+IN_WORDS = {"feature_means": "feature means", "class_means": "class mean images"}
 
 
 def run_plan(config: RunConfig, key: str, facts: SensitiveFacts, num_categories: int) -> Plan:
@@ -115,7 +117,7 @@ def ahead_plan(
             else "it is closed, or intends none of them"
         )
         raise PrivacyRefused(
-            f"Plan {plan.id} has no budget for these {stage.replace('_', ' ')}: {why}. Run again with another draw of what opened "
+            f"Plan {plan.id} has no budget for these {IN_WORDS[stage]}: {why}. Run again with another draw of what opened "
             f"it (--draw {held[paid_before[0]].body['stage']}=2). Nothing was charged."
         )
     return plan

@@ -163,7 +163,7 @@ def _check_whole(
     """Raise PrivacyRefused if a charge would be left out, or fine-tuning's is none of the configured kind of generator."""
     if hidden := _hidden(plan, held, events):
         raise PrivacyRefused(
-            f"The last charge came after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
+            f"What was paid for last was charged after the {held[hidden].body['stage']} of entry {hidden}, which this run's configuration "
             f"does not have (selection.strategy {config.selection.strategy}, generator.kind {config.generator.kind}): no "
             "certificate leaves it out."
         )
