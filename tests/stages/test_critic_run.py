@@ -43,7 +43,7 @@ from privimage.store.artifacts import Artifact, open_ref
 from tests.pipeline_fixtures import Answer, Place
 from tests.stages.test_mean_embedding_run import SMALL, stop_in
 
-CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 6, "critic_images": 60}
+CRITIC = {"critic_features": 40, "critic_channels": 4, "critic_steps": 30, "critic_images": 60}
 CPU = torch.device("cpu")
 
 
