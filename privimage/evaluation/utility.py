@@ -115,12 +115,10 @@ def train(
     images, labels = _checked(images, labels, num_classes)
     generator = torch.Generator().manual_seed(seed)
     kept, held = hold_out(labels, config.held_out_fraction, generator)
-    architecture = ARCHITECTURES[name]
     model = new_classifier(name, _shape(images), num_classes, seed).to(device)
-    batches = _batches(len(kept), config.batch_size, generator, shifts=architecture.shifts)
+    batches = _batches(len(kept), config.batch_size, generator, shifts=ARCHITECTURES[name].shifts)
     parts = config.epochs or EPOCHS
-    passes = parts * math.ceil(len(kept) / config.batch_size)
-    total = num_steps or (passes if config.epochs else max(passes, LEAST_STEPS))
+    total = num_steps or _num_steps(len(kept), config)
     # Last dimension = channels, so that one gather yields each image's own window.
     padded = functional.pad(_normalised(images[kept]), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1).to(device)
     targets = (labels if probabilities is None else probabilities)[kept].to(device)
@@ -145,6 +143,11 @@ def train(
     model.load_state_dict(best)
     epoch = max(range(len(curve)), key=lambda at: (curve[at], at))
     return Trained(model=model.eval(), accuracy=curve[epoch], epoch=epoch + 1, curve=tuple(curve), num_steps=total)
+
+
+def _num_steps(num_images: int, config: EvaluateConfig) -> int:
+    passes = (config.epochs or EPOCHS) * math.ceil(num_images / config.batch_size)
+    return passes if config.epochs else max(passes, LEAST_STEPS)
 
 
 def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -84,8 +84,7 @@ def build_certificate(
             query or class mean images.
     """
     entries = ledger.entries()  # once, so that all that is said of the ledger is of one moment
-    held = reservations_of(entries)
-    paid = _paid(private_artifacts, held)
+    paid = _paid(private_artifacts, held := reservations_of(entries))
     last = private_artifacts["finetune" if config.generator.finetunes else "feature_means"]
     tuned = last.manifest.reservations[-1]
     plan = held[tuned].body["plan"]

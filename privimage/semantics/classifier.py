@@ -199,9 +199,7 @@ def train_classifier(
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / total)) / 2
-        with autocast(device, precision):
-            logits = model(_pixels(batch, device))
-        loss = functional.cross_entropy(logits.float(), batch.categories.to(device))
+        loss = _loss(model, batch, device, precision)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Gathered here, while a GPU still computes: it is waited for when the loss is asked for.
@@ -220,6 +218,12 @@ def train_classifier(
     return TrainedClassifier(
         model=model.eval(), validation_accuracy=accuracies[-1][1], loss_curve=losses, accuracy_curve=accuracies
     )
+
+
+def _loss(model: ResNet, batch: _Batch, device: torch.device, precision: Precision) -> Tensor:
+    with autocast(device, precision):
+        logits = model(_pixels(batch, device))
+    return functional.cross_entropy(logits.float(), batch.categories.to(device))
 
 
 @torch.no_grad()
