@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 
 from privimage.data.facts import SensitiveFacts
 from privimage.data.table import read_images, read_is_public
-from privimage.errors import BudgetExceeded, ConfigError, DataError
+from privimage.errors import BudgetExceeded, ConfigError, DataError, Uncharged
 from privimage.payloads import FeatureMeans, Selection, SpaceAbout, Synthesis
 from privimage.pipeline.plans import run_plan
-from privimage.pipeline.table import stages_of
+from privimage.pipeline.table import stage_of, stages_of
 from privimage.privacy.accounting import epsilon_of, epsilon_of_plan
 from privimage.privacy.entropy import InsecureRandomForTests
 from privimage.privacy.entry import Entry
@@ -28,7 +28,7 @@ from privimage.release.export import SUMS, sums
 from privimage.release.formats import export_images
 from privimage.release.verify import read_release, verify_release
 from privimage.running.plan import plan_run
-from privimage.running.runner import run_all
+from privimage.running.runner import run_all, run_stage
 from privimage.stages import feature_means
 from privimage.store.artifacts import Artifact, list_artifacts
 from privimage.store.files import Store
@@ -122,6 +122,11 @@ def test_a_certificate_that_hides_them_does_not_verify(
 
     if what == "alone":
         assert "epsilon" in failed("tuned", lambda stated: stated.update(fine_tuned=True))
+
+        def nothing(stated: dict[str, Any]) -> None:
+            stated.update(mechanisms=[], selection="none", fine_tuned=False, epsilon_computed=0.0)
+
+        assert {"epsilon", "certificate"} & failed("nothing", nothing)
         return
     assert {"epsilon", "ledger"} <= failed("half", lambda stated: hide(stated, "feature_means"))
 
@@ -296,3 +301,14 @@ def test_public_images_are_candidates_only_on_request_and_are_counted(alone: Pla
         assert f"{told.num_mixed} of them are two selected public images each" in card
     with pytest.raises(ConfigError, match="no feature means choose images"):
         place.run("selection.strategy=none", f"synthesize.from_public={what}")
+
+
+def test_no_release_goes_back_to_means_that_it_does_not_account_for(alone: Place, tmp_path: Path) -> None:
+    place = alone.copy_to(tmp_path / "store")
+    run = place.run(*ALONE)
+    first = run_all(run)
+    other = run_all(place.run(*ALONE, draws={"feature_means": 2}), "feature_means")["feature_means"]
+    assert other.ref != first["feature_means"].ref
+    inputs = {name: first[name].ref for name in stage_of("release", run.config).inputs}
+    with pytest.raises(Uncharged, match="goes back to feature_means .* accounts for another feature_means"):
+        run_stage("release", run, {**inputs, "feature_means": other.ref})

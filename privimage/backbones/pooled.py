@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,8 +103,18 @@ def read_weights(path: str, sha256: str) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_file(file)
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - the unpickler raises whatever a file makes it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle that is refused next
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise DataError(
             f"The weights at {path} are no plain tensors ({type(error).__name__}): save the state dict alone."
         ) from None

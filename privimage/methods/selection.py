@@ -62,6 +62,11 @@ class SelectionStrategy(Section):
         return None
 
     @property
+    def rows_of_a_class(self) -> int | None:
+        """How many images are selected for each class at most, where single ones are; None = all that are likeliest of it."""
+        return None
+
+    @property
     def seed_of_rows(self) -> int:
         """Seed of which images are taken under `max_rows`."""
         return 0
@@ -88,6 +93,11 @@ class SomeImages(SelectionStrategy):
 
     def max_rows(self, num_images: int) -> int | None:
         return None if self.max_fraction is None else max(1, int(self.max_fraction * num_images))
+
+    @property
+    def rows_of_a_class(self) -> int | None:
+        """How many images are selected for each class at most, where single ones are; None = all that are likeliest of it."""
+        return None
 
     @property
     def seed_of_rows(self) -> int:

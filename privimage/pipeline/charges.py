@@ -137,7 +137,7 @@ def charge_finetune(
 
 
 def check_lineage(start: Artifact, accounted: Sequence[Artifact]) -> None:
-    """Raise Uncharged if the generator goes back to another charged artifact than those that this run accounts for."""
+    """Raise Uncharged if an artifact goes back to another charged one than those that this run accounts for."""
     known = {artifact.ref for artifact in accounted}
     other = {artifact.ref.stage for artifact in accounted}
     to_look_at = [start]
@@ -146,9 +146,9 @@ def check_lineage(start: Artifact, accounted: Sequence[Artifact]) -> None:
         if artifact.manifest.reservations and artifact.ref not in known:
             stage = artifact.ref.stage
             raise Uncharged(
-                f"The pre-trained generator goes back to {stage} {artifact.ref.key[:12]}, which was computed from sensitive "
+                f"What this stage starts from goes back to {stage} {artifact.ref.key[:12]}, which was computed from sensitive "
                 f"images, but this run accounts for {'another' if stage in other else 'no'} {stage}: it would be left out of "
-                "the release's epsilon. Give it the generator that this configuration makes."
+                "the release's epsilon. Give it what this configuration makes."
             )
         to_look_at += [open_ref(artifact.store, ref) for ref in artifact.manifest.inputs.values() if not ref.sealed]
 

@@ -189,6 +189,7 @@ def _check_epsilon(certificate: Certificate) -> Check:
     known = certificate.selection in SELECTIONS.names and certificate.generator in GENERATORS.names
     whole = (
         known
+        and bool(stages)
         and stages == _stages_of(certificate)
         and len(groups.own) + len(groups.builds_on) == len(certificate.mechanisms)
     )

@@ -78,9 +78,9 @@ def likeliest_classes(batches: Iterable[NDArray[np.float32]]) -> tuple[NDArray[n
 
 
 def likeliest_rows(
-    likeliest: NDArray[np.int32], chances: NDArray[np.float32], num_classes: int, per_class: int
+    likeliest: NDArray[np.int32], chances: NDArray[np.float32], num_classes: int, per_class: int | None
 ) -> NDArray[np.int64]:
-    """Rows of at most `per_class` images of each class, those with the highest `chances` among its own, ascending."""
+    """Rows of at most `per_class` images of each class (None = all), those with the highest `chances` among its own, ascending."""
     chosen = []
     for number in range(num_classes):
         own = np.flatnonzero(likeliest == number)

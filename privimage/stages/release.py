@@ -12,6 +12,7 @@ from privimage.data.table import read_images, read_is_public
 from privimage.errors import Uncharged
 from privimage.machine.device import choose_device
 from privimage.payloads import CHARGED, GeneratorAbout, Synthesis, finished, guarantee_said
+from privimage.pipeline.charges import check_lineage
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.pipeline.table import stage_named
 from privimage.privacy.crosscheck import prv_interval
@@ -50,6 +51,8 @@ def run(context: StageContext) -> Outcome:
 
     written = {name: (context.folder / name).read_bytes() for name in ("samples.png", "synthetic.parquet")}
     so_far = certified(written)
+    # Fine-tuning looked at what it started from; without it, nothing has yet. Images are chosen by what was released, too.
+    check_lineage(inputs["synthesize"], list(private_artifacts.values()))
     about = Synthesis.read(inputs["synthesize"])
     synthetic = SyntheticFacts(
         class_names=class_names,

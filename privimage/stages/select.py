@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from privimage.data.facts import public_facts
-from privimage.errors import ConfigError, Uncharged
-from privimage.methods.selections.images import Images
+from privimage.errors import Uncharged
 from privimage.payloads import FeatureMeans, Query, SelectedCategory, SelectedClass, SelectedImages, Selection
 from privimage.pipeline.stage import Outcome, StageContext
 from privimage.semantics.index import (
@@ -41,10 +40,6 @@ def run(context: StageContext) -> Outcome:
 
 def _images(context: StageContext) -> Outcome:
     strategy, artifact = context.config.selection, context.inputs["index"]
-    if not isinstance(strategy, Images):
-        raise ConfigError(
-            f"A selection of strategy {strategy.strategy} does not say how many images of a class it takes."
-        )
     table = artifact.manifest.inputs["public"]
     index = open_index(artifact.local(INDEX_FILE))
     num_images = index.count_rows()
@@ -56,7 +51,7 @@ def _images(context: StageContext) -> Outcome:
         return (discriminant.probabilities(features) for features, _ in features_of_index(artifact))
 
     likeliest, chances = likeliest_classes(probabilities())
-    rows = likeliest_rows(likeliest, chances, len(names), strategy.images_per_class)
+    rows = likeliest_rows(likeliest, chances, len(names), strategy.rows_of_a_class)
     chosen = index.take(pa.array(rows)).append_column("class", pa.array(likeliest[rows].astype(np.int64)))
     of_rows = rows_of_batches(probabilities(), rows)
     chosen = chosen.append_column(

@@ -31,6 +31,10 @@ class Images(SelectionStrategy):
         description="Public images selected for each class at most, the likeliest first; an image is selected for its likeliest class.",
     )
 
+    @property
+    def rows_of_a_class(self) -> int:
+        return self.images_per_class
+
     def fields_of(self, stage: str) -> dict[str, Any]:
         """Of the space and the means nothing: how many images are taken later changes neither."""
         if stage != "select":
